@@ -1,0 +1,58 @@
+"""Training curves as a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lw_retinanet.files import replacing
+
+COLOURS = {"loss": "#0072B2", "classification": "#D55E00", "bbox_regression": "#009E73"}
+LABELS = {"loss": "total", "classification": "classification", "bbox_regression": "box"}
+
+
+def read_log(log_file: Path) -> list[dict[str, Any]]:
+    """The entries of a run's ``log.jsonl``."""
+    return [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def save_curves(log_file: Path, path: Path, *, title: str) -> None:
+    """Draw losses and learning rate over steps, smoothed, with AP where it was measured."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entries = read_log(log_file)
+    steps = [entry for entry in entries if "loss" in entry]
+    scored = [entry for entry in entries if "AP" in entry]
+    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for key, colour in COLOURS.items():
+        numbers, values = _smoothed(steps, key)
+        losses.plot(numbers, values, color=colour, label=LABELS[key], linewidth=1.6)
+    if scored:
+        right = losses.twinx()
+        right.plot([e["step"] for e in scored], [e["AP"] for e in scored], color="#555555", marker="o", label="AP on val")
+        right.set_ylabel("AP")
+    losses.set_yscale("log")
+    losses.set_ylabel("loss")
+    losses.set_title(title, fontsize=11)
+    losses.legend(frameon=False, ncols=3)
+    losses.grid(alpha=0.25, which="both")
+    rates.plot([e["step"] for e in steps], [e["rate"] for e in steps], color="#555555", linewidth=1.4)
+    rates.set_ylabel("rate")
+    rates.set_xlabel("step")
+    rates.grid(alpha=0.25)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _smoothed(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Steps and running means over about a fiftieth of the run."""
+    steps = np.array([entry["step"] for entry in entries])
+    values = np.array([entry[key] for entry in entries], dtype=float)
+    window = max(1, len(values) // 50)
+    means = np.convolve(values, np.ones(window) / window, mode="valid")
+    return steps[window - 1 :], means

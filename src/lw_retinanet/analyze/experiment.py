@@ -1,0 +1,208 @@
+"""A whole training run: data, model, training, evaluation, files and pictures."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lw_retinanet import __version__
+from lw_retinanet.analyze.curves import save_curves
+from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.config import Config
+from lw_retinanet.data.box_quality import usable
+from lw_retinanet.data.images import decode
+from lw_retinanet.data.loader import require_files, with_sizes
+from lw_retinanet.data.preview import choose
+from lw_retinanet.data.records import Records
+from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
+from lw_retinanet.detect.detector import Detector
+from lw_retinanet.drawing import contact_sheet
+from lw_retinanet.errors import DataError, RunFolderError
+from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate
+from lw_retinanet.evaluate.detect_records import Progress, detect_records
+from lw_retinanet.evaluate.detections import write_results
+from lw_retinanet.evaluate.write import write_metrics
+from lw_retinanet.files import replacing
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.train.distributed import World, joined_world
+from lw_retinanet.train.loop import TrainingData, train
+from lw_retinanet.train.run_folder import RunFolder
+from lw_retinanet.weights.create import create_model
+from lw_retinanet.weights.model_file import make_record, save_model
+
+PICTURES = 8
+PICTURE_SCORE = 0.3  # of the boxes drawn; scoring uses all
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to.
+
+    Args:
+        folder: of the run.
+        metrics: on ``val``; None where there is no such split, or in a process that is not the first.
+    """
+
+    folder: Path
+    metrics: Metrics | None
+
+
+def open_training_data(source: Path) -> tuple[Records, Records | None]:
+    """Training split and, if there is one, validation split, with all sizes known.
+
+    Raises:
+        DataError: if the data cannot be used, or has no box to learn from.
+        ImageError: if a picture is missing.
+    """
+    names = splits(source)
+    records = with_sizes(open_data(source, split="train" if names else None))
+    require_boxes(records, source)
+    require_files(records)
+    if not {"val", "test"} & set(names):
+        return records, None
+    held_out = with_sizes(open_data(source, split="val"))
+    require_files(held_out)
+    return records, held_out
+
+
+def run_training(
+    config: Config, source: Path, out: Path, *, resume: bool = False, device: torch.device | None = None, progress: Progress | None = None
+) -> Outcome:
+    """Train, evaluate on ``val``, and leave everything in one folder.
+
+    Args:
+        config: settings; the recipe's values are filled in.
+        source: data set with a training split, and a ``val`` split to evaluate on.
+        out: run folder, new or, with ``resume``, an earlier one.
+        resume: go on where the run of ``out`` stopped; ``config`` must then be that run's.
+        device: to compute on; None takes CUDA where there is one.
+        progress: wraps the batches of the evaluation, to show a bar.
+
+    Raises:
+        InputError: for settings, data or a folder that cannot be used; nothing is written then.
+        TrainingError: if the loss is not finite.
+    """
+    config = config.resolved()
+    records, held_out = open_training_data(source)
+    with joined_world(device) as world, ExitStack() as stack:
+        model = create_model(
+            config.model, num_classes=len(records.categories), image_size=config.data.image_size, seed=config.train.seed
+        ).to(world.device)
+        notes = {
+            "data": str(source),
+            "fingerprint": fingerprint(records),
+            "processes": world.size,
+            "version": __version__,
+        }
+        folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
+        if world.is_main:
+            log.info("%s: %s; %s on %s", source, records.summary(), config.model.preset, world.device)
+
+        def score(trained: RetinaNet, step: int) -> dict[str, Any]:
+            assert held_out is not None
+            detector = _detector(trained, records, world.device)
+            return {
+                key: value for key, value in evaluate(held_out, detect_records(detector, held_out)).as_dict().items() if key != "per_class"
+            }
+
+        trained = train(
+            model,
+            TrainingData(records=records, usable=usable(records)),
+            config=config,
+            folder=folder,
+            world=world,
+            macs_reduction=macs_reduction(model, config) if config.train.schedule == "paper" else 1.0,
+            resume=resume,
+            evaluate=score if held_out is not None else None,
+        )
+        if not world.is_main:
+            return Outcome(folder=out, metrics=None)
+        record = make_record(
+            trained,
+            preset=config.model.preset,
+            backbone=config.model.backbone,
+            width=config.model.head_width,
+            norm=config.model.norm,
+            plan=PRESETS[config.model.preset](),
+            categories=records.categories,
+            notes={"data": source.name, "settings": config.model_dump(mode="json")},
+        )
+        save_model(folder.model_file, trained, record)
+        save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{config.model.preset} on {source.name}")
+        if held_out is None:
+            log.info("%s has no val split, so the model was not evaluated", source)
+            return Outcome(folder=out, metrics=None)
+        detector = _detector(trained, records, world.device, name=f"{config.model.preset} on {source.name}")
+        metrics = evaluate_into(folder.path, detector, held_out, progress=progress)
+        return Outcome(folder=out, metrics=metrics)
+
+
+def evaluate_into(out: Path, detector: Detector, records: Records, *, progress: Progress | None = None, batch_size: int = 1) -> Metrics:
+    """Evaluate, and write ``detections.json``, ``metrics.json``, a precision-recall picture and a sheet of detections."""
+    detections = detect_records(detector, records, batch_size=batch_size, progress=progress)
+    metrics = evaluate(records, detections)
+    write_results(detections, records, out / "detections.json")
+    write_metrics(metrics, out, title=detector.name)
+    save_detection_sheet(out / "pictures" / "detections.jpg", detector, records)
+    return metrics
+
+
+def save_detection_sheet(path: Path, detector: Detector, records: Records, *, count: int = PICTURES, columns: int = 4) -> None:
+    """Draw what a detector finds in a few pictures that show as many classes as possible."""
+    from PIL import Image
+
+    chosen = choose(records, count=min(count, records.num_images), seed=0)
+    results = [detector.predict_arrays([decode(records.path(image))], score=PICTURE_SCORE)[0] for image in chosen]
+    sheet = contact_sheet([result.plot() for result in results], columns=columns, titles=[Path(records.file_names[i]).name for i in chosen])
+    with replacing(path) as temporary:
+        Image.fromarray(sheet).save(temporary, quality=85)
+
+
+def macs_reduction(model: RetinaNet, config: Config) -> float:
+    """MACs of the same network with RetinaNet's own head over this model's, at the training size."""
+    size_hw = (config.data.image_size, config.data.image_size)
+    full = create_model(
+        config.model.model_copy(update={"preset": "retinanet", "backbone_weights": "none", "stride_in": model.conventions.stride_in}),
+        num_classes=model.num_classes,
+    )
+    macs = [sum(cost.macs for cost in count_blocks(network, size_hw).values()) for network in (full, model)]
+    return max(1.0, macs[0] / macs[1])
+
+
+def _detector(model: RetinaNet, records: Records, device: torch.device, name: str = "") -> Detector:
+    return Detector(model, records.categories, device=device, name=name)
+
+
+def _open_folder(stack: ExitStack, out: Path, config: Config, notes: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:
+    """The run folder, opened by the first process and then by the others."""
+    if world.is_main:
+        if resume:
+            folder, earlier, earlier_notes = stack.enter_context(RunFolder.reopened(out))
+            _require_same(out, earlier, earlier_notes, config, notes)
+        else:
+            folder = stack.enter_context(RunFolder.created(out, config, notes))
+    if world.size > 1:
+        dist.barrier()
+    return folder if world.is_main else RunFolder(out)
+
+
+def _require_same(out: Path, earlier: Config, earlier_notes: Mapping[str, Any], config: Config, notes: Mapping[str, Any]) -> None:
+    """A resumed run is the same run: same settings (workers aside), same data, same number of processes."""
+    differences = []
+    for section in ("model", "data", "train"):
+        old, new = getattr(earlier, section).model_dump(), getattr(config, section).model_dump()
+        differences += [f"{section}.{key}: {old[key]} then, {new[key]} now" for key in old if old[key] != new[key] and key != "workers"]
+    if differences:
+        raise RunFolderError(f"{out} was started with other settings ({'; '.join(differences)}); resume without changing them")
+    if earlier_notes.get("fingerprint") != notes["fingerprint"]:
+        raise DataError(f"{out} was started on other data than {notes['data']} holds now; start a new run")
+    if earlier_notes.get("processes") != notes["processes"]:
+        before, now = earlier_notes.get("processes"), notes["processes"]
+        raise RunFolderError(f"{out} was started with {before} processes, now there are {now}; resume with {before}")

@@ -1,0 +1,121 @@
+"""Latency beside the count: what a forward pass takes on this machine, since MACs alone do not decide it."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+WARM_UP = 3
+ROUNDS = 20
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    *,
+    size_hw: tuple[int, int],
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Time ``model(images)``: image tensor to raw predictions, without reading, resizing, decoding and NMS.
+
+    All models and precisions take turns in every round, so a machine that slows down slows all of them. Each is timed on a copy in
+    evaluation mode; the given ones keep their device, mode and memory format.
+
+    Args:
+        models: by name.
+        size_hw: height and width of the padded input in pixels.
+        batch_size: images a call.
+        device: where to measure.
+        rounds: timed calls of each model and precision.
+        warm_up: calls before that, not timed: they choose kernels and fill caches.
+
+    Returns:
+        By model, then by precision (``fp32``; ``bf16`` in channels_last where the device computes in it): ``median``, ``p10`` and ``p90``
+        in milliseconds a call.
+
+    Raises:
+        ConfigError: if a number is not positive.
+    """
+    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("size_hw", min(size_hw)), ("warm_up", warm_up + 1)):
+        if value < 1:
+            raise ConfigError(f"{name} is too small to measure a latency; use a positive number")
+    place = torch.device(device)
+    images = torch.randn((batch_size, 3, *size_hw), generator=torch.Generator().manual_seed(0)).to(place)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, model in models.items():
+        timed = copy.deepcopy(model).eval().to(place)
+        calls[name, "fp32"] = _call(timed, images)
+        if computes_bf16(place):
+            # Its own copy: channels_last would change the strides of the one above.
+            fast = copy.deepcopy(timed).to(memory_format=torch.channels_last)
+            calls[name, "bf16"] = _bf16_call(fast, images.contiguous(memory_format=torch.channels_last))
+    times = _take_turns(calls, rounds=rounds, warm_up=warm_up, wait=_waiter(place))
+    result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+    for (name, precision), milliseconds in times.items():
+        p10, median, p90 = np.percentile(milliseconds, (10, 50, 90))
+        result[name][precision] = {"median": float(median), "p10": float(p10), "p90": float(p90)}
+    return result
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether bf16 convolutions have kernels of their own on this device, rather than being emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _take_turns(
+    calls: Mapping[tuple[str, str], Callable[[], object]], *, rounds: int, warm_up: int, wait: Callable[[], None]
+) -> dict[tuple[str, str], list[float]]:
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    keys = list(calls)
+    with torch.inference_mode(), _fp32_as_it_says():
+        for call in calls.values():
+            for _ in range(warm_up):
+                call()
+        for turn in range(rounds):
+            start = turn % len(keys) if keys else 0  # no one is always the first after another
+            for key in keys[start:] + keys[:start]:
+                wait()
+                begin = time.perf_counter()
+                calls[key]()
+                wait()
+                times[key].append((time.perf_counter() - begin) * 1000)
+    return times
+
+
+@contextmanager
+def _fp32_as_it_says() -> Iterator[None]:
+    """cuDNN's default rounds the inputs of fp32 convolutions to TF32; that is another precision."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _call(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    return lambda: model(images)
+
+
+def _bf16_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    def call() -> object:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return model(images)
+
+    return call
+
+
+def _waiter(device: torch.device) -> Callable[[], None]:
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None

@@ -1,0 +1,90 @@
+"""``lw-retinanet data``: look at a data set before training on it."""
+
+import enum
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="Check, look at and convert data sets.", no_args_is_help=True)
+
+
+class Form(enum.StrEnum):
+    """Forms that ``convert`` writes."""
+
+    coco = "coco"
+    yolo = "yolo"
+    voc = "voc"
+
+
+_DATA = typer.Argument(help="Folder or annotation file: COCO, VOC, YOLO or CSV, recognised by content.")
+
+
+@app.command("check")
+def check_command(
+    data: Path = _DATA,
+    split: str | None = typer.Option(None, help="Only this split."),
+    image_size: int = typer.Option(640, min=32, max=4096, help="Longer side for the anchor recall, pixels."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """List every problem of a data set, its classes, its box sizes and how well anchors cover them; exit code 2 on errors."""
+    from lw_retinanet.analyze.anchor_recall import anchor_recall
+    from lw_retinanet.cli.console import existing, print_json
+    from lw_retinanet.data.check import check
+    from lw_retinanet.data.loader import with_sizes
+    from lw_retinanet.data.source import open_data, splits
+    from lw_retinanet.errors import DataError, ImageError
+
+    report = check(existing(data, "data set"), split)
+    recalls = {}
+    for name in [split] if split else list(splits(data)) or [None]:
+        try:
+            records = with_sizes(open_data(data, split=name))
+        except (DataError, ImageError):
+            continue  # the report says why
+        recalls[name] = anchor_recall(records, image_size)
+    if json:
+        print_json({**report.as_dict(), "anchor_recall": {name or "all": recall.as_dict() for name, recall in recalls.items()}})
+    else:
+        print("\n".join(report.lines()))
+        for name, recall in recalls.items():
+            print("\n".join([f"{name}:" if name else "", *recall.lines()]).strip())
+    if report.num_errors:
+        raise typer.Exit(2)
+
+
+@app.command("preview")
+def preview_command(
+    data: Path = _DATA,
+    out: Path = typer.Option(..., help="Folder for the pictures."),
+    split: str | None = typer.Option(None, help="Only this split [default: the first]."),
+    count: int = typer.Option(16, min=1, max=10_000, help="Number of pictures."),
+    seed: int = typer.Option(0, help="Which pictures."),
+) -> None:
+    """Draw the boxes into some pictures, every class among them."""
+    from lw_retinanet.cli.console import existing
+    from lw_retinanet.data.preview import preview
+    from lw_retinanet.data.source import open_data, splits
+
+    names = splits(existing(data, "data set"))
+    files = preview(open_data(data, split=split or (names[0] if names else None)), out, count=count, seed=seed)
+    print(f"{len(files) - 1} pictures in {out}, all of them in {files[-1]}")
+
+
+@app.command("convert")
+def convert_command(
+    data: Path = _DATA,
+    to: Form = typer.Option(..., help="Target form."),
+    out: Path = typer.Option(..., help="New or empty folder."),
+    copy_images: bool = typer.Option(True, help="Copy the pictures too."),
+) -> None:
+    """Write a data set in another form, and say what that form cannot carry."""
+    from lw_retinanet.cli.console import existing
+    from lw_retinanet.data.convert import convert
+    from lw_retinanet.data.source import open_data, splits
+
+    names = splits(existing(data, "data set"))
+    records = {name: open_data(data, split=name) for name in names} or open_data(data)
+    conversion = convert(records, to.value, out, copy_images=copy_images)
+    print(f"{conversion.images:,} images, {conversion.boxes:,} boxes as {conversion.form} in {conversion.out}")
+    for loss in conversion.losses:
+        print(f"  {loss}")

@@ -1,0 +1,81 @@
+"""``lw-retinanet evaluate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from lw_retinanet.evaluate.coco_metrics import Metrics
+
+
+def evaluate_command(
+    model: Path | None = typer.Argument(None, help="Model file or run folder."),
+    data: Path | None = typer.Argument(None, help="Data set."),
+    split: str = typer.Option("val", help="Split of the data set; not needed where there is only one."),
+    ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),
+    detections: Path | None = typer.Option(None, help="COCO results file to score, instead of a model."),
+    out: Path | None = typer.Option(None, help="Folder for detections.json, metrics.json and pictures."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16 or auto."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    batch_size: int = typer.Option(1, min=1, max=1024, help="Pictures at a time."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics."""
+    from lw_retinanet.cli.console import print_json
+    from lw_retinanet.errors import InputError
+    from lw_retinanet.evaluate.tables import class_table, summary_table
+
+    if ground_truth or detections:
+        if model or data or not (ground_truth and detections):
+            raise InputError("give either MODEL and DATA, or --ground-truth and --detections")
+        metrics = _score_file(ground_truth, detections, out)
+    elif model and data:
+        metrics = _score_model(model, data, split, out, precision, device, batch_size)
+    else:
+        raise InputError("give MODEL and DATA, or --ground-truth and --detections")
+    if json:
+        print_json(metrics.as_dict())
+    else:
+        print(summary_table(metrics))
+        print()
+        print(class_table(metrics))
+
+
+def _score_file(ground_truth: Path, detections: Path, out: Path | None) -> "Metrics":
+    from lw_retinanet.cli.console import existing
+    from lw_retinanet.data.source import open_data
+    from lw_retinanet.evaluate.coco_metrics import evaluate
+    from lw_retinanet.evaluate.detections import read_results
+    from lw_retinanet.evaluate.write import write_metrics
+
+    records = open_data(existing(ground_truth, "annotation file"))
+    metrics = evaluate(records, read_results(existing(detections, "detections file"), records))
+    if out:
+        write_metrics(metrics, out, title=detections.name)
+    return metrics
+
+
+def _score_model(
+    model: Path, data: Path, split: str, out: Path | None, precision: str, device: str, batch_size: int
+) -> "Metrics":
+    from lw_retinanet.analyze.experiment import evaluate_into
+    from lw_retinanet.api import load
+    from lw_retinanet.cli.console import evaluation_bar, existing
+    from lw_retinanet.data.loader import require_files, with_sizes
+    from lw_retinanet.data.source import open_data, require_boxes, splits
+    from lw_retinanet.errors import ConfigError
+    from lw_retinanet.evaluate.coco_metrics import evaluate
+    from lw_retinanet.evaluate.detect_records import detect_records
+
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ConfigError(f"--precision {precision}: expected fp32, bf16 or auto")
+    existing(data, "data set")
+    detector = load(model, device=device, precision=precision)  # type: ignore[arg-type]
+    records = open_data(data, split=split if splits(data) else None)
+    require_boxes(records, data)
+    require_files(records)
+    records = with_sizes(records)
+    if out:
+        return evaluate_into(out, detector, records, progress=evaluation_bar, batch_size=batch_size)
+    return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=evaluation_bar))

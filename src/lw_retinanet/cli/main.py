@@ -1,0 +1,97 @@
+"""``lw-retinanet``: commands, and how errors end them."""
+
+import logging
+import sys
+
+import typer
+
+from lw_retinanet import __version__
+from lw_retinanet.cli.data import app as data_app
+from lw_retinanet.cli.evaluate import evaluate_command
+from lw_retinanet.cli.predict import predict_command
+from lw_retinanet.cli.profile import profile_command
+from lw_retinanet.cli.quickstart import quickstart_command
+from lw_retinanet.cli.train import train_command
+from lw_retinanet.errors import InputError, LwRetinaNetError
+
+# One line a mistake: no boxes around messages, no traceback with local variables.
+app = typer.Typer(
+    name="lw-retinanet",
+    help="Your RetinaNet, several times cheaper, with the receipt. Every command explains itself with --help; add --debug to see tracebacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("quickstart")(quickstart_command)
+app.command("profile")(profile_command)
+app.add_typer(data_app, name="data")
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
+
+# typer carries its own click since 0.20 or so; the class is found by name, so that either serves.
+_UsageProblem: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        print(f"lw-retinanet {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 failed, 2 bad usage or bad input."""
+    arguments = _joined_size(sys.argv[1:])
+    is_debug = "--debug" in arguments
+    logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, stream=sys.stderr, format="%(message)s")
+    for chatty in ("matplotlib", "PIL", "filelock", "tensorboard"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    sys.exit(_run([argument for argument in arguments if argument != "--debug"], is_debug))
+
+
+def _run(arguments: list[str], is_debug: bool) -> int:
+    try:
+        return int(app(args=arguments, prog_name="lw-retinanet", standalone_mode=False) or 0)
+    except _UsageProblem as error:
+        if is_debug:
+            raise
+        message = getattr(error, "format_message", lambda: str(error))()
+        # `no_args_is_help` comes as an error whose message is the help text.
+        is_help = type(error).__name__ == "NoArgsIsHelpError"
+        print(message if is_help else f"error: {' '.join(message.split())} (see --help)", file=sys.stderr)
+        return 2
+    except LwRetinaNetError as error:
+        if is_debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if is_debug:
+            raise
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        print(f"error: unexpected {type(error).__name__}: {first}; --debug shows where", file=sys.stderr)
+        return 1
+
+
+def _joined_size(arguments: list[str]) -> list[str]:
+    """``--size 600 800`` as one value, since an option takes a fixed number of them."""
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        joined.append(argument)
+        if argument == "--size" and len(rest) >= 2 and rest[0].lstrip("-").isdigit() and rest[1].lstrip("-").isdigit():
+            joined.append(f"{rest.pop(0)} {rest.pop(0)}")
+    return joined
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""``lw-retinanet predict``."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+
+def predict_command(
+    model: Path = typer.Argument(help="Model file or run folder."),
+    sources: list[str] = typer.Argument(help="Pictures, folders, globs."),
+    out: Path | None = typer.Option(None, help="Folder for pictures with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."),
+    score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score that is shown."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16 or auto."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Find objects in pictures; a picture that cannot be read is named, the others go on, and the exit code is 1."""
+    from lw_retinanet.api import load
+    from lw_retinanet.cli.console import print_json, with_bar
+    from lw_retinanet.data.images import find_images
+    from lw_retinanet.detect.collect import Collection
+    from lw_retinanet.errors import ConfigError, ImageError
+
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ConfigError(f"--precision {precision}: expected fp32, bf16 or auto")
+    files = find_images(sources)
+    detector = load(model, device=device, precision=precision)  # type: ignore[arg-type]
+    folder = out or (None if json else Path("predictions"))
+    collection = Collection(folder)
+    failed = 0
+    for result in with_bar(detector.predict_files(files, score=score), len(files), what="predict"):
+        if isinstance(result, ImageError):
+            failed += 1
+            print(f"error: {result}", file=sys.stderr)
+        else:
+            collection.add(result)
+    collection.write()
+    if json:
+        print_json(collection.as_dict())
+    else:
+        found = sum(len(image["detections"]) for image in collection.as_dict()["images"])
+        print(f"{found} objects in {len(files) - failed} pictures; see {folder}")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,52 @@
+"""``lw-retinanet train``."""
+
+from pathlib import Path
+
+import typer
+
+
+def train_command(
+    data: Path | None = typer.Argument(None, help="Data set with a train and, better, a val split; with --resume, the run knows its own."),
+    model: str | None = typer.Option(None, help="Preset [default: lw-v3]."),
+    config: Path | None = typer.Option(None, help="YAML file with settings."),
+    settings: list[str] = typer.Option([], "--set", help="A setting, for example train.epochs=12; may be repeated."),
+    out: Path | None = typer.Option(None, help="New run folder [default: runs/MODEL-DATA-NUMBER]."),
+    resume: Path | None = typer.Option(None, help="Run folder to go on with."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+) -> None:
+    """Train on your own pictures, evaluate on val, and leave model, metrics, curves and pictures in one run folder."""
+    from lw_retinanet.analyze.experiment import run_training
+    from lw_retinanet.cli.console import evaluation_bar, existing
+    from lw_retinanet.config import load_config, override, parse_config
+    from lw_retinanet.devices import choose_device
+    from lw_retinanet.errors import ConfigError, InputError
+    from lw_retinanet.evaluate.tables import class_table, summary_table
+
+    if resume and (out or config):
+        raise ConfigError("--resume goes on with a run as it is; leave out --out and --config")
+    values = load_config(resume / "config.yaml" if resume else config) if resume or config else {}
+    notes = values.pop("run", {})
+    values = override(values, [*([f"model.preset={model}"] if model else []), *settings])
+    checked = parse_config(values, where=str(config or "settings"))
+    source = data or (Path(notes["data"]) if "data" in notes else None)
+    if source is None:
+        raise InputError("name the data set to train on: lw-retinanet train DATA")
+    existing(source, "data set")
+    folder = resume or out or _new_folder(f"{checked.model.preset}-{source.resolve().stem}")
+    # torchrun names the device of each process itself.
+    chosen = None if device == "auto" else choose_device(device)
+    outcome = run_training(checked, source, folder, resume=resume is not None, device=chosen, progress=evaluation_bar)
+    if outcome.metrics:
+        print(summary_table(outcome.metrics))
+        print()
+        print(class_table(outcome.metrics))
+        print()
+    if (outcome.folder / "model.safetensors").exists():
+        print(f"run folder: {outcome.folder} (model.safetensors, metrics.json, log.jsonl, pictures/)")
+
+
+def _new_folder(name: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder

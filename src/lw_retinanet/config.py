@@ -1,0 +1,309 @@
+"""Settings: one schema for ``--set``, YAML files and the ``config.yaml`` that a run writes back."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from .errors import ConfigError
+
+Preset = Literal[
+    "retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-v3-released", "bbox-v1", "bbox-v2", "bbox-v3", "lw-narrow", "lw-dw5"
+]  # the names of models.variants.PRESETS, which imports torch; a test compares the two
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+
+
+def _takes_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_takes_number(part) for part in get_args(annotation))
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true as 1, and YAML reads yes and on as true.
+        if isinstance(value, bool) and info.field_name and _takes_number(cls.model_fields[info.field_name].annotation):
+            raise ValueError("expected a number")
+        return value
+
+
+class ModelConfig(_Settings):
+    """What to build.
+
+    Args:
+        preset: the head, by the name of a row of the paper.
+        backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
+        backbone_weights: ``none``, ``imagenet`` (torchvision's or timm's, downloaded or from its cache) or a file.
+        head_width: channels of the pyramid and of the head's towers.
+        norm: of the backbone; ``auto`` is ``frozen`` with pretrained weights and ``batch`` without.
+        stride_in: convolution of a bottleneck that strides; ``auto`` asks the weights file and is ``3x3`` without one.
+        init: of the head; None takes the recipe's.
+    """
+
+    preset: Preset = "lw-v3"
+    backbone: str = "resnet50"
+    backbone_weights: str = "none"
+    head_width: PositiveInt = 256
+    norm: Literal["auto", "frozen", "batch", "group"] = "auto"
+    stride_in: Literal["auto", "3x3", "1x1"] = "auto"
+    init: Literal["fan_in", "fan_in_light", "paper"] | None = None
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, backbone: str) -> str:
+        if backbone in BACKBONES or (backbone.startswith("timm:") and len(backbone) > len("timm:")):
+            return backbone
+        raise ValueError(f"unknown backbone {backbone!r}{nearest(backbone, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME")
+
+
+class DataConfig(_Settings):
+    """What to feed.
+
+    Args:
+        image_size: the longer side of every picture, pixels.
+        workers: loader processes; results do not depend on it.
+        augment: ``none``, ``flip``, ``jitter`` (flip and scale) or ``full`` (and colours); None takes the recipe's.
+        jitter: range of the scale factor of ``jitter`` and ``full``.
+        group_by_shape: batches of portrait or landscape pictures only, so that little is padded.
+    """
+
+    image_size: int = Field(default=640, ge=32, le=4096)
+    workers: NonNegativeInt = 2
+    augment: Literal["none", "flip", "jitter", "full"] | None = None
+    jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)
+    group_by_shape: bool = True
+
+    @field_validator("jitter")
+    @classmethod
+    def _ordered(cls, jitter: tuple[float, float]) -> tuple[float, float]:
+        if not 0.1 <= jitter[0] <= jitter[1] <= 4:
+            raise ValueError("the range goes from small to large, within 0.1 and 4")
+        return jitter
+
+
+class TrainConfig(_Settings):
+    """How to train. A field that is None takes the recipe's value; :meth:`Config.resolved` fills it in.
+
+    Args:
+        recipe: ``default`` for people's own data (AdamW, cosine, EMA), ``paper`` for the paper's (SGD, steps).
+        epochs: passes over the training images.
+        steps: optimiser steps, instead of ``epochs``.
+        batch_size: images of one forward pass of one process.
+        accumulate: forward passes of one step; equal to a batch that many times larger.
+        optimiser: ``adamw`` or ``sgd`` (momentum 0.9).
+        rate: peak learning rate; the paper's recipe computes 0.01 x images of a step / 16.
+        backbone_rate: factor on the rate for the backbone.
+        weight_decay: on weights, not on biases and norms.
+        schedule: ``cosine``; ``steps`` (a tenth at 2/3, a hundredth at 8/9); ``paper`` (``steps``, with epochs times the MACs reduction).
+        warmup_steps: linear from a thousandth of the rate.
+        clip: largest norm of the gradient of all parameters; 0 turns clipping off.
+        ema: decay of the moving average of the weights that is evaluated and saved; 0 turns it off.
+        box_loss: ``smooth_l1`` (beta 0.11), ``l1`` or ``giou``.
+        normaliser: losses are divided by the positive anchors of the whole step (``batch``), or image by image and averaged (``image``).
+        precision: ``auto`` is bf16 autocast where the device multiplies in bf16.
+        seed: of weights, order and augmentation.
+        save_every: steps between checkpoints; 0 saves at the end of every epoch.
+        evaluate_every: epochs between evaluations; 0 evaluates at the end only.
+        freeze: backbone stages that are not trained (1: stem, 2: stem and C2, ...); None: 1 with pretrained weights, else 0.
+    """
+
+    recipe: Literal["default", "paper"] = "default"
+    epochs: PositiveInt = 12
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 4
+    accumulate: PositiveInt = 1
+    optimiser: Literal["adamw", "sgd"] | None = None
+    rate: PositiveFloat | None = None
+    backbone_rate: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    schedule: Literal["paper", "cosine", "steps"] | None = None
+    warmup_steps: NonNegativeInt | None = None
+    clip: NonNegativeFloat | None = None
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    box_loss: Literal["smooth_l1", "l1", "giou"] | None = None
+    box_weight: PositiveFloat | None = None
+    normaliser: Literal["batch", "image"] = "batch"
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    seed: NonNegativeInt = 0
+    save_every: NonNegativeInt = 0
+    evaluate_every: NonNegativeInt = 0
+    freeze: int | None = Field(default=None, ge=0, le=5)
+
+
+# Filled in where a setting is None. `rate` of the paper's recipe depends on the batch and is computed.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "model": {"init": "fan_in"},
+        "data": {"augment": "jitter"},
+        "train": {
+            "optimiser": "adamw",
+            "rate": 2e-4,
+            "backbone_rate": 1.0,
+            "weight_decay": 0.05,
+            "schedule": "cosine",
+            "warmup_steps": 100,
+            "clip": 10.0,
+            "ema": 0.998,
+            "box_loss": "giou",
+            "box_weight": 1.0,
+        },
+    },
+    "paper": {
+        "model": {"init": "fan_in_light"},
+        "data": {"augment": "flip"},
+        "train": {
+            "optimiser": "sgd",
+            "backbone_rate": 1.0,
+            "weight_decay": 1e-4,
+            "schedule": "steps",
+            "warmup_steps": 500,
+            "clip": 10.0,
+            "ema": 0.0,
+            "box_loss": "smooth_l1",
+            "box_weight": 1.0,
+        },
+    },
+}
+
+
+class Config(_Settings):
+    """Everything that decides a run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def resolved(self) -> Self:
+        """The same settings with the recipe's values in place of every None that it decides."""
+        recipe = RECIPES[self.train.recipe]
+        filled: dict[str, Any] = {}
+        for name, defaults in recipe.items():
+            section = getattr(self, name)
+            filled[name] = section.model_copy(update={k: v for k, v in defaults.items() if getattr(section, k) is None})
+        pretrained = self.model.backbone_weights != "none"
+        model, train = filled["model"], filled["train"]
+        if model.norm == "auto":
+            filled["model"] = model.model_copy(update={"norm": "frozen" if pretrained else "batch"})
+        if train.freeze is None:
+            filled["train"] = train.model_copy(update={"freeze": 1 if pretrained else 0})
+        return self.model_copy(update=filled)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_config(values: Mapping[str, Any], where: str = "settings") -> Config:
+    """Check nested plain values against the schema.
+
+    Args:
+        values: sections ``model``, ``data`` and ``train``; ``run``, which a run notes about itself in its ``config.yaml``, is passed over.
+        where: what the values come from, for the message.
+
+    Raises:
+        ConfigError: one line that names the setting, what is wrong with it and the nearest known name.
+    """
+    try:
+        return Config.model_validate({section: settings for section, settings in values.items() if section != "run"})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from None
+
+
+def load_config(file: Path) -> dict[str, Any]:
+    """Read a YAML settings file into nested plain values.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML (with the line) or is not a mapping of sections.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read settings file {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"settings file {file} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}, line {mark.line + 1}" if mark else str(file)
+        raise ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected sections model, data and train, got {type(values).__name__}")
+    return values
+
+
+def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Apply ``section.name=value`` texts, the last one winning.
+
+    Raises:
+        ConfigError: for a text without ``=`` or a key that does not have the form ``section.name``.
+    """
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not equals or not dot or not name:
+            hint = nearest(key, setting_names())
+            raise ConfigError(f"--set {setting!r}: expected section.name=value, for example train.epochs=12{hint}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        # YAML reads 1e-4 as text; pydantic turns it into a number where a number is meant.
+        target = merged.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {setting!r}: section {section} is not a mapping in the settings file")
+        target[name] = value
+    return merged
+
+
+def setting_names() -> list[str]:
+    """Every ``section.name``."""
+    return [f"{section}.{name}" for section, schema in _SECTIONS.items() for name in schema.model_fields]
+
+
+_SECTIONS: dict[str, type[_Settings]] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = setting_names() if "." in key else ["model", "data", "train"]
+        return f"unknown setting {key!r}{nearest(key, known)}"
+    if problem["type"] == "literal_error":
+        value = problem["input"]
+        choices = get_args(Preset) if key == "model.preset" else _choices(key)
+        return f"{key}={value!r} is not one of {', '.join(map(str, choices))}{nearest(str(value), [str(c) for c in choices])}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _choices(key: str) -> list[str]:
+    section, _, name = key.partition(".")
+    annotation = _SECTIONS[section].model_fields[name.split(".")[0]].annotation
+    found: list[str] = []
+    for argument in get_args(annotation):
+        found += [str(choice) for choice in get_args(argument)] or ([argument] if isinstance(argument, str) else [])
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the known name that is most like ``name``, or nothing where none is."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,32 @@
+"""Which boxes a detector can learn from."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lw_retinanet.data.records import Records
+
+
+def image_of_box(records: Records) -> NDArray[np.int64]:
+    """(B,) the row 0..I-1 of each box's image."""
+    return np.repeat(np.arange(records.num_images, dtype=np.int64), np.diff(records.offsets))
+
+
+def clipped_sides(records: Records) -> NDArray[np.float64]:
+    """(B, 2) width and height of every box after clipping to its image, zero or negative where nothing is left.
+
+    A box whose image has no known size is taken as it is.
+    """
+    if records.num_boxes == 0:
+        return np.zeros((0, 2), dtype=np.float64)
+    sizes_wh = records.sizes_hw[image_of_box(records), ::-1].astype(np.float64)
+    is_known = (sizes_wh > 0).all(axis=1, keepdims=True)
+    low = records.boxes_xywh[:, :2]
+    high = low + records.boxes_xywh[:, 2:]
+    clipped: NDArray[np.float64] = np.minimum(high, sizes_wh) - np.maximum(low, 0.0)
+    return np.where(is_known, clipped, records.boxes_xywh[:, 2:])
+
+
+def usable(records: Records) -> NDArray[np.bool_]:
+    """(B,) True for boxes of which at least 1 x 1 pixel lies in the image; the others are dropped in training, kept in scoring."""
+    sides = clipped_sides(records)
+    return np.logical_and(sides[:, 0] >= 1.0, sides[:, 1] >= 1.0)

@@ -1,0 +1,185 @@
+"""Look through a whole data set for everything that harms training or scoring, without stopping at the first problem."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lw_retinanet.data.box_quality import clipped_sides, image_of_box
+from lw_retinanet.data.builder import build_records
+from lw_retinanet.data.check_report import ClassCount, Report, SplitReport
+from lw_retinanet.data.image_root import is_safe_name
+from lw_retinanet.data.image_sizes import header_sizes
+from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
+from lw_retinanet.data.recognition import WHOLE, Part
+from lw_retinanet.data.records import Records
+from lw_retinanet.data.source import choose_part, parts_by_split
+from lw_retinanet.errors import DataError, ImageError
+
+# Annotation tools round; a box that reaches out by less than this is not worth a warning.
+_BORDER_TOLERANCE = 0.5
+_SIDE_LIMITS = (8, 16, 32, 64, 128, 256, 512)
+_COCO_LIMITS = (32**2, 96**2)
+
+
+def check(source: Path, split: str | None = None) -> Report:
+    """Count every problem of a data set, with the first few ids or files of each kind.
+
+    Args:
+        source: as for `open_data`.
+        split: only this one; all splits if None, compared with one another too.
+
+    Raises:
+        DataError: if the path does not exist, holds no known form, or lacks the split.
+    """
+    parts = parts_by_split(source)
+    if split is not None:
+        parts = {split: choose_part(parts, source, split)}
+    read = {name: _read(part) for name, part in parts.items()}
+    _compare_splits({name: records for name, (records, _) in read.items()}, {name: problems for name, (_, problems) in read.items()})
+    reports = [_report(name, parts[name], records, problems) for name, (records, problems) in read.items()]
+    return Report(source=str(source), splits=tuple(reports))
+
+
+def _read(part: Part) -> tuple[Records, Problems]:
+    problems = Problems(part.path)
+    try:
+        records = part.read(problems)
+    except DataError as error:
+        problems.add("broken_file", str(error))
+        records = build_records(root=part.path.parent, file_names=(), sizes_hw=(), image_of_box=(), boxes_xywh=(), labels=(), categories=())
+        return records, problems
+    _check_boxes(records, problems, has_ids=part.form == "coco")
+    _check_tables(records, problems, has_ids=part.form == "coco")
+    if part.form in ("coco", "voc"):  # the other readers take the sizes from the headers and have reported them
+        _check_images(records, problems)
+    return records, problems
+
+
+def _check_boxes(records: Records, problems: Problems, *, has_ids: bool) -> None:
+    rows_of_images = image_of_box(records)
+
+    def add(kind: str, is_bad: ArrayLike) -> None:
+        rows = np.flatnonzero(is_bad)
+        problems.add_many(kind, len(rows), (_box_name(records, int(row), int(rows_of_images[row]), has_ids) for row in rows))
+
+    sides = records.boxes_xywh[:, 2:]
+    low, high = records.boxes_xywh[:, :2], records.boxes_xywh[:, :2] + sides
+    sizes_wh = records.sizes_hw[rows_of_images, ::-1].astype(np.float64)
+    is_known = (sizes_wh > 0).all(axis=1)
+    is_empty = (sides <= 0).any(axis=1)
+    is_tiny = (sides < 1).any(axis=1) & ~is_empty
+    is_outside = is_known & ~is_empty & (clipped_sides(records) <= 0).any(axis=1)
+    reaches_out = ((low < -_BORDER_TOLERANCE) | (high > sizes_wh + _BORDER_TOLERANCE)).any(axis=1)
+    add("empty_box", is_empty)
+    add("tiny_box", is_tiny)
+    add("outside_box", is_outside)
+    add("partly_outside_box", is_known & ~is_empty & ~is_outside & reaches_out)
+    add("duplicate_box", _repeats(np.column_stack([rows_of_images, records.labels, records.is_crowd, records.boxes_xywh])))
+
+
+def _repeats(table: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(B,) True for rows that equal an earlier row."""
+    order = np.lexsort(table.T[::-1])
+    is_repeat = np.zeros(len(table), dtype=np.bool_)
+    is_repeat[order[1:]] = (table[order[1:]] == table[order[:-1]]).all(axis=1)
+    return is_repeat
+
+
+def _box_name(records: Records, row: int, image: int, has_ids: bool) -> str:
+    name = records.file_names[image]
+    return f"annotation {records.annotation_ids[row]} of {name}" if has_ids else name
+
+
+def _check_tables(records: Records, problems: Problems, *, has_ids: bool) -> None:
+    if has_ids:
+        ids, counts = np.unique(records.annotation_ids, return_counts=True)
+        twice = ids[counts > 1]
+        problems.add_many("duplicate_annotation_id", len(twice), (str(one) for one in twice))
+    for kind, names in (("duplicate_file_name", records.file_names), ("duplicate_class_name", records.class_names)):
+        repeated = list(_seen_before(names))
+        problems.add_many(kind, len(repeated), repeated)
+    empty = np.flatnonzero(np.diff(records.offsets) == 0)
+    problems.add_many("image_without_boxes", len(empty), (records.file_names[int(row)] for row in empty))
+    unused = np.flatnonzero(np.bincount(records.labels, minlength=len(records.categories)) == 0)
+    problems.add_many("class_without_boxes", len(unused), (records.class_names[int(label)] for label in unused))
+
+
+def _seen_before(values: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            yield value
+        seen.add(value)
+
+
+def _check_images(records: Records, problems: Problems) -> None:
+    rows = [row for row, name in enumerate(records.file_names) if is_safe_name(name)]
+    for row, size in zip(rows, header_sizes([records.path(row) for row in rows]), strict=True):
+        annotated = (int(records.sizes_hw[row, 0]), int(records.sizes_hw[row, 1]))
+        if size is None:
+            problems.add("missing_image", str(records.path(row)))
+        elif isinstance(size, ImageError):
+            problems.add("unreadable_image", str(size))
+        elif annotated not in ((0, 0), size):
+            height, width = size
+            problems.add("size_mismatch", f"{records.file_names[row]}: {width} x {height}, annotated {annotated[1]} x {annotated[0]}")
+
+
+def _compare_splits(records: Mapping[str, Records], problems: Mapping[str, Problems]) -> None:
+    """Images that an earlier split holds, and class lists that differ from the first split's."""
+    # VOC's trainval is the union of two other lists by definition.
+    names = [name for name in records if name != "trainval" and records[name].num_images]
+    home: dict[Path, str] = {}
+    for name in names:
+        root = records[name].root.resolve()
+        paths = [root / file_name for file_name in records[name].file_names]
+        shared = [path for path in paths if home.setdefault(path, name) != name]
+        problems[name].add_many(
+            "image_in_two_splits", len(shared), (f"{path.name} (also in {home[path]})" for path in shared[:NUM_EXAMPLES])
+        )
+        if records[name].categories != records[names[0]].categories:
+            lists = [{(category.id, category.name) for category in records[other].categories} for other in (names[0], name)]
+            odd = sorted(f"{category_name} (id {category_id})" for category_id, category_name in lists[0] ^ lists[1])
+            if odd:
+                problems[name].add_many("different_classes", 1, [f"{name}: {'; '.join(odd[:NUM_EXAMPLES])}"])
+
+
+def _report(name: str, part: Part, records: Records, problems: Problems) -> SplitReport:
+    counts = ~records.is_ignored & (records.boxes_xywh[:, 2:] > 0).all(axis=1)
+    sides = np.sqrt(records.boxes_xywh[counts, 2:].prod(axis=1))
+    sizes = np.searchsorted(_COCO_LIMITS, records.areas[counts], side="left")
+    return SplitReport(
+        split=None if name == WHOLE else name,
+        form=part.form,
+        path=str(part.path),
+        images=records.num_images,
+        boxes=records.num_boxes,
+        problems=tuple(problems.found()),
+        classes=_class_table(records),
+        side_histogram=_named_counts(_side_names(), np.searchsorted(_SIDE_LIMITS, sides, side="right")),
+        coco_sizes=_named_counts(("small", "medium", "large"), sizes),
+    )
+
+
+def _side_names() -> Sequence[str]:
+    middle = [f"{low}-{high}" for low, high in pairwise(_SIDE_LIMITS)]
+    return [f"0-{_SIDE_LIMITS[0]}", *middle, f"{_SIDE_LIMITS[-1]}+"]
+
+
+def _named_counts(names: Sequence[str], bins: NDArray[np.int64]) -> dict[str, int]:
+    return dict(zip(names, np.bincount(bins, minlength=len(names)).tolist(), strict=True))
+
+
+def _class_table(records: Records) -> tuple[ClassCount, ...]:
+    num_classes = len(records.categories)
+    boxes = np.bincount(records.labels[~records.is_ignored], minlength=num_classes)
+    ignored = np.bincount(records.labels[records.is_ignored], minlength=num_classes)
+    pairs = np.unique(image_of_box(records) * max(1, num_classes) + records.labels)
+    images = np.bincount(pairs % max(1, num_classes), minlength=num_classes)
+    return tuple(
+        ClassCount(id=category.id, name=category.name, images=int(images[k]), boxes=int(boxes[k]), ignored=int(ignored[k]))
+        for k, category in enumerate(records.categories)
+    )

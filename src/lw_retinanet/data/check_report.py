@@ -1,0 +1,115 @@
+"""What a check of a data set found: problems, class table and box sizes, as plain text or JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lw_retinanet.data.problems import Problem
+from lw_retinanet.data.records import Id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCount:
+    """One line of the class table.
+
+    Args:
+        images: number of images with at least one box of the class.
+        boxes: number of its boxes that count, crowds and difficult ones left out.
+        ignored: number of its crowd regions and difficult boxes.
+    """
+
+    id: Id
+    name: str
+    images: int
+    boxes: int
+    ignored: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """The findings of one split.
+
+    Args:
+        split: its name, None where the source has no splits.
+        form: coco, voc, yolo or csv.
+        path: the annotation file or folder.
+        side_histogram: label of a bin of the square root of the box area, in pixels -> number of boxes, ignored ones left out.
+        coco_sizes: small, medium, large by COCO's limits (32 and 96 px squared, object area, original resolution) -> number of boxes.
+    """
+
+    split: str | None
+    form: str
+    path: str
+    images: int
+    boxes: int
+    problems: tuple[Problem, ...]
+    classes: tuple[ClassCount, ...]
+    side_histogram: Mapping[str, int]
+    coco_sizes: Mapping[str, int]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "split": self.split,
+            "form": self.form,
+            "path": self.path,
+            "images": self.images,
+            "boxes": self.boxes,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "classes": [vars(count).copy() for count in self.classes],
+            "side_histogram": dict(self.side_histogram),
+            "coco_sizes": dict(self.coco_sizes),
+        }
+
+    def lines(self) -> list[str]:
+        """Plain text, without colours or line ends."""
+        title = f"{self.split}: " if self.split is not None else ""
+        lines = [f"{title}{self.images:,} images, {self.boxes:,} boxes, {len(self.classes):,} classes ({self.form}, {self.path})"]
+        lines += [f"  {problem.severity}: {problem.line()}" for problem in self.problems] or ["  no problems found"]
+        if self.classes:
+            width = max(len("class"), *(len(count.name) for count in self.classes))
+            lines.append(f"  {'class':<{width}}  {'id':>6}  {'images':>9}  {'boxes':>9}  {'ignored':>9}")
+            lines += [
+                f"  {count.name:<{width}}  {count.id!s:>6}  {count.images:>9,}  {count.boxes:>9,}  {count.ignored:>9,}"
+                for count in self.classes
+            ]
+        total = sum(self.side_histogram.values())
+        if total:
+            lines.append("  square root of the box area, pixels of the original images:")
+            peak = max(self.side_histogram.values())
+            for label, count in self.side_histogram.items():
+                row = f"  {label:>9}  {count:>9,}  {count / total:>6.1%}  {'#' * round(30 * count / peak)}"
+                lines.append(row.rstrip())
+            lines.append("  COCO sizes: " + ", ".join(f"{name} {count / total:.1%}" for name, count in self.coco_sizes.items()))
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A check of a whole source, split by split."""
+
+    source: str
+    splits: tuple[SplitReport, ...]
+
+    def _count(self, severity: str) -> int:
+        return sum(problem.count for part in self.splits for problem in part.problems if problem.severity == severity)
+
+    @property
+    def num_errors(self) -> int:
+        return self._count("error")
+
+    @property
+    def num_warnings(self) -> int:
+        return self._count("warning")
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-able: numbers, strings, lists and dicts only."""
+        return {
+            "source": self.source,
+            "errors": self.num_errors,
+            "warnings": self.num_warnings,
+            "splits": [part.as_dict() for part in self.splits],
+        }
+
+    def lines(self) -> list[str]:
+        """Plain text, without colours or line ends."""
+        lines = [line for part in self.splits for line in part.lines()]
+        return [*lines, f"errors: {self.num_errors:,}, warnings: {self.num_warnings:,}"]

@@ -1,0 +1,273 @@
+"""COCO JSON -> `Records`: any ids, any order, crowds and images without boxes, at COCO's own size."""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lw_retinanet.data.builder import MAX_COORDINATE, build_records
+from lw_retinanet.data.image_root import find_root, is_safe_name, root_candidates
+from lw_retinanet.data.json_sections import iterate_sections
+from lw_retinanet.data.problems import Problems
+from lw_retinanet.data.records import Category, Id, Records
+from lw_retinanet.errors import DataError
+
+_NUMBERS = frozenset({int, float})
+
+
+def read_coco(path: Path, root: Path | None = None, *, problems: Problems | None = None) -> Records:
+    """Read a COCO annotation file (``images``, ``annotations``, ``categories``; all else is ignored, masks too).
+
+    A missing ``iscrowd`` is 0, a missing ``area`` the area of the box, ``ignore`` becomes `Records.is_difficult`. Boxes of zero or
+    negative size are kept as annotated.
+
+    Args:
+        path: the file.
+        root: folder of the images; found by looking for the first few files if not given.
+        problems: collects what is wrong, and the entries concerned are left out. Without it the first kind of error is raised.
+
+    Raises:
+        DataError: if the file is not a COCO annotation file, or has errors and ``problems`` is not given.
+    """
+    found = Problems(path) if problems is None else problems
+    images, categories, annotations = _Images(found), _Categories(found), _Annotations(found)
+    sinks: Mapping[str, Callable[[Sequence[Any]], None]] = {
+        "images": images.extend,
+        "categories": categories.extend,
+        "annotations": annotations.extend,
+    }
+    seen: set[str] = set()
+    with _paused_collector():
+        for key, batch in iterate_sections(path):
+            if key in sinks and batch is not None:
+                seen.add(key)
+                sinks[key](batch)
+    if "images" not in seen:
+        raise DataError(f"{path}: not a COCO annotation file: it has no list 'images'; pass the ground truth's annotation file")
+    image_rows, labels = annotations.resolve(images.rows, categories.rows)
+    if problems is None:
+        found.raise_errors()
+    keep = (image_rows >= 0) & (labels >= 0)
+    ids = annotations.ids()
+    return build_records(
+        root=find_root(images.names, root_candidates(path)) if root is None else root,
+        file_names=images.names,
+        image_ids=images.ids,
+        sizes_hw=images.sizes_hw,
+        image_of_box=image_rows[keep],
+        boxes_xywh=annotations.boxes()[keep],
+        labels=labels[keep],
+        categories=categories.found,
+        areas=annotations.areas()[keep],
+        is_crowd=annotations.is_crowd()[keep],
+        is_difficult=annotations.is_difficult()[keep],
+        annotation_ids=None if ids is None else ids[keep],
+    )
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """No cyclic garbage collection: parsing makes none, and looking for it among millions of new objects costs a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def as_id(value: object) -> Id | None:
+    """A JSON value as an id: whole numbers (also written as 3.0) and strings; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | str):
+        return value
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in _NUMBERS
+
+
+class _Images:
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.rows: dict[Id, int] = {}
+        self.ids: list[Id] = []
+        self.names: list[str] = []
+        self.sizes_hw: list[tuple[int, int]] = []
+
+    def extend(self, batch: Sequence[Any]) -> None:
+        for image in batch:
+            image_id = as_id(image.get("id")) if isinstance(image, dict) else None
+            name = image.get("file_name") if image_id is not None else None
+            size_hw = self._size_hw(image) if image_id is not None else None
+            if image_id is None or not isinstance(name, str) or not name or size_hw is None:
+                example = f"id {image_id!r}" if image_id is not None else f"entry {str(image)[:60]}"
+                self.problems.add("malformed_image", example)
+                continue
+            if image_id in self.rows:
+                self.problems.add("duplicate_image_id", repr(image_id))
+                continue
+            if not is_safe_name(name):
+                self.problems.add("unsafe_path", repr(name))
+            self.rows[image_id] = len(self.ids)
+            self.ids.append(image_id)
+            self.names.append(name)
+            self.sizes_hw.append(size_hw)
+
+    @staticmethod
+    def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
+        height, width = image.get("height"), image.get("width")
+        if height is None or width is None:
+            return 0, 0
+        if not (_is_number(height) and _is_number(width) and 0 <= height < 2**31 and 0 <= width < 2**31):
+            return None
+        return int(height), int(width)
+
+
+class _Categories:
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.rows: dict[Id, int] = {}
+        self.found: list[Category] = []
+
+    def extend(self, batch: Sequence[Any]) -> None:
+        for category in batch:
+            category_id = as_id(category.get("id")) if isinstance(category, dict) else None
+            name = category.get("name") if category_id is not None else None
+            if category_id is None or not isinstance(name, str) or not name:
+                self.problems.add("malformed_category", str(category)[:60])
+            elif category_id in self.rows:
+                self.problems.add("duplicate_category_id", repr(category_id))
+            else:
+                supercategory = category.get("supercategory")
+                self.rows[category_id] = len(self.found)
+                self.found.append(
+                    Category(id=category_id, name=name, supercategory=supercategory if isinstance(supercategory, str) else None)
+                )
+
+
+class _Annotations:
+    """Columns of the annotation list. A batch of sound annotations never meets a Python loop of its own statements."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self._image_ids: list[Any] = []
+        self._category_ids: list[Any] = []
+        self._ids: list[Any] = []
+        self._boxes: list[NDArray[np.float64]] = []
+        self._areas: list[NDArray[np.float64]] = []
+        self._crowd: list[NDArray[np.bool_]] = []
+        self._difficult: list[NDArray[np.bool_]] = []
+
+    def extend(self, batch: Sequence[Any]) -> None:
+        if not self._append(batch):
+            sound = [annotation for annotation in batch if self._is_sound(annotation)]
+            if not self._append(sound):
+                raise AssertionError("an annotation passed one by one but not in its batch")
+
+    def _append(self, batch: Sequence[Any]) -> bool:
+        """Take a batch as a whole; False, and nothing is taken, if any of its annotations needs a closer look."""
+        if not set(map(type, batch)) <= {dict}:
+            return False
+        bboxes = [annotation.get("bbox") for annotation in batch]
+        if not (set(map(type, bboxes)) <= {list} and set(map(len, bboxes)) <= {4}):
+            return False
+        numbers = list(chain.from_iterable(bboxes))
+        areas = [annotation.get("area") for annotation in batch]
+        flags = [[annotation.get(key) for annotation in batch] for key in ("iscrowd", "ignore")]
+        image_ids = [annotation.get("image_id") for annotation in batch]
+        category_ids = [annotation.get("category_id") for annotation in batch]
+        if not (
+            set(map(type, numbers)) <= _NUMBERS
+            and set(map(type, areas)) <= _NUMBERS | {type(None)}
+            and set(map(type, chain.from_iterable(flags))) <= {int, bool, float, type(None)}
+            and set(chain.from_iterable(flags)) <= {0, 1, None}
+            and set(map(type, image_ids)) <= {int, str, float}
+            and set(map(type, category_ids)) <= {int, str, float}
+        ):
+            return False
+        try:
+            boxes = np.array(numbers, dtype=np.float64).reshape(-1, 4)
+            given = np.array(areas, dtype=np.float64)
+        except OverflowError:  # an integer beyond 1e308
+            return False
+        is_missing = np.array([area is None for area in areas], dtype=np.bool_)
+        if not ((np.abs(boxes) <= MAX_COORDINATE).all() and ((np.abs(given) <= MAX_COORDINATE**2) | is_missing).all()):
+            return False
+        self._boxes.append(boxes)
+        self._areas.append(np.where(is_missing, boxes[:, 2] * boxes[:, 3], given))
+        self._crowd.append(np.array(flags[0], dtype=np.bool_))
+        self._difficult.append(np.array(flags[1], dtype=np.bool_))
+        self._image_ids += image_ids
+        self._category_ids += category_ids
+        self._ids += [annotation.get("id") for annotation in batch]
+        return True
+
+    def _is_sound(self, annotation: Any) -> bool:
+        """The checks of `_append` for one annotation, with the reason counted."""
+        if not isinstance(annotation, dict):
+            self.problems.add("malformed_annotation", str(annotation)[:60])
+            return False
+        where = f"annotation {annotation.get('id', 'without id')!r}"
+        bbox = annotation.get("bbox")
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+            self.problems.add("malformed_box", f"{where}: bbox {str(bbox)[:60]}")
+            return False
+        if not all(abs(value) <= MAX_COORDINATE for value in bbox):
+            self.problems.add("non_finite_box", f"{where}: bbox {str(bbox)[:60]}")
+            return False
+        area = annotation.get("area")
+        wrong = [key for key in ("image_id", "category_id") if as_id(annotation.get(key)) is None]
+        wrong += [key for key in ("iscrowd", "ignore") if annotation.get(key) not in (None, 0, 1)]
+        if area is not None and not (_is_number(area) and abs(area) <= MAX_COORDINATE**2):
+            wrong.append("area")
+        if wrong:
+            self.problems.add("malformed_annotation", f"{where}: {wrong[0]} {str(annotation.get(wrong[0]))[:60]!r}")
+            return False
+        return True
+
+    def resolve(self, image_rows: Mapping[Id, int], category_rows: Mapping[Id, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(B,) image row and label of each annotation, -1 where its id is not listed (and counted)."""
+        columns = []
+        for kind, key, ids, rows in (
+            ("unknown_image", "image_id", self._image_ids, image_rows),
+            ("unknown_category", "category_id", self._category_ids, category_rows),
+        ):
+            column = np.fromiter((rows.get(one, -1) for one in ids), dtype=np.int64, count=len(ids))
+            lost = np.flatnonzero(column < 0)
+            self.problems.add_many(kind, len(lost), (f"annotation {self._ids[row]!r}: {key} {ids[row]!r}" for row in lost))
+            columns.append(column)
+        return columns[0], columns[1]
+
+    def ids(self) -> NDArray[np.int64] | None:
+        """(B,) the file's own annotation ids, None unless all are whole numbers."""
+        types = set(map(type, self._ids))
+        if types <= {int}:
+            try:
+                return np.array(self._ids, dtype=np.int64)
+            except OverflowError:
+                pass
+        if types != {type(None)}:
+            odd = [one for one in self._ids if type(one) is not int or not -(2**63) <= one < 2**63]
+            self.problems.add_many("renumbered_annotation_ids", len(odd), map(repr, odd))
+        return None
+
+    def boxes(self) -> NDArray[np.float64]:
+        return np.concatenate([np.zeros((0, 4)), *self._boxes])
+
+    def areas(self) -> NDArray[np.float64]:
+        return np.concatenate([np.zeros(0), *self._areas])
+
+    def is_crowd(self) -> NDArray[np.bool_]:
+        return np.concatenate([np.zeros(0, dtype=np.bool_), *self._crowd])
+
+    def is_difficult(self) -> NDArray[np.bool_]:
+        return np.concatenate([np.zeros(0, dtype=np.bool_), *self._difficult])

@@ -1,0 +1,360 @@
+"""The one image decoder: files and bytes to (H, W, 3) uint8 RGB, for training, checking, prediction and serving alike.
+
+What a picture is follows from its content, never from its name. Colours: grey, 1-bit and palette pictures become RGB; transparent pixels
+are laid over white; 16-bit samples are scaled by 1/257; CMYK is converted without a colour profile, and embedded profiles are ignored.
+Of pictures with several frames or pages the first one counts.
+"""
+
+import glob
+import io
+import os
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from lw_retinanet.errors import ImageError, InputError
+
+MAX_PIXELS = 64_000_000
+# Only for picking files out of a folder or a pattern; what a file is, its content says.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+
+# Called directly: Image.open() would first warn about, or refuse, a large picture by a limit that is global to the process.
+_OPENERS = {
+    "JPEG": JpegImagePlugin.jpeg_factory,  # MPO, the stereo form of cameras, included
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (_PNG_SIGNATURE, "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_FOREIGN_SIGNATURES = (
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "an EPS or PostScript document"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS document"),
+    (b"8BPS", "a Photoshop document (PSD)"),
+    (b"SIMPLE  =", "a FITS image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\x01\0", "an icon (ICO)"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself"),
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+_PNG_CHUNKS_FOR_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_MAX_PNG_CHUNKS = 100_000
+
+_quiet = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _quiet
+    _quiet = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a loader worker must not inherit a lock that a thread of its parent holds
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> NDArray[np.uint8]:
+    """Read a picture in the orientation in which it is displayed (EXIF applied; a broken EXIF block is ignored).
+
+    Args:
+        source: a file, or the bytes of one.
+        max_pixels: larger pictures are refused after reading their header.
+        name: what error messages call the picture; by default its path.
+
+    Returns:
+        (H, W, 3) RGB, writable and contiguous.
+
+    Raises:
+        ImageError: if the file is missing, of a form that is not read, truncated, broken or too large.
+    """
+    with _opened(source, max_pixels, name, pixels=True) as (image, orientation):
+        rgb = _to_rgb(image)
+        if orientation in _TURNS:
+            rgb = rgb.transpose(_TURNS[orientation])
+        return np.array(rgb)
+
+
+def read_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
+    """(height, width) as displayed, from the header alone: the shape that ``decode`` returns, if the pixels are sound.
+
+    Arguments and errors are those of ``decode``.
+    """
+    with _opened(source, max_pixels, name, pixels=False) as (image, orientation):
+        width, height = image.size
+        return (width, height) if orientation in _SWAPS_SIDES else (height, width)
+
+
+def find_images(sources: Sequence[str | Path]) -> list[Path]:
+    """The image files that files, folders and patterns name, each once, in the order of the sources.
+
+    A file is taken as it is. A folder gives the files with a usual image suffix in it and in its sub-folders, sorted, hidden ones left out.
+    A pattern (``*``, ``?``, ``[...]``, ``**``) gives the matching files with such a suffix or, where there are none, all matching files.
+
+    Raises:
+        InputError: for a source that does not exist or that yields no image.
+    """
+    found: dict[Path, Path] = {}
+    for source in sources:
+        for path in _images_of(source):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _images_of(source: str | Path) -> list[Path]:
+    path, shown = Path(source).expanduser(), _printable(source)
+    try:
+        if path.is_dir():
+            images = sorted(_walk(path))
+            if not images:
+                raise InputError(f"{shown}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))}); name another one")
+            return images
+        if path.exists():
+            return [path]
+        is_pattern = any(character in str(path) for character in "*?[")
+        # Path.glob takes no absolute pattern.
+        matches = sorted(map(Path, glob.glob(str(path), recursive=True))) if is_pattern else []  # noqa: PTH207
+        files = [match for match in matches if match.is_file()]
+    except (OSError, ValueError) as error:  # a name that is too long, a NUL character, a folder that may not be read
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{shown}: cannot be read ({reason}); check the path and its permissions") from None
+    if files:
+        return [file for file in files if file.suffix.lower() in SUFFIXES] or files
+    if "://" in str(source):
+        raise InputError(f"{shown}: web addresses are not read; download the image and name the file")
+    what = "no file matches this pattern" if is_pattern else "no such file or folder"
+    raise InputError(f"{shown}: {what}; check the path")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Image files below ``folder``; linked folders are followed, each real folder once, so that a circle of links ends."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(parent, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
+        seen.add(real)
+
+
+def _printable(name: str | Path) -> str:
+    """Fit for one line of a message: file names may hold line breaks and bytes that are no text."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(name))
+
+
+@contextmanager
+def _opened(source: Path | bytes, max_pixels: int, name: str | None, *, pixels: bool) -> Iterator[tuple[ImageFile.ImageFile, int]]:
+    """The picture with its header read, and its EXIF orientation; whatever goes wrong inside comes out as an ImageError."""
+    shown = name or (_printable(source) if isinstance(source, Path) else "image data")
+    with _stream(source, shown) as stream:
+        form = _form(stream.read(512), shown)
+        try:
+            if form == "PNG":
+                stream = _slim_png(stream, limit=8 * max_pixels + 2**20, pixels=pixels)
+            stream.seek(0)
+            # Pillow warns about damaged metadata, which is no news to the user. The filters are global, hence the lock.
+            with _quiet, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = _OPENERS[form](stream, "")
+                width, height = image.size
+                if width < 1 or height < 1:
+                    raise ImageError(f"{shown}: the {form} header says {width} x {height} pixels; replace the file")
+                if width * height > max_pixels:
+                    raise ImageError(
+                        f"{shown}: {width} x {height} is more than the limit of {max_pixels:,} pixels; shrink the image or raise max_pixels"
+                    )
+                if image.mode in ("I", "F"):
+                    kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+                    raise ImageError(f"{shown}: has {kind} samples, whose range is unknown; save it with 8 or 16 bits a sample")
+                orientation = _orientation(image)
+            yield image, orientation
+        except ImageError:
+            raise
+        except Image.DecompressionBombError as error:  # WebP and GIF look at Pillow's own limit before theirs is known here
+            raise ImageError(f"{shown}: is too large ({error}); shrink the image") from None
+        except Exception as error:  # broken files make Pillow raise nearly anything: struct.error, KeyError, ZeroDivisionError, ...
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"{shown}: broken {form} image ({reason}); replace the file or save it anew") from error
+
+
+@contextmanager
+def _stream(source: Path | bytes, shown: str) -> Iterator[BinaryIO]:
+    if not isinstance(source, Path):
+        yield io.BytesIO(source)
+        return
+    try:
+        status = source.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{shown}: is a folder, not an image; name a file in it")
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+            raise ImageError(f"{shown}: is not a regular file; copy the image to a file")
+        stream = source.open("rb")
+    except FileNotFoundError:
+        raise ImageError(f"{shown}: no such image file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ImageError(f"{shown}: cannot be opened ({reason}); check the path and its permissions") from None
+    with stream:
+        yield stream
+
+
+def _form(head: bytes, shown: str) -> str:
+    """The form of the picture whose first bytes are ``head``; other forms are refused by their name."""
+    for signature, form in _SIGNATURES:
+        if head.startswith(signature):
+            return form
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    raise ImageError(f"{shown}: {_foreign_form(head)}; only {', '.join(_OPENERS)} are read, so convert it to one of these")
+
+
+def _foreign_form(head: bytes) -> str:
+    if not head:
+        return "the file is empty"
+    if not head.strip(b"\0"):
+        return "holds zero bytes only, not an image"
+    for signature, form in _FOREIGN_SIGNATURES:
+        if head.startswith(signature):
+            return f"is {form}"
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand in (b"avif", b"avis"):
+            return "is an AVIF image"
+        return "is a HEIC image" if brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1") else "is an MP4 or MOV video"
+    if head[128:132] == b"DICM":
+        return "is a DICOM image"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "is a web page (a failed download?)"
+    if b"<svg" in text:
+        return "is an SVG drawing"
+    return "is not an image of a known form"
+
+
+def _slim_png(stream: BinaryIO, limit: int, *, pixels: bool) -> BinaryIO:
+    """The same PNG without texts, profiles and animation, and with EXIF in front of the pixels (it may come after them).
+
+    Oversized text is thereby harmless, and reading the size needs no decoding. Without ``pixels`` the pixel data stay unread.
+    """
+    head, body, exif = io.BytesIO(), io.BytesIO(), b""
+    head.write(_PNG_SIGNATURE)
+    stream.seek(len(_PNG_SIGNATURE))
+    kept = 0
+    for _ in range(_MAX_PNG_CHUNKS):
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            break  # truncated: Pillow finds out when it decodes
+        length, kind = struct.unpack(">I4s", prefix)
+        if kind == b"eXIf" and length < 2**20:
+            exif = stream.read(length)
+            stream.seek(4, io.SEEK_CUR)
+        elif kind in _PNG_CHUNKS_FOR_PIXELS and (pixels or kind != b"IDAT"):
+            kept += length
+            if kept > limit:
+                raise ValueError(f"more than {limit:,} bytes of pixel data")
+            part = body if kind in (b"IDAT", b"IEND") else head
+            part.write(prefix)
+            part.write(stream.read(length + 4))
+        else:
+            stream.seek(length + 4, io.SEEK_CUR)
+        if kind == b"IEND":
+            break
+    else:
+        raise ValueError(f"more than {_MAX_PNG_CHUNKS:,} chunks")
+    if exif:
+        head.write(_png_chunk(b"eXIf", exif))
+    if not pixels:
+        head.write(_png_chunk(b"IDAT", b""))
+    head.write(body.getbuffer())
+    return head
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    try:
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # any garbage may stand in an EXIF block, and none of it makes the pixels worse
+        return 1
+    # Pillow turns a TIFF by itself: its size is already the displayed one.
+    return orientation if isinstance(orientation, int) and not isinstance(image, TiffImagePlugin.TiffImageFile) else 1
+
+
+def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I;16"):
+        return _from_16_bit_grey(image)
+    if image.mode in ("La", "RGBa"):
+        return _over_white(image.convert("LA" if image.mode == "La" else "RGBA"))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        return _over_white(image)
+    return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGB", rgba.size, "white")
+    canvas.paste(rgba, mask=rgba)
+    return canvas
+
+
+def _from_16_bit_grey(image: ImageFile.ImageFile) -> Image.Image:
+    samples = np.asarray(image).astype(np.uint32)
+    white = 65535
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        white = 4095 if image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else white
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+            samples = white - samples
+    grey = ((samples * 255 + white // 2) // white).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

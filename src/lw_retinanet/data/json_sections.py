@@ -1,0 +1,96 @@
+"""The lists of a large JSON object, a batch at a time, so that the whole tree never exists in memory."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lw_retinanet.errors import DataError
+
+_BATCH = 16384
+_skip_space = re.compile(r"[ \t\n\r]*").match
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: if the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def iterate_sections(path: Path) -> Iterator[tuple[str, list[object] | None]]:
+    """Walk through the top-level object of a JSON file.
+
+    Yields:
+        For each list of the object (key, batch of its elements), at least one batch a list, possibly empty; for any other value
+        (key, None).
+
+    Raises:
+        DataError: if the file is not one JSON object, with line and column; a list that appears twice is refused too.
+    """
+    text = read_text(path)
+    try:
+        yield from _walk(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}; repair or export it again"
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{path}: JSON nested too deeply; this is not an annotation file") from error
+    except ValueError as error:  # a number of more than some thousand digits
+        raise DataError(f"{path}: malformed JSON: {error}") from error
+
+
+def _walk(text: str) -> Iterator[tuple[str, list[object] | None]]:
+    decode = json.JSONDecoder().raw_decode
+
+    def after_space(position: int) -> int:
+        match = _skip_space(text, position)
+        return position if match is None else match.end()
+
+    def expect(position: int, characters: str) -> int:
+        if text[position : position + 1] not in characters or position >= len(text):
+            raise json.JSONDecodeError(f"expected {' or '.join(map(repr, characters))}", text, position)
+        return position
+
+    seen: set[str] = set()
+    position = expect(after_space(0), "{")
+    closing = after_space(position + 1)
+    if text[closing : closing + 1] == "}":
+        position = closing
+    while text[position] != "}":
+        position = expect(after_space(position + 1), '"')
+        key, end = decode(text, position)
+        if key in seen:
+            raise json.JSONDecodeError(f"the key {key!r} appears twice", text, position)
+        seen.add(key)
+        position = after_space(expect(after_space(end), ":") + 1)
+        if text[position : position + 1] != "[":
+            _, end = decode(text, position)
+            yield key, None
+        else:
+            batch: list[object] = []
+            closing = after_space(position + 1)
+            if text[closing : closing + 1] == "]":
+                position = closing
+            while text[position] != "]":
+                element, end = decode(text, after_space(position + 1))
+                batch.append(element)
+                position = expect(after_space(end), ",]")
+                if len(batch) == _BATCH and text[position] == ",":
+                    yield key, batch
+                    batch = []
+            yield key, batch
+            end = position + 1
+        position = expect(after_space(end), ",}")
+    if after_space(position + 1) != len(text):
+        raise json.JSONDecodeError("more text after the end", text, after_space(position + 1))

@@ -1,0 +1,235 @@
+"""Batches for training: which pictures make a step, and the worker-side work of loading them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..config import DataConfig
+from ..conventions import InputRule
+from ..errors import DataError, ImageError, LwRetinaNetError
+from ..structures import Batch, Targets
+from .augment import MIN_VISIBLE, apply_colours, apply_geometry, plan_geometry
+from .images import decode, read_size
+from .preprocess import pad_to, padded_size, to_tensor
+from .records import Records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Names one augmented picture, and the size that its whole step is padded to."""
+
+    epoch: int
+    index: int
+    size_hw: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    is_ignored: Tensor
+    scale_xy: tuple[float, float]
+    key: Key
+
+
+class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
+    """Pictures with targets. A picture that fails comes back as the error, to be raised where the caller can handle it.
+
+    Args:
+        records: with known sizes, see :func:`with_sizes`.
+        usable: (B,) bool boxes to train on.
+        seed: of augmentation.
+        config: augmentation.
+        rule: input size and resizing.
+    """
+
+    def __init__(self, records: Records, *, usable: NDArray[np.bool_], seed: int, config: DataConfig, rule: InputRule) -> None:
+        self.records = records
+        self.usable = usable
+        self.seed = seed
+        self.config = config
+        self.rule = rule
+
+    def __len__(self) -> int:
+        return self.records.num_images
+
+    def __getitem__(self, key: Key) -> "Sample | LwRetinaNetError":
+        try:
+            return self.load(key)
+        except LwRetinaNetError as error:
+            return error
+
+    def load(self, key: Key) -> Sample:
+        records, rows = self.records, self.records.rows(key.index)
+        path = records.path(key.index)
+        picture = decode(path)
+        size_hw = (int(records.sizes_hw[key.index, 0]), int(records.sizes_hw[key.index, 1]))
+        if picture.shape[:2] != size_hw:
+            raise DataError(
+                f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, its annotation says {size_hw[1]}x{size_hw[0]}; "
+                "run `lw-retinanet data check` and correct the annotation or the file"
+            )
+        keep = self.usable[rows]
+        boxes = torch.from_numpy(records.boxes(key.index)[keep]).float()
+        labels = torch.from_numpy(records.labels[rows][keep]).long()
+        is_ignored = torch.from_numpy(records.is_ignored[rows][keep])
+        position = {"seed": self.seed, "epoch": key.epoch, "index": key.index}
+        geometry = plan_geometry(size_hw, **position, config=self.config, rule=self.rule)
+        image, boxes, visible = apply_geometry(to_tensor(picture), boxes, geometry, self.rule)
+        if self.config.augment == "full":
+            image = apply_colours(image, **position)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        left = (sides >= 1).all(dim=1)
+        is_ignored = is_ignored | (visible < MIN_VISIBLE)
+        scale_xy = (geometry.resized_hw[1] / size_hw[1], geometry.resized_hw[0] / size_hw[0])
+        return Sample(image=image, boxes=boxes[left], labels=labels[left], is_ignored=is_ignored[left], scale_xy=scale_xy, key=key)
+
+
+def collate(samples: "list[Sample | LwRetinaNetError]") -> "Batch | LwRetinaNetError":
+    """Pad pictures to their step's size and targets to one number of boxes."""
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, LwRetinaNetError):
+            return sample
+        good.append(sample)
+    # At least one row, so that a batch without any box has the shapes of every other.
+    most = max(1, *(len(sample.labels) for sample in good))
+    boxes = torch.zeros((len(good), most, 4))
+    labels = torch.full((len(good), most), -1, dtype=torch.int64)
+    is_ignored = torch.zeros((len(good), most), dtype=torch.bool)
+    for row, sample in enumerate(good):
+        number = len(sample.labels)
+        boxes[row, :number], labels[row, :number], is_ignored[row, :number] = sample.boxes, sample.labels, sample.is_ignored
+    return Batch(
+        images=pad_to([sample.image for sample in good], good[0].key.size_hw),
+        sizes_hw=torch.tensor([sample.image.shape[1:] for sample in good]),
+        scales_xy=torch.tensor([sample.scale_xy for sample in good]),
+        targets=Targets(boxes=boxes, labels=labels, is_ignored=is_ignored),
+        indices=tuple(sample.key.index for sample in good),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan(Sampler[list[Key]]):
+    """Which pictures make which step: a function of (seed, epoch) alone, so any step can be the first and any process can know all.
+
+    A step takes ``batch_size * accumulate * world`` pictures; each process gets its consecutive share, one micro-batch after another. All
+    of them are padded to one size, since a network sees the size of the padding: only so does accumulation equal the large batch.
+
+    Args:
+        sizes_hw: (I, 2) of the original pictures.
+        config: augmentation and grouping.
+        rule: input size and padding.
+        seed: of order and augmentation.
+        batch_size: pictures of one micro-batch.
+        accumulate: micro-batches of one process in a step.
+        rank: of this process.
+        world: number of processes.
+        first_step: where to start.
+        last_step: where to stop (exclusive).
+    """
+
+    sizes_hw: NDArray[np.int32]
+    config: DataConfig
+    rule: InputRule
+    seed: int
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+    first_step: int = 0
+    last_step: int
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.accumulate * self.world
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """A last incomplete step is left out; a set smaller than one step is repeated within it."""
+        return max(1, len(self.sizes_hw) // self.images_per_step)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(steps_per_epoch, images_per_step) image numbers of an epoch."""
+        random = np.random.default_rng((self.seed, epoch))
+        step = self.images_per_step
+        order = random.permutation(len(self.sizes_hw))
+        if len(order) < step:
+            return np.resize(order, (1, step))
+        if self.config.group_by_shape:
+            is_tall = self.sizes_hw[order, 0] > self.sizes_hw[order, 1]
+            groups = [order[is_tall], order[~is_tall]]
+            whole = [group[: len(group) // step * step] for group in groups]
+            rest = np.concatenate([group[len(group) // step * step :] for group in groups])
+            order = np.concatenate([*whole, rest])
+        steps = order[: len(order) // step * step].reshape(-1, step)
+        return steps[random.permutation(len(steps))] if self.config.group_by_shape else steps
+
+    def keys(self, epoch: int, indices: NDArray[np.int64]) -> list[Key]:
+        """Keys of all pictures of one step."""
+        sizes = [
+            plan_geometry(
+                (int(self.sizes_hw[index, 0]), int(self.sizes_hw[index, 1])),
+                seed=self.seed,
+                epoch=epoch,
+                index=int(index),
+                config=self.config,
+                rule=self.rule,
+            ).size_hw
+            for index in indices
+        ]
+        size_hw = padded_size(sizes, self.rule.pad_multiple)
+        return [Key(epoch=epoch, index=int(index), size_hw=size_hw) for index in indices]
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        per_process = self.batch_size * self.accumulate
+        epoch_of_order, order = -1, np.empty((0, 0), dtype=np.int64)
+        for step in range(self.first_step, self.last_step):
+            epoch, row = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_of_order:
+                epoch_of_order, order = epoch, self.order(epoch)
+            keys = self.keys(epoch, order[row])[self.rank * per_process : (self.rank + 1) * per_process]
+            for start in range(0, per_process, self.batch_size):
+                yield keys[start : start + self.batch_size]
+
+
+def make_loader(dataset: TrainingSet, plan: StepPlan, *, workers: int, pin: bool) -> "DataLoader[Batch | LwRetinaNetError]":
+    """A torch loader over the steps of ``plan``."""
+    return DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, pin_memory=pin)  # type: ignore[arg-type]
+
+
+def with_sizes(records: Records) -> Records:
+    """The same records with every unknown size read from the picture's header.
+
+    Raises:
+        ImageError: for a picture that is missing or unreadable.
+    """
+    unknown = np.flatnonzero((records.sizes_hw <= 0).any(axis=1))
+    if len(unknown) == 0:
+        return records
+    sizes = records.sizes_hw.copy()
+    for image in unknown:
+        sizes[image] = read_size(records.path(int(image)))
+    return replace(records, sizes_hw=sizes)
+
+
+def require_files(records: Records) -> None:
+    """Check that every picture is there, before hours of work and not in the middle of them.
+
+    Raises:
+        ImageError: naming the first missing picture and how many there are.
+    """
+    missing = [image for image in range(records.num_images) if not records.path(image).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        remedy = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"
+        raise ImageError(f"{records.path(missing[0])} is missing{more}; {remedy}")

@@ -1,0 +1,77 @@
+"""From a decoded picture to the network's input: the one path that training, prediction and serving share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..conventions import InputRule
+
+
+def resized_size(size_hw: tuple[int, int], rule: InputRule, jitter: float = 1.0) -> tuple[int, int]:
+    """Height and width of a picture after resizing (each at least 1).
+
+    Args:
+        size_hw: of the original.
+        rule: of the weights.
+        jitter: extra factor, for augmentation.
+    """
+    shorter, longer = min(size_hw), max(size_hw)
+    scale = rule.size / longer if rule.resize == "long_side" else min(rule.size / shorter, rule.max_size / longer)
+    sides = (size_hw[0] * scale * jitter, size_hw[1] * scale * jitter)
+    if rule.rounding == "round":
+        return max(1, round(sides[0])), max(1, round(sides[1]))
+    # As torchvision does, of whose models this is the rule: a side of 97 scaled by 800 / 97 is 799.99... and becomes 799.
+    return max(1, int(sides[0])), max(1, int(sides[1]))
+
+
+def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+    """The smallest common height and width that are multiples of ``multiple``."""
+    height, width = max(size[0] for size in sizes_hw), max(size[1] for size in sizes_hw)
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) array -> (3, H, W) uint8 tensor, without a copy where the memory allows it."""
+    return torch.from_numpy(np.require(image, requirements=["W"])).permute(2, 0, 1)
+
+
+def resize(image: Tensor, size_hw: tuple[int, int], rule: InputRule) -> Tensor:
+    """Bilinear, with a low-pass filter if the rule says so. (3, H, W) uint8 -> (3, *size_hw) uint8."""
+    if tuple(image.shape[1:]) == size_hw:
+        return image
+    return F.resize(image, list(size_hw), antialias=rule.antialias)
+
+
+def pad_to(images: Sequence[Tensor], size_hw: tuple[int, int]) -> Tensor:
+    """Stack (3, h, w) pictures into (N, 3, *size_hw) with zeros at the right and the bottom, channels last in memory."""
+    batch = torch.zeros((len(images), 3, *size_hw), dtype=images[0].dtype).to(memory_format=torch.channels_last)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
+    """Scale, subtract the mean, divide by the deviation, and zero what is padding (as torchvision, Detectron2 and MMDetection do).
+
+    Args:
+        images: (N, 3, H, W) uint8 RGB.
+        sizes_hw: (N, 2) picture inside the padding.
+        rule: of the weights.
+
+    Returns:
+        (N, 3, H, W) float32, channels last in memory.
+    """
+    device = images.device
+    mean = torch.tensor(rule.mean, device=device)[:, None, None]
+    std = torch.tensor(rule.std, device=device)[:, None, None]
+    if rule.channel_order == "bgr":
+        images = images.flip(1)
+    values = (images.float() / rule.scale - mean) / std
+    rows = torch.arange(images.shape[2], device=device)[None, :] < sizes_hw[:, :1].to(device)
+    columns = torch.arange(images.shape[3], device=device)[None, :] < sizes_hw[:, 1:].to(device)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return (values * inside).contiguous(memory_format=torch.channels_last)

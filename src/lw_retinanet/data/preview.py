@@ -1,0 +1,95 @@
+"""A look at a data set: some of its images with their boxes drawn, and all of them on one sheet."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lw_retinanet.data.images import decode
+from lw_retinanet.data.records import Records
+from lw_retinanet.drawing import contact_sheet, draw_boxes
+from lw_retinanet.errors import ConfigError, InputError
+
+_READABLE_SIDE = 480  # below this many pixels, tags would cover the objects: enlarge
+
+
+def preview(records: Records, out: Path, *, count: int = 16, seed: int = 0) -> list[Path]:
+    """Write up to ``count`` annotated images and ``contact_sheet.jpg`` into the folder ``out``.
+
+    The same seed picks the same images, with every class among them if ``count`` allows.
+
+    Returns:
+        The files written, the sheet last. Files of the same names are replaced.
+
+    Raises:
+        ImageError: if one of the images cannot be read.
+        InputError: if there is nothing to show or ``out`` cannot be written.
+    """
+    if count < 1:
+        raise ConfigError(f"count must be at least 1, got {count}")
+    images = choose(records, count=count, seed=seed)
+    if not images:
+        raise InputError(f"{records.root}: the data set has no images; nothing to preview")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files, pictures, titles = [], [], []
+        for number, image in enumerate(images, start=1):
+            picture = _draw(records, image)
+            stem = re.sub(r"[^\w.-]+", "_", Path(records.file_names[image]).stem)[:80]
+            files.append(out / f"{number:03d}_{stem}.jpg")
+            _write(picture, files[-1])
+            pictures.append(picture)
+            titles.append(Path(records.file_names[image]).name)
+        files.append(out / "contact_sheet.jpg")
+        _write(contact_sheet(pictures, columns=min(4, len(pictures)), titles=titles, width=1600), files[-1])
+    except OSError as error:
+        raise InputError(f"{out}: cannot write the preview ({error.strerror or error}); name a folder that can be written") from None
+    return files
+
+
+def choose(records: Records, *, count: int, seed: int) -> list[int]:
+    """Up to ``count`` image numbers, sorted: first one for each class, the rarest class first, then any others."""
+    order = np.random.default_rng(seed).permutation(records.num_images)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    image_of_box = np.repeat(np.arange(records.num_images), np.diff(records.offsets))
+    # Each class once an image.
+    pairs = np.unique(np.stack((records.labels.astype(np.int64), image_of_box), axis=1), axis=0)
+    images_per_class = np.bincount(pairs[:, 0], minlength=len(records.categories))
+
+    chosen: dict[int, None] = {}
+    shown: set[int] = set()
+    for label in np.argsort(images_per_class, kind="stable").tolist():
+        if len(chosen) >= count:
+            break
+        candidates = pairs[pairs[:, 0] == label, 1]
+        if label in shown or not len(candidates):
+            continue
+        image = int(candidates[np.argmin(rank[candidates])])
+        chosen[image] = None
+        shown.update(records.labels[records.rows(image)].tolist())
+    for image in order.tolist():
+        if len(chosen) >= count:
+            break
+        chosen.setdefault(image)
+    return sorted(chosen)
+
+
+def _draw(records: Records, image: int) -> NDArray[np.uint8]:
+    pixels = decode(records.path(image))
+    rows = records.rows(image)
+    zoom = max(1, round(_READABLE_SIDE / max(pixels.shape[:2])))
+    return draw_boxes(
+        pixels, records.boxes(image), records.labels[rows], records.class_names, crowd=records.is_ignored[rows], zoom=min(zoom, 8)
+    )
+
+
+def _write(picture: NDArray[np.uint8], path: Path) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "JPEG", quality=92, subsampling=0)  # full colour resolution: thin coloured lines stay crisp
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(encoded.getvalue())
+    part.replace(path)

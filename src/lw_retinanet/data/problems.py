@@ -1,0 +1,116 @@
+"""What can be wrong with a data set: every kind counted with its first few examples, so that a check reports and a reader raises."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lw_retinanet.errors import DataError
+
+Severity = Literal["error", "warning"]
+NUM_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of problem. An error stops a reader and fails a check; a warning is only reported."""
+
+    severity: Severity
+    text: str
+    remedy: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "broken_file": Kind("error", "annotation files that cannot be read", "repair or remove them"),
+    "malformed_image": Kind("error", "image entries without a usable id, file_name or size", "repair or remove them"),
+    "malformed_annotation": Kind("error", "annotations with a missing or unusable field", "repair or remove them"),
+    "malformed_category": Kind("error", "categories without a usable id or name", "repair them"),
+    "duplicate_image_id": Kind("error", "image ids used twice", "give every image its own id"),
+    "duplicate_category_id": Kind("error", "category ids used twice", "give every category its own id"),
+    "unknown_image": Kind("error", "annotations of an image that is not listed", "list the image or remove them"),
+    "unknown_category": Kind("error", "annotations of a class that is not listed", "list the class or remove them"),
+    "malformed_box": Kind("error", "boxes that are not the right numbers", "repair or remove them"),
+    "non_finite_box": Kind("error", "boxes with nan, inf or absurdly large numbers", "repair or remove them"),
+    "unsafe_path": Kind("error", "file names that leave the image folder", "write them relative to the image folder"),
+    "missing_image": Kind("error", "images that do not exist", "restore the files or remove their entries"),
+    "unreadable_image": Kind("error", "images that cannot be read", "replace the files or remove their entries"),
+    "size_mismatch": Kind(
+        "error", "images whose size (displayed orientation) is not the annotated one", "correct the width and height, or re-annotate"
+    ),
+    "duplicate_annotation_id": Kind("warning", "annotation ids used twice", "harmless here: scoring renumbers them"),
+    "renumbered_annotation_ids": Kind("warning", "annotation ids that are not whole numbers", "annotations are numbered 1, 2, 3..."),
+    "duplicate_file_name": Kind("warning", "file names listed twice", "merge the entries"),
+    "duplicate_class_name": Kind("warning", "class names used twice", "give every class its own name"),
+    "empty_box": Kind("warning", "boxes of zero or negative size", "training drops them"),
+    "tiny_box": Kind("warning", "boxes narrower or lower than 1 px", "training drops them"),
+    "outside_box": Kind("warning", "boxes outside their image", "training drops them"),
+    "partly_outside_box": Kind("warning", "boxes partly outside their image", "training clips them"),
+    "duplicate_box": Kind("warning", "boxes that repeat another of the same image and class", "remove the copies"),
+    "image_without_boxes": Kind("warning", "images without boxes", "they are trained on as background"),
+    "class_without_boxes": Kind("warning", "classes without boxes", "their AP cannot be measured"),
+    "image_in_two_splits": Kind("warning", "images that another split holds too", "keep every image in one split"),
+    "different_classes": Kind("warning", "splits whose classes differ from the first split's", "give all splits one class list"),
+}
+
+
+@dataclass
+class Problem:
+    """One kind of problem as found: how often, and its first few examples."""
+
+    kind: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def severity(self) -> Severity:
+        return KINDS[self.kind].severity
+
+    def line(self) -> str:
+        """``image ids used twice: 3 (4, 9, 12); give every image its own id``."""
+        more = ", ..." if self.count > len(self.examples) else ""
+        kind = KINDS[self.kind]
+        return f"{kind.text}: {self.count:,} ({', '.join(self.examples)}{more}); {kind.remedy}"
+
+    def as_dict(self) -> dict[str, object]:
+        return {"kind": self.kind, "severity": self.severity, "count": self.count, "examples": list(self.examples), "text": self.line()}
+
+
+class Problems:
+    """The problems of one annotation file or split, in the order in which their kinds first appeared."""
+
+    def __init__(self, where: Path | str) -> None:
+        self.where = where
+        self._by_kind: dict[str, Problem] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        self.add_many(kind, 1, (example,))
+
+    def add_many(self, kind: str, count: int, examples: Iterable[str]) -> None:
+        """Count ``count`` more of a kind; only the first few of ``examples`` are looked at. A count of 0 adds nothing."""
+        if count == 0:
+            return
+        problem = self._by_kind.setdefault(kind, Problem(kind))
+        problem.count += count
+        for example in examples:
+            if len(problem.examples) >= NUM_EXAMPLES:
+                break
+            problem.examples.append(example)
+
+    def found(self) -> Sequence[Problem]:
+        """Errors first, each group in order of appearance."""
+        return sorted(self._by_kind.values(), key=lambda problem: problem.severity != "error")
+
+    def count(self, kind: str) -> int:
+        return self._by_kind[kind].count if kind in self._by_kind else 0
+
+    def raise_errors(self) -> None:
+        """Raise the first kind of error as one line.
+
+        Raises:
+            DataError: if there is an error; warnings alone pass.
+        """
+        errors = [problem for problem in self.found() if problem.severity == "error"]
+        if errors:
+            others = len(errors) - 1
+            more = f"; {others} more kinds of errors are listed by 'lw-retinanet data check'" if others else ""
+            raise DataError(f"{self.where}: {errors[0].line()}{more}")

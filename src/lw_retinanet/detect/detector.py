@@ -1,0 +1,148 @@
+"""Pictures in, boxes out: the object that every way of using a model shares."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..conventions import Conventions
+from ..data.images import decode, find_images
+from ..data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
+from ..data.records import Category
+from ..errors import ImageError, InputError
+from ..models.postprocess import detect
+from ..models.retinanet import RetinaNet
+from .result import Result
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Source = "str | Path | Image | NDArray[np.uint8]"
+
+
+class Detector:
+    """A trained network with everything that its answers need.
+
+    Args:
+        model: in evaluation mode.
+        categories: its classes, in the order of the labels.
+        device: to compute on.
+        use_bf16: run the network under bf16 autocast.
+        name: for people.
+    """
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        categories: tuple[Category, ...],
+        *,
+        device: torch.device | str = "cpu",
+        use_bf16: bool = False,
+        name: str = "",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.categories = categories
+        self.use_bf16 = use_bf16
+        self.name = name
+
+    @property
+    def conventions(self) -> Conventions:
+        return self.model.conventions
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(category.name for category in self.categories)
+
+    def predict(
+        self, sources: "Sequence[str | Path | Image | NDArray[np.uint8]] | str | Path | Image | NDArray[np.uint8]", *, score: float | None = None
+    ) -> list[Result]:
+        """Detect in pictures.
+
+        Args:
+            sources: one or several of: file, folder or glob; PIL picture; (H, W, 3) or (H, W) uint8 array, RGB.
+            score: smallest score; None takes the model's own threshold.
+
+        Returns:
+            One result a picture, in order.
+
+        Raises:
+            InputError: for a source that is none of these or matches no file, or a score outside 0..1.
+            ImageError: for a picture that cannot be read.
+        """
+        items = [sources] if isinstance(sources, str | Path | np.ndarray) or not isinstance(sources, Sequence) else list(sources)
+        results: list[Result] = []
+        for item in items:
+            if isinstance(item, str | Path):
+                results += [self.predict_file(path, score=score) for path in find_images([item])]
+            else:
+                results += self.predict_arrays([_as_array(item)], score=score)
+        return results
+
+    def predict_file(self, path: Path, *, score: float | None = None) -> Result:
+        """Detect in one file."""
+        return self.predict_arrays([decode(path)], files=[str(path)], score=score)[0]
+
+    @torch.inference_mode()
+    def predict_arrays(
+        self, images: Sequence[NDArray[np.uint8]], *, files: Sequence[str | None] | None = None, score: float | None = None
+    ) -> list[Result]:
+        """Detect in decoded pictures, all in one batch.
+
+        Args:
+            images: (H, W, 3) uint8 RGB, any sizes.
+            files: names to put into the results.
+            score: smallest score; None takes the model's own threshold.
+        """
+        if score is not None and not 0 <= score < 1:
+            raise InputError(f"score must be from 0 to below 1, got {score}")
+        conventions = self.conventions
+        if score is not None:
+            conventions = conventions.model_copy(update={"output": conventions.output.model_copy(update={"score_threshold": score})})
+        rule = conventions.input
+        sizes = [resized_size((image.shape[0], image.shape[1]), rule) for image in images]
+        size_hw = padded_size(sizes, rule.pad_multiple)
+        batch = pad_to([resize(to_tensor(image), size, rule) for image, size in zip(images, sizes, strict=True)], size_hw).to(self.device)
+        sizes_hw = torch.tensor(sizes, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16) if self.use_bf16 else contextlib.nullcontext():
+            predictions = self.model(normalise(batch, sizes_hw, rule))
+        found = detect(predictions, size_hw=size_hw, sizes_hw=sizes_hw, conventions=conventions)
+        counts = found.counts.tolist()
+        boxes, scores, labels = found.boxes.cpu().numpy(), found.scores.cpu().numpy(), found.labels.cpu().numpy()
+        results = []
+        for row, (image, size, count) in enumerate(zip(images, sizes, counts, strict=True)):
+            factors = np.array([image.shape[1] / size[1], image.shape[0] / size[0]] * 2, dtype=np.float32)
+            results.append(
+                Result(
+                    file=files[row] if files else None,
+                    image=image,
+                    boxes=boxes[row, :count] * factors,
+                    scores=scores[row, :count],
+                    labels=labels[row, :count],
+                    categories=self.categories,
+                )
+            )
+        return results
+
+    def predict_files(self, files: Sequence[Path], *, score: float | None = None) -> Iterator[Result | ImageError]:
+        """Detect in many files, one after the other; a picture that cannot be read comes back as its error and does not stop the rest."""
+        for path in files:
+            try:
+                yield self.predict_file(path, score=score)
+            except ImageError as error:
+                yield error
+
+
+def _as_array(image: object) -> NDArray[np.uint8]:
+    """A PIL picture or an array as (H, W, 3) uint8 RGB."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
+            raise InputError(f"an array must be (H, W, 3) or (H, W) uint8 in RGB order, got {image.shape} {image.dtype}")
+        return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("RGB"))
+    raise InputError(f"expected a file, folder, glob, PIL picture or array, got {type(image).__name__}")

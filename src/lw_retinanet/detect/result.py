@@ -1,0 +1,87 @@
+"""What a detector found in one picture."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.records import Category
+from ..drawing import draw_boxes
+from ..files import replacing
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """Detections of one picture, the best first. D boxes.
+
+    Args:
+        file: where the picture came from, or None.
+        image: (H, W, 3) uint8 RGB as displayed.
+        boxes: (D, 4) float32 xyxy pixels of ``image``.
+        scores: (D,) float32 in 0..1.
+        labels: (D,) int64 index into ``categories``.
+        categories: the model's classes.
+    """
+
+    file: str | None
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    categories: tuple[Category, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each box."""
+        return [self.categories[label].name for label in self.labels]
+
+    def plot(self) -> NDArray[np.uint8]:
+        """The picture with boxes, names and scores drawn, (H, W, 3) uint8 RGB."""
+        return draw_boxes(self.image, self.boxes, self.labels, [c.name for c in self.categories], self.scores)
+
+    def save(self, path: str | Path) -> Path:
+        """Write :meth:`plot` to a file, the format by its suffix; returns the path."""
+        from PIL import Image
+
+        path = Path(path)
+        with replacing(path) as temporary:
+            Image.fromarray(self.plot()).save(temporary, **({"quality": 90} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+        return path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: ``file, width, height, detections: [{box, score, label, name, category_id}]``."""
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        detections = [
+            {"box": box, "score": score, "label": label, "name": self.categories[label].name, "category_id": self.categories[label].id}
+            for box, score, label in rows
+        ]
+        return {"file": self.file, "width": self.image.shape[1], "height": self.image.shape[0], "detections": detections}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict())
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """COCO results: ``image_id, category_id, bbox`` (x, y, width, height) and ``score``, with the data set's own category ids."""
+        return [
+            {"image_id": image_id, "category_id": self.categories[label].id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), score, label in zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        ]
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections`` (needs the package ``supervision``)."""
+        try:
+            import supervision
+        except ImportError:
+            from ..errors import MissingExtraError
+
+            raise MissingExtraError("to_supervision needs supervision; install it with: pip install 'lw-retinanet[supervision]'") from None
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names, dtype=object)}
+        )

@@ -1,0 +1,39 @@
+"""What to compute on, and where bf16 pays."""
+
+from typing import Literal
+
+import torch
+
+from lw_retinanet.errors import InputError
+
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: for a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"there is no device {name} here; use cpu or auto")
+    return device
+
+
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether to run the network under bf16 autocast; ``auto`` only where the device multiplies in bf16 natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Without AVX512-BF16 or AMX, oneDNN emulates bf16 and is slower than fp32.
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+    return False

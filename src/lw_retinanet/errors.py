@@ -1,0 +1,37 @@
+"""What the library raises when the caller can put it right: one line that says what is wrong, where, and what to do."""
+
+
+class LwRetinaNetError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(LwRetinaNetError):
+    """Bad usage or bad input: a setting, a file, a data set. The command line turns it into exit code 2."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown, of the wrong type, out of range, or does not go with another one."""
+
+
+class DataError(InputError):
+    """An annotation file or a data set cannot be used as it is."""
+
+
+class ImageError(InputError):
+    """An image is missing, too large, or cannot be decoded."""
+
+
+class WeightsError(InputError):
+    """A weights file cannot be read or does not fit the model."""
+
+
+class RunFolderError(InputError):
+    """A run folder is in use, already holds a run, or holds none."""
+
+
+class MissingExtraError(InputError):
+    """A feature needs an optional dependency that is not installed; the message names the extra."""
+
+
+class TrainingError(LwRetinaNetError):
+    """Training had to stop, for instance because the loss is not finite."""

@@ -1,0 +1,253 @@
+"""Detections of a whole data set as flat arrays, and the COCO results file they are read from and written to."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lw_retinanet.data.records import Id, Records
+from lw_retinanet.errors import DataError
+
+_KEYS = ("image_id", "category_id", "bbox", "score")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DetectionTable:
+    """D detections in any order; among equal scores of one image and class the earlier row ranks higher.
+
+    Args:
+        image: (D,) int64 row number of the image in its ``Records``, 0..I-1 (not the data set's image id).
+        boxes_xywh: (D, 4) float64 x, y, width, height in pixels of the original image.
+        scores: (D,) float64.
+        labels: (D,) int32 index into the ``categories`` of the ``Records``.
+    """
+
+    image: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        count = len(self.image)
+        shapes = (self.image.shape, self.boxes_xywh.shape, self.scores.shape, self.labels.shape)
+        if shapes != ((count,), (count, 4), (count,), (count,)):
+            raise ValueError(f"image, boxes_xywh, scores and labels must have shapes (D,), (D, 4), (D,), (D,), got {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls.from_arrays([], np.zeros((0, 4)), [], [])
+
+    @classmethod
+    def from_arrays(cls, image: ArrayLike, boxes_xywh: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> Self:
+        """Convert array-likes to the dtypes of the table."""
+        return cls(
+            image=np.asarray(image, dtype=np.int64),
+            boxes_xywh=np.asarray(boxes_xywh, dtype=np.float64),
+            scores=np.asarray(scores, dtype=np.float64),
+            labels=np.asarray(labels, dtype=np.int32),
+        )
+
+    @classmethod
+    def from_image(cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> Self:
+        """The detections of one image, as a detector gives them.
+
+        Args:
+            image: row number of the image in its ``Records``.
+            boxes: (M, 4) xyxy pixels of the original image.
+            scores: (M,).
+            labels: (M,) 0..K-1.
+        """
+        boxes_xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+        return cls.from_arrays(np.full(len(boxes_xywh), image), boxes_xywh, scores, labels)
+
+
+def concatenate(tables: Sequence[DetectionTable]) -> DetectionTable:
+    """All rows of the tables, in order; no tables give an empty table."""
+    if not tables:
+        return DetectionTable.empty()
+    return DetectionTable(
+        image=np.concatenate([table.image for table in tables]),
+        boxes_xywh=np.concatenate([table.boxes_xywh for table in tables]),
+        scores=np.concatenate([table.scores for table in tables]),
+        labels=np.concatenate([table.labels for table in tables]),
+    )
+
+
+def check_detections(detections: DetectionTable, records: Records) -> None:
+    """Refuse what scoring or writing would get wrong in silence.
+
+    Raises:
+        DataError: if a box or score is not finite, or an image or label number is not one of ``records``.
+    """
+    for what, numbers, count in (
+        ("image row", detections.image, records.num_images),
+        ("label", detections.labels, len(records.categories)),
+    ):
+        rows = np.flatnonzero((numbers < 0) | (numbers >= count))
+        if len(rows):
+            raise DataError(
+                f"detection {rows[0]}: {what} {numbers[rows[0]]} is not one of the data set's {count:,}; "
+                "score detections against the data set that they were made for"
+            )
+    for what, finite in (("box", np.isfinite(detections.boxes_xywh).all(axis=1)), ("score", np.isfinite(detections.scores))):
+        rows = np.flatnonzero(~finite)
+        if len(rows):
+            name = records.file_names[detections.image[rows[0]]]
+            raise DataError(
+                f"detection {rows[0]} (image {name!r}): its {what} is not finite, like {len(rows):,} of {len(detections):,}; "
+                "look for NaN in the model's weights or drop these detections"
+            )
+
+
+def read_results(path: Path, records: Records) -> DetectionTable:
+    """Read detections from a COCO results file, or from a COCO annotation file whose boxes carry a ``score``.
+
+    Args:
+        path: JSON, a list of ``{image_id, category_id, bbox, score}`` or an object that keeps this list as ``annotations``.
+        records: the data set the ids belong to.
+
+    Raises:
+        DataError: naming the first detection that is malformed, not finite, or of an unknown image or class.
+    """
+    entries, place = _entries(path)
+    row_of_image = {image_id: row for row, image_id in enumerate(records.image_ids)}
+    label_of_category = {category_id: label for label, category_id in enumerate(records.category_ids)}
+    images: list[int] = []
+    labels: list[int] = []
+    boxes: list[Sequence[Any]] = []
+    scores: list[Any] = []
+    for position, entry in enumerate(entries):
+        try:
+            image = row_of_image[entry["image_id"]]
+            label = label_of_category[entry["category_id"]]
+            box, score = entry["bbox"], entry["score"]
+            _, _, _, _ = box
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{path}: {place}[{position}]: {_fault(entry, row_of_image, label_of_category)}") from None
+        images.append(image)
+        labels.append(label)
+        boxes.append(box)
+        scores.append(score)
+    return DetectionTable.from_arrays(
+        images,
+        _finite(list(chain.from_iterable(boxes)), 4, "bbox", f"{path}: {place}").reshape(-1, 4),
+        _finite(scores, 1, "score", f"{path}: {place}"),
+        labels,
+    )
+
+
+def write_results(detections: DetectionTable, records: Records, path: Path) -> None:
+    """Write a COCO results file with the data set's own ids; reading it back gives the same table bit for bit.
+
+    The file appears whole or not at all; missing folders are made.
+
+    Raises:
+        DataError: as ``check_detections``, or if the file cannot be written.
+    """
+    check_detections(detections, records)
+    image_ids = [json.dumps(image_id) for image_id in records.image_ids]
+    category_ids = [json.dumps(category_id) for category_id in records.category_ids]
+    columns = (detections.image.tolist(), detections.labels.tolist(), detections.boxes_xywh.tolist(), detections.scores.tolist())
+    # repr is the shortest text that reads back as the same float, and JSON allows every form of it.
+    lines = (
+        f'{{"image_id": {image_ids[image]}, "category_id": {category_ids[label]}, "bbox": {box!r}, "score": {score!r}}}'
+        for image, label, box, score in zip(*columns, strict=True)
+    )
+    write_whole(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode() if len(detections) else b"[]\n")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, never sees half of it.
+
+    Raises:
+        DataError: if the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}; choose another place or free it") from error
+
+
+def _entries(path: Path) -> tuple[list[Any], str]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; give a COCO results file") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}; is the file complete?") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start}: not UTF-8 text; give a COCO results file in JSON") from error
+    except (RecursionError, ValueError) as error:  # ValueError: an integer of more than 4,300 digits
+        raise DataError(f"{path}: not a results file: {error}; give a JSON list of detections") from error
+    if isinstance(parsed, dict) and isinstance(parsed.get("annotations"), list):
+        return parsed["annotations"], "annotations"
+    if isinstance(parsed, list):
+        return parsed, "detection "
+    raise DataError(f"{path}: expected a JSON list of detections (or an object with 'annotations'), found {_kind(parsed)}")
+
+
+def _fault(entry: Any, row_of_image: Mapping[Id, int], label_of_category: Mapping[Id, int]) -> str:
+    """What is wrong with an entry that could not be read, and what to do about it."""
+    if not isinstance(entry, dict):
+        return f"expected an object with {', '.join(_KEYS)}, found {_kind(entry)}"
+    missing = [key for key in _KEYS if key not in entry]
+    if missing:
+        hint = "; this looks like ground truth, give the detections" if missing == ["score"] else ""
+        return f"no {', '.join(map(repr, missing))}; a detection needs {', '.join(_KEYS)}{hint}"
+    for key, known in (("image_id", row_of_image), ("category_id", label_of_category)):
+        value = entry[key]
+        if not isinstance(value, int | float | str):
+            return f"{key} is {_kind(value)}, not an id; write the data set's own id"
+        if value not in known:
+            other: Id = str(value) if not isinstance(value, str) else int(value) if value.isdecimal() and len(value) < 20 else value
+            if other in known:
+                return f"{key} {value!r} is not in the data set, which has {other!r}; write the id as the data set does"
+            return f"{key} {value!r} is not in the data set; give the annotations that these detections were made for"
+    return f"bbox is {json.dumps(entry['bbox'])[:80]}; write four numbers: x, y, width, height"
+
+
+def _finite(values: list[Any], per_entry: int, key: str, place: str) -> NDArray[np.float64]:
+    """Numbers as float64; strings, null and booleans, which NumPy would convert, are refused like NaN and infinity."""
+    if set(map(type, values)) <= {int, float}:
+        with suppress(OverflowError):  # an integer too large for a float
+            numbers = np.array(values, dtype=np.float64)
+            if np.isfinite(numbers).all():
+                return numbers
+    first = next(index for index, value in enumerate(values) if not _is_finite(value))
+    value = json.dumps(values[first])[:40]
+    raise DataError(
+        f"{place}[{first // per_entry}]: {key} holds {value}, not a finite number; write finite numbers or leave the detection out"
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,171 @@
+"""Backbones: torchvision's networks cut into stages C1..C5, and timm's through the extra."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, resnet101
+
+from ..errors import ConfigError, MissingExtraError
+from .frozen_norm import FrozenNorm, fold_frozen_norms, freeze_batch_norms
+
+Norm = Literal["frozen", "batch", "group"]
+RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
+BACKBONES = (*RESNETS, "mobilenet_v2")
+GROUPS = 32
+
+
+class Backbone(nn.Module):
+    """A network as five stages of stride 2, 4, 8, 16 and 32. Parameters keep the names of the library that they come from.
+
+    Args:
+        channels: of C3, C4, C5.
+    """
+
+    channels: tuple[int, ...]
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        """``("C1", modules), ... ("C5", modules)``: what runs in order to make each stage."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> maps by ``C3``, ``C4``, ``C5``."""
+        outputs: dict[str, Tensor] = {}
+        features = images
+        for name, modules in self.stages():
+            for module in modules:
+                features = module(features)
+            if name in ("C3", "C4", "C5"):
+                outputs[name] = features
+        return outputs
+
+    def freeze(self, num_stages: int) -> None:
+        """Stop training the first ``num_stages`` stages (1: the stem, 2: stem and C2, ... 5: all), normalisation included."""
+        for _, modules in self.stages()[:num_stages]:
+            for module in modules:
+                module.requires_grad_(False)
+
+
+class ResNetBackbone(Backbone):
+    """torchvision's ResNet without its classifier.
+
+    Args:
+        name: a key of ``RESNETS``.
+        norm: ``frozen`` statistics and affine (for pretrained weights), ``batch`` or ``group`` normalisation (for training from nothing).
+        stride_in: ``3x3`` as in torchvision, or ``1x1`` as in Caffe's and Detectron's weights; only bottlenecks (50, 101) have the choice.
+        norm_eps: of frozen and batch normalisation.
+    """
+
+    def __init__(self, name: str, *, norm: Norm = "frozen", stride_in: Literal["3x3", "1x1"] = "3x3", norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        network = RESNETS[name](weights=None, norm_layer=_norm_layer(norm, norm_eps))
+        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = network.layer1, network.layer2, network.layer3, network.layer4
+        if stride_in == "1x1":
+            if not hasattr(self.layer1[0], "conv3"):
+                raise ConfigError(f"{name} has no bottlenecks, so its stride cannot sit in a 1x1 convolution; set model.stride_in=3x3")
+            for stage in (self.layer2, self.layer3, self.layer4):
+                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        c5 = network.fc.in_features
+        self.channels = (c5 // 4, c5 // 2, c5)
+        fold_frozen_norms(self)
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        return [
+            ("C1", [self.conv1, self.bn1, self.relu]),
+            ("C2", [self.maxpool, self.layer1]),
+            ("C3", [self.layer2]),
+            ("C4", [self.layer3]),
+            ("C5", [self.layer4]),
+        ]
+
+
+class MobileNetV2Backbone(Backbone):
+    """torchvision's MobileNetV2 without the 1280-wide convolution, which only serves its classifier."""
+
+    def __init__(self, *, norm: Norm = "frozen", norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        network = mobilenet_v2(weights=None, norm_layer=_norm_layer(norm, norm_eps))
+        self.features = network.features[:18]
+        self.channels = (32, 96, 320)
+        fold_frozen_norms(self)
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        cuts = (0, 2, 4, 7, 14, 18)
+        return [(f"C{i + 1}", list(self.features[start:stop])) for i, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False))]
+
+
+class TimmBackbone(Backbone):
+    """Any timm network that offers feature maps of stride 8, 16 and 32 (extra ``timm``).
+
+    Args:
+        name: timm's model name.
+        norm: ``frozen`` turns its batch norms into fixed affine maps; ``batch`` leaves them.
+        pretrained: let timm load its weights (from its cache or the network).
+    """
+
+    def __init__(self, name: str, *, norm: Norm = "frozen", pretrained: bool = False) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise MissingExtraError(f"backbone timm:{name} needs timm; install it with: pip install 'lw-retinanet[timm]'") from None
+        if norm == "group":
+            raise ConfigError("timm backbones keep their own normalisation; set model.norm to frozen or batch")
+        if not timm.is_model(name):
+            raise ConfigError(f"timm has no model {name!r}; timm.list_models() lists them")
+        try:
+            probe = timm.create_model(name, features_only=True, pretrained=False)
+            reductions = list(probe.feature_info.reduction())
+            indices = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in (8, 16, 32))
+        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(f"timm:{name} gives no feature maps of stride 8, 16 and 32, choose another backbone ({error})") from error
+        self.body = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+        self.channels = tuple(self.body.feature_info.channels())
+        if norm == "frozen":
+            freeze_batch_norms(self.body)
+            fold_frozen_norms(self)
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        raise ConfigError("a timm backbone is counted and frozen as a whole; use train.freeze=0 or 5")
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(("C3", "C4", "C5"), self.body(images), strict=True))
+
+    def freeze(self, num_stages: int) -> None:
+        if num_stages not in (0, 5):
+            raise ConfigError(f"a timm backbone is frozen as a whole, got train.freeze={num_stages}; use 0 or 5")
+        if num_stages:
+            self.requires_grad_(False)
+
+
+def make_backbone(name: str, *, norm: Norm, stride_in: Literal["3x3", "1x1"], norm_eps: float) -> Backbone:
+    """A backbone by its setting's name: a ResNet, ``mobilenet_v2``, or ``timm:NAME``. Weights are random.
+
+    Raises:
+        ConfigError: for an unknown name, or a stride that this network cannot have.
+    """
+    if name in RESNETS:
+        return ResNetBackbone(name, norm=norm, stride_in=stride_in, norm_eps=norm_eps)
+    if stride_in == "1x1":
+        raise ConfigError(f"only ResNets have a choice of stride, not {name}; set model.stride_in=3x3")
+    if name == "mobilenet_v2":
+        return MobileNetV2Backbone(norm=norm, norm_eps=norm_eps)
+    if name.startswith("timm:"):
+        return TimmBackbone(name.removeprefix("timm:"), norm=norm)
+    raise ConfigError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}, timm:NAME")
+
+
+def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:
+    def layer(num_features: int) -> nn.Module:
+        if norm == "frozen":
+            return FrozenNorm(num_features, eps=eps)
+        if norm == "batch":
+            return nn.BatchNorm2d(num_features, eps=eps)
+        return nn.GroupNorm(_divisor(num_features, GROUPS), num_features)
+
+    return layer
+
+
+def _divisor(channels: int, most: int) -> int:
+    return next(groups for groups in range(min(most, channels), 0, -1) if channels % groups == 0)

@@ -1,0 +1,65 @@
+"""The units that towers are made of, and the paper's D-blocks as tuples of them (Fig. 4)."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Module:
+    """The original unit: 3x3 convolution, ReLU."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True))
+
+
+def conv1x1(in_channels: int, out_channels: int) -> nn.Module:
+    """1x1 convolution, ReLU: sees one cell."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.ReLU(inplace=True))
+
+
+def separable3x3(in_channels: int, out_channels: int) -> nn.Module:
+    """Depthwise 3x3, 1x1, ReLU (MobileNet's order). The paper leaves open what stands between the two; here nothing does."""
+    return nn.Sequential(*_separable(in_channels, out_channels), nn.ReLU(inplace=True))
+
+
+def depthwise5x5(in_channels: int, out_channels: int) -> nn.Module:
+    """One 5x5 depthwise convolution, linear: gives a 1x1 tower its field of view for 25 MACs a channel.
+
+    Raises:
+        ValueError: if the widths differ.
+    """
+    if in_channels != out_channels:
+        raise ValueError(f"a depthwise unit keeps its width, got {in_channels} -> {out_channels}; put it after a 1x1 unit")
+    return nn.Conv2d(in_channels, out_channels, 5, padding=2, groups=in_channels)
+
+
+def _separable(in_channels: int, out_channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False), nn.Conv2d(in_channels, out_channels, 1)
+
+
+def predict3x3(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def predict1x1(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Conv2d(in_channels, out_channels, 1)
+
+
+def predict_separable3x3(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Sequential(*_separable(in_channels, out_channels))
+
+
+Unit = Callable[[int, int], nn.Module]
+
+UNITS: dict[str, Unit] = {"3x3": conv3x3, "1x1": conv1x1, "dw3x3+1x1": separable3x3, "dw5x5": depthwise5x5}
+PREDICTIONS: dict[str, Unit] = {"3x3": predict3x3, "1x1": predict1x1, "dw3x3+1x1": predict_separable3x3}
+
+# Units of a tower and the kernel of its prediction. v1 and v3 lighten the prediction too, v2 does not: the reading that comes closest to
+# the paper's own costs. `narrow` and `dw5` are this project's, at nearly the cost of v3 but with a 9x9 and a 5x5 field of view.
+D_BLOCKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "original": (("3x3",) * 4, "3x3"),
+    "v1": (("dw3x3+1x1",) * 4, "dw3x3+1x1"),
+    "v2": (("1x1", "3x3") * 2, "3x3"),
+    "v3": (("1x1",) * 4, "1x1"),
+    "narrow": (("1x1",) + ("3x3",) * 4, "1x1"),
+    "dw5": (("dw5x5",) + ("1x1",) * 4, "1x1"),
+}
+NARROW_WIDTH = 96

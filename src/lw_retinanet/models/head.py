@@ -1,0 +1,147 @@
+"""The detection head: two branches over five levels, with layers owned or shared as the plan says."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..conventions import LEVELS
+from ..structures import Predictions
+from .blocks import PREDICTIONS, UNITS
+from .plan import SHARED, HeadPlan, TowerPlan
+
+Init = Literal["fan_in", "fan_in_light", "paper"]
+PRIOR = 0.01  # foreground probability of every anchor at step 0 (focal loss paper, 4.1)
+
+
+class Branch(nn.Module):
+    """Class or box branch: towers and predictions of all levels.
+
+    Args:
+        in_channels: width of the pyramid.
+        out_channels: of the prediction: anchors a cell times classes, or times 4.
+        own: own towers by level.
+        shared: the tower of the levels that own nothing, and of layers marked shared.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, own: Mapping[str, TowerPlan], shared: TowerPlan) -> None:
+        super().__init__()
+        self.plans = {level: own.get(level) for level in LEVELS}
+        # A shared layer that no level uses would be a parameter without gradient, and an error in distributed training.
+        sharing_all = any(plan is None for plan in self.plans.values())
+        plans = [plan for plan in self.plans.values() if plan is not None]
+        used = {i for i in range(len(shared.units)) if sharing_all or any(i < len(p.units) and p.units[i] == SHARED for p in plans)}
+        self.shared_units = _units(shared, in_channels, keep=used)
+        self.num_shared_units = len(shared.units)
+        width = shared.width or in_channels
+        if sharing_all or any(plan.predict == SHARED for plan in plans):
+            self.shared_predict: nn.Module | None = PREDICTIONS[shared.predict](width, out_channels)
+        else:
+            self.shared_predict = None
+        self.own_units = nn.ModuleDict()
+        self.own_predict = nn.ModuleDict()
+        for level, plan in self.plans.items():
+            if plan is None:
+                continue
+            self.own_units[level] = _units(plan, in_channels, keep={i for i, unit in enumerate(plan.units) if unit != SHARED})
+            if plan.predict != SHARED:
+                self.own_predict[level] = PREDICTIONS[plan.predict](plan.width or in_channels, out_channels)
+
+    def layers(self, level: str) -> tuple[list[nn.Module], nn.Module]:
+        """The units of a level's tower in order, and its prediction convolution."""
+        plan = self.plans[level]
+        if plan is None:
+            assert self.shared_predict is not None
+            return [self.shared_units[str(i)] for i in range(self.num_shared_units)], self.shared_predict
+        own = self.own_units[level]
+        assert isinstance(own, nn.ModuleDict)
+        units = [(self.shared_units if unit == SHARED else own)[str(i)] for i, unit in enumerate(plan.units)]
+        predict = self.own_predict[level] if plan.predict != SHARED else self.shared_predict
+        assert predict is not None
+        return units, predict
+
+    def forward(self, features: Tensor, level: str) -> Tensor:
+        """(N, C, H, W) features of one level -> (N, out_channels, H, W)."""
+        units, predict = self.layers(level)
+        for unit in units:
+            features = unit(features)
+        return predict(features)  # type: ignore[no-any-return]
+
+
+def _units(plan: TowerPlan, in_channels: int, keep: set[int]) -> nn.ModuleDict:
+    width = plan.width or in_channels
+    return nn.ModuleDict(
+        {str(i): UNITS[unit](in_channels if i == 0 else width, width) for i, unit in enumerate(plan.units) if i in keep and unit != SHARED}
+    )
+
+
+class Head(nn.Module):
+    """Both branches.
+
+    Args:
+        in_channels: width of the pyramid.
+        num_classes: K.
+        num_anchors: anchors a cell.
+        plan: which level owns what.
+        init: ``fan_in`` (He) for every tower, ``fan_in_light`` for own towers only with the paper's normal(0, 0.01) elsewhere, or ``paper``
+            for all. With 0.01 a tower of four 1x1 units passes on 1.5e-4 of its input, one of four (dw + 1x1) units 9e-11.
+    """
+
+    def __init__(self, *, in_channels: int, num_classes: int, num_anchors: int, plan: HeadPlan, init: Init = "fan_in_light") -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls = Branch(in_channels=in_channels, out_channels=num_anchors * num_classes, own=plan.cls, shared=plan.shared)
+        self.bbox = Branch(in_channels=in_channels, out_channels=num_anchors * 4, own=plan.bbox, shared=plan.shared)
+        self.reset_parameters(init)
+
+    @torch.no_grad()
+    def reset_parameters(self, init: Init) -> None:
+        """Draw the weights anew (``init`` as in the constructor) and set the class prior."""
+        for branch in (self.cls, self.bbox):
+            for conv in _convs(branch.shared_units):
+                _init_conv(conv, fan_in=init == "fan_in")
+            for conv in _convs(branch.own_units):
+                _init_conv(conv, fan_in=init != "paper")
+            for predict in (branch.shared_predict, *branch.own_predict.values()):
+                if predict is not None:
+                    self._init_prediction(predict, init, is_class=branch is self.cls)
+
+    def _init_prediction(self, predict: nn.Module, init: Init, *, is_class: bool) -> None:
+        *spatial, last = _convs(predict)
+        for conv in spatial:
+            _init_conv(conv, fan_in=init != "paper", gain=1.0)  # no ReLU follows
+        _init_conv(last, fan_in=False)
+        if is_class:
+            # p = PRIOR for every anchor at step 0: with ~10^5 background anchors the loss diverges otherwise.
+            assert last.bias is not None
+            nn.init.constant_(last.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, pyramid: Mapping[str, Tensor]) -> Predictions:
+        """Features by level -> predictions of all levels, in the order of the levels, then rows, columns, anchors of a cell."""
+        logits = [_flatten(self.cls(pyramid[level], level), self.num_classes) for level in LEVELS]
+        deltas = [_flatten(self.bbox(pyramid[level], level), 4) for level in LEVELS]
+        return Predictions(torch.cat(logits, dim=1), torch.cat(deltas, dim=1))
+
+
+def _flatten(maps: Tensor, values: int) -> Tensor:
+    """(N, anchors * values, H, W) -> (N, H * W * anchors, values): a view where memory is channels_last."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
+
+
+def _convs(module: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _init_conv(conv: nn.Conv2d, *, fan_in: bool, gain: float | None = None) -> None:
+    if fan_in:
+        if gain is None:
+            # Depthwise convolutions have no ReLU of their own here.
+            gain = 1.0 if conv.groups > 1 else math.sqrt(2.0)
+        inputs = conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+        nn.init.normal_(conv.weight, std=gain / math.sqrt(inputs))
+    else:
+        nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

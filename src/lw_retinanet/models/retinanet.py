@@ -1,0 +1,40 @@
+"""The detector's network: images in, logits and deltas out."""
+
+from torch import Tensor, nn
+
+from ..conventions import Conventions
+from ..structures import Predictions
+from .backbone import Backbone
+from .fpn import FPN
+from .head import Head
+
+
+class RetinaNet(nn.Module):
+    """Backbone, pyramid and head, and nothing else: losses, decoding and NMS are functions of its output.
+
+    Args:
+        backbone: images -> C3..C5.
+        fpn: C3..C5 -> P3..P7.
+        head: P3..P7 -> predictions.
+        conventions: what the weights expect of anchors, pictures and decoding; carried, not used here.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection (2017); Li & Ren, Light-Weight RetinaNet (2019).
+    """
+
+    def __init__(self, *, backbone: Backbone, fpn: FPN, head: Head, conventions: Conventions = Conventions()) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.head = head
+        self.conventions = conventions
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    def forward(self, images: Tensor) -> Predictions:
+        """(N, 3, H, W) float, normalised as ``conventions.input`` says -> predictions for all anchors.
+
+        Height and width need not be multiples of anything; anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`.
+        """
+        return self.head(self.fpn(self.backbone(images)))  # type: ignore[no-any-return]

@@ -1,0 +1,69 @@
+"""The rows of the paper's tables, each a small function that shows all that differs from the baseline."""
+
+from collections.abc import Callable
+
+from .plan import HeadPlan, d_block
+
+
+def retinanet() -> HeadPlan:
+    """RetinaNet: one head for all levels."""
+    return HeadPlan()
+
+
+def lw_v1() -> HeadPlan:
+    """LW-RetinaNet-v1: D-block-v2 in the class branch of D3 (Table 2)."""
+    return HeadPlan(cls={"P3": d_block("v2")})
+
+
+def lw_v2() -> HeadPlan:
+    """LW-RetinaNet-v2: D-block-v3 in the class branch of D3 (Table 2)."""
+    return HeadPlan(cls={"P3": d_block("v3")})
+
+
+def lw_v3() -> HeadPlan:
+    """LW-RetinaNet-v3: D-block-v3 in both branches of D3 (Table 2)."""
+    return HeadPlan(cls={"P3": d_block("v3")}, bbox={"P3": d_block("v3")})
+
+
+def lw_v3_released() -> HeadPlan:
+    """LW-RetinaNet-v3 as in the authors' released code: the 3x3 box prediction stays shared by all levels."""
+    return HeadPlan(cls={"P3": d_block("v3")}, bbox={"P3": d_block("v3", predict="shared")})
+
+
+def bbox_v1() -> HeadPlan:
+    """D-block-v1 in the box branch of D3 (Table 1)."""
+    return HeadPlan(bbox={"P3": d_block("v1")})
+
+
+def bbox_v2() -> HeadPlan:
+    """D-block-v2 in the box branch of D3 (Table 1)."""
+    return HeadPlan(bbox={"P3": d_block("v2")})
+
+
+def bbox_v3() -> HeadPlan:
+    """D-block-v3 in the box branch of D3 (Table 1)."""
+    return HeadPlan(bbox={"P3": d_block("v3")})
+
+
+def lw_narrow() -> HeadPlan:
+    """Ours: a tower 96 wide in both branches of D3, at 1.09 times D3 of LW-v3 and with a 9x9 field of view."""
+    return HeadPlan(cls={"P3": d_block("narrow")}, bbox={"P3": d_block("narrow")})
+
+
+def lw_dw5() -> HeadPlan:
+    """Ours: LW-v3 with one 5x5 depthwise convolution in each branch of D3."""
+    return HeadPlan(cls={"P3": d_block("dw5")}, bbox={"P3": d_block("dw5")})
+
+
+PRESETS: dict[str, Callable[[], HeadPlan]] = {
+    "retinanet": retinanet,
+    "lw-v1": lw_v1,
+    "lw-v2": lw_v2,
+    "lw-v3": lw_v3,
+    "lw-v3-released": lw_v3_released,
+    "bbox-v1": bbox_v1,
+    "bbox-v2": bbox_v2,
+    "bbox-v3": bbox_v3,
+    "lw-narrow": lw_narrow,
+    "lw-dw5": lw_dw5,
+}

@@ -1,0 +1,217 @@
+"""The training loop: plain torch, one process or many, and the same run however often it is interrupted."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.tensorboard import SummaryWriter
+
+from ..config import Config
+from ..data.loader import StepPlan, TrainingSet, make_loader
+from ..data.records import Records
+from ..errors import LwRetinaNetError, RunFolderError
+from ..models.retinanet import RetinaNet
+from ..structures import Batch
+from .checkpoint import Checkpoint, load_latest, load_optimiser, optimiser_tensors, save_checkpoint
+from .distributed import World
+from .ema import make_ema
+from .optimiser import make_optimiser, set_rates, trainable
+from ..devices import uses_bf16
+from .progress import training_progress
+from .run_folder import RunFolder
+from .schedule import paper_schedule, rate_factor
+from .step import LOSS_PARTS, accumulate_gradients, require_finite
+
+Evaluate = Callable[[RetinaNet, int], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Args:
+    records: with known sizes.
+    usable: (B,) bool boxes to train on.
+    """
+
+    records: Records
+    usable: NDArray[np.bool_]
+
+
+def total_steps(config: Config, plan_steps_per_epoch: int, images_per_step: int, macs_reduction: float) -> int:
+    """Length of the run. ``schedule: paper`` multiplies epochs by the MACs reduction, as :func:`paper_schedule` does for COCO."""
+    if config.train.steps is not None:
+        return config.train.steps
+    steps = config.train.epochs * plan_steps_per_epoch
+    if config.train.schedule == "paper":
+        # At equal epochs the number of iterations already follows the batch size; only the reduction remains to be applied.
+        return paper_schedule(images_per_step=16, macs_reduction=macs_reduction, base_iterations=steps).iterations
+    return steps
+
+
+def train(
+    model: RetinaNet,
+    data: TrainingData,
+    *,
+    config: Config,
+    folder: RunFolder,
+    world: World,
+    macs_reduction: float = 1.0,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+) -> RetinaNet:
+    """Train a model.
+
+    Args:
+        model: on ``world.device``; every process must hold the same weights.
+        data: training pictures and boxes.
+        config: resolved settings.
+        folder: for log and checkpoints; only the first process writes.
+        world: processes.
+        macs_reduction: for ``schedule: paper``.
+        resume: go on from the newest checkpoint of the folder.
+        evaluate: called with the averaged model and the step every ``train.evaluate_every`` epochs, its numbers are logged.
+
+    Returns:
+        The trained model: the moving average of the weights if there is one.
+
+    Raises:
+        TrainingError: if loss or gradient is not finite.
+        RunFolderError: if there is nothing to resume.
+    """
+    settings, rule = config.train, model.conventions.input
+    checkpoint = load_latest(folder.checkpoints) if resume else None
+    first_step = checkpoint.step if checkpoint else 0
+    if resume and world.is_main:
+        folder.trim_log(first_step)
+
+    def step_plan(last_step: int) -> StepPlan:
+        return StepPlan(
+            sizes_hw=data.records.sizes_hw,
+            config=config.data,
+            rule=rule,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            rank=world.rank,
+            world=world.size,
+            first_step=first_step,
+            last_step=last_step,
+        )
+
+    plan = step_plan(0)
+    steps = total_steps(config, plan.steps_per_epoch, plan.images_per_step, macs_reduction)
+    plan = step_plan(steps)
+    if first_step > steps:
+        raise RunFolderError(f"{folder.path} has done {first_step} steps, more than the {steps} asked for")
+
+    model.backbone.freeze(settings.freeze or 0)
+    model.to(memory_format=torch.channels_last)
+    optimiser = make_optimiser(model, settings, plan.images_per_step)
+    ema = make_ema(model, settings.ema) if settings.ema else None
+    if checkpoint:
+        _restore(checkpoint, model, ema, optimiser)
+    wrapped: nn.Module = model
+    if world.size > 1:
+        wrapped = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+    use_bf16 = uses_bf16(settings.precision, world.device)
+    dataset = TrainingSet(data.records, usable=data.usable, seed=settings.seed, config=config.data, rule=rule)
+    loader = make_loader(dataset, plan, workers=config.data.workers, pin=world.device.type == "cuda")
+    batches = _batches(iter(loader), settings.accumulate)
+    learned = trainable(model)
+    schedule = settings.schedule or "cosine"
+    save_every = settings.save_every or plan.steps_per_epoch
+    writer = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1) if world.is_main else None
+    started = time.monotonic()
+    model.train()
+    try:
+        with training_progress(
+            total_steps=steps, first_step=first_step, images_per_step=plan.images_per_step, shown=world.is_main
+        ) as progress:
+            for step in range(first_step, steps):
+                set_rates(optimiser, rate_factor(step, total_steps=steps, warmup_steps=settings.warmup_steps or 0, schedule=schedule))
+                micro_batches = next(batches)
+                result = accumulate_gradients(
+                    wrapped, micro_batches, config=settings, conventions=model.conventions, world=world, use_bf16=use_bf16
+                )
+                norm = nn.utils.clip_grad_norm_(learned, settings.clip or float("inf"))
+                # The one moment of a step at which the host waits for the device.
+                *losses, positives, norm_value = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()]).tolist()
+                names = [data.records.file_names[index] for batch in micro_batches for index in batch.indices]
+                require_finite(losses, norm_value, step=step + 1, images=names)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                if ema:
+                    ema.update_parameters(model)
+                done = step + 1
+                if not world.is_main:
+                    continue
+                rate = optimiser.param_groups[0]["lr"]
+                entry = {
+                    "step": done,
+                    "epoch": step // plan.steps_per_epoch,
+                    "loss": sum(losses),
+                    **dict(zip(LOSS_PARTS, losses, strict=True)),
+                    "positives": int(positives),
+                    "gradient_norm": norm_value,
+                    "rate": rate,
+                    "seconds": round(time.monotonic() - started, 3),
+                }
+                folder.log(entry)
+                _write_scalars(writer, entry)
+                progress.update(done, loss=sum(losses), rate=rate)
+                if evaluate and settings.evaluate_every and done % (settings.evaluate_every * plan.steps_per_epoch) == 0 and done < steps:
+                    scored = {"step": done, **evaluate(_averaged(model, ema), done)}
+                    folder.log(scored)
+                    _write_scalars(writer, scored)
+                    model.train()
+                # After the evaluation: a run killed in between makes up for it, as resuming drops what was logged after the checkpoint.
+                if done % save_every == 0 or done == steps:
+                    save_checkpoint(folder.checkpoints, _snapshot(done, model, ema, optimiser))
+    finally:
+        if writer:
+            writer.close()
+    return _averaged(model, ema)
+
+
+def _averaged(model: RetinaNet, ema: AveragedModel | None) -> RetinaNet:
+    return ema.module if ema else model  # type: ignore[return-value]
+
+
+def _batches(loader: "Iterator[Batch | LwRetinaNetError]", accumulate: int) -> Iterator[Sequence[Batch]]:
+    while True:
+        step: list[Batch] = []
+        while len(step) < accumulate:
+            batch = next(loader)
+            if isinstance(batch, LwRetinaNetError):
+                raise batch
+            step.append(batch)
+        yield step
+
+
+def _snapshot(step: int, model: RetinaNet, ema: AveragedModel | None, optimiser: Optimizer) -> Checkpoint:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser_tensors(optimiser).items()}
+    if ema:
+        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+    return Checkpoint(step=step, tensors=tensors, notes={})
+
+
+def _restore(checkpoint: Checkpoint, model: RetinaNet, ema: AveragedModel | None, optimiser: Optimizer) -> None:
+    model.load_state_dict(checkpoint.part("model"))
+    load_optimiser(optimiser, checkpoint.part("optimiser"))
+    if ema:
+        ema.load_state_dict(checkpoint.part("ema"))
+
+
+def _write_scalars(writer: SummaryWriter | None, entry: dict[str, Any]) -> None:
+    if writer:
+        for name, value in entry.items():
+            if name not in ("step", "epoch", "seconds") and isinstance(value, int | float):
+                writer.add_scalar(name, value, entry["step"])

@@ -1,0 +1,63 @@
+"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_SECONDS = 15.0
+log = logging.getLogger(__name__)
+
+
+class TrainingProgress:
+    """Loss, rate, images a second and time left. Made by :func:`training_progress`.
+
+    Args:
+        total_steps: of the run.
+        first_step: where this process started.
+        images_per_step: over all processes.
+        bar: None writes log lines instead.
+    """
+
+    def __init__(self, *, total_steps: int, first_step: int, images_per_step: int, bar: tuple[Progress, TaskID] | None) -> None:
+        self.total_steps = total_steps
+        self.first_step = first_step
+        self.images_per_step = images_per_step
+        self.bar = bar
+        self.started = self.last_line = time.monotonic()
+
+    def update(self, step: int, *, loss: float, rate: float) -> None:
+        """Show the state after ``step`` steps."""
+        now = time.monotonic()
+        per_second = (step - self.first_step) / max(now - self.started, 1e-9)
+        if self.bar:
+            progress, task = self.bar
+            progress.update(task, completed=step, loss=f"{loss:.3f}", rate=f"{rate:.1e}", speed=f"{per_second * self.images_per_step:.1f}")
+        elif now - self.last_line >= LINE_EVERY_SECONDS or step == self.total_steps:
+            self.last_line = now
+            left = timedelta(seconds=round((self.total_steps - step) / per_second))
+            speed = per_second * self.images_per_step
+            log.info("step %d/%d  loss %.3f  rate %.1e  %.1f images/s  %s left", step, self.total_steps, loss, rate, speed, left)
+
+
+@contextmanager
+def training_progress(*, total_steps: int, first_step: int, images_per_step: int, shown: bool) -> Iterator[TrainingProgress]:
+    """A bar on standard error if that is a terminal and ``shown``, else log lines."""
+    console = Console(stderr=True)
+    values = {"total_steps": total_steps, "first_step": first_step, "images_per_step": images_per_step}
+    if not (shown and console.is_terminal):
+        yield TrainingProgress(**values, bar=None)
+        return
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  rate {task.fields[rate]}  {task.fields[speed]} images/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("train", total=total_steps, completed=first_step, loss="-", rate="-", speed="-")
+        yield TrainingProgress(**values, bar=(progress, task))

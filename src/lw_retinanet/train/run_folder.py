@@ -1,0 +1,107 @@
+"""The folder of a run: lock, settings, log, checkpoints."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ..config import Config, load_config, parse_config
+from ..errors import RunFolderError
+from ..files import write_text
+
+
+class RunFolder:
+    """Paths and small files of a run; see :meth:`created` and :meth:`reopened`.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.log_file = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model_file = path / "model.safetensors"
+        self.metrics_file = path / "metrics.json"
+        self.tensorboard = path / "tensorboard"
+        self.pictures = path / "pictures"
+
+    @classmethod
+    @contextmanager
+    def created(cls, path: Path, config: Config, notes: Mapping[str, Any]) -> Iterator[Self]:
+        """A new run, locked until the end.
+
+        Args:
+            path: must not hold a run.
+            config: resolved settings, written to ``config.yaml``.
+            notes: what else a resumed run must find unchanged (data path and fingerprint, processes).
+
+        Raises:
+            RunFolderError: if the folder is not empty.
+        """
+        if path.exists() and (not path.is_dir() or any(child.name != LOCK for child in path.iterdir())):
+            raise RunFolderError(f"{path} is not empty; choose another --out, or go on with it by --resume {path}")
+        with _locked(path):
+            folder = cls(path)
+            values = config.model_dump(mode="json")
+            write_text(folder.config_file, yaml.safe_dump({**values, "run": dict(notes)}, sort_keys=False))
+            yield folder
+
+    @classmethod
+    @contextmanager
+    def reopened(cls, path: Path) -> Iterator[tuple[Self, Config, dict[str, Any]]]:
+        """An earlier run, locked until the end, with its settings and notes.
+
+        Raises:
+            RunFolderError: if there is no run, or another process works on it.
+        """
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise RunFolderError(f"{path} holds no run (no config.yaml); start one with --out {path}")
+        with _locked(path):
+            values = load_config(folder.config_file)
+            notes = values.pop("run", {})
+            yield folder, parse_config(values, where=str(folder.config_file)), notes
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to ``log.jsonl``."""
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(entry)) + "\n")
+
+    def trim_log(self, step: int) -> None:
+        """Drop what was logged after ``step``, so that a resumed run logs each step once."""
+        if not self.log_file.exists():
+            return
+        kept = []
+        for line in self.log_file.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                continue
+            if entry["step"] <= step:
+                kept.append(line + "\n")
+        write_text(self.log_file, "".join(kept))
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(f"{path} is in use by another process; wait for it or choose another folder") from None
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {path}: {error.strerror}; choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()

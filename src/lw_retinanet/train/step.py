@@ -1,0 +1,102 @@
+"""One optimiser step: micro-batches in, gradients and losses out."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import TrainConfig
+from ..conventions import Conventions
+from ..data.preprocess import normalise
+from ..errors import TrainingError
+from ..models.anchors import make_anchors
+from ..structures import Batch
+from .distributed import World
+from .losses import box_loss, focal_loss
+from .matching import Matches, match
+
+LOSS_PARTS = ("classification", "bbox_regression")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Args:
+    losses: (2,) classification and box loss of the whole step over all processes, as divided.
+    num_positive: (1,) positive anchors of the whole step.
+    """
+
+    losses: Tensor
+    num_positive: Tensor
+
+
+def autocast(device: torch.device, use_bf16: bool) -> contextlib.AbstractContextManager[object]:
+    """bf16 where asked for; losses, matching and decoding stay in fp32 by their own casts."""
+    return torch.autocast(device.type, torch.bfloat16) if use_bf16 else contextlib.nullcontext()
+
+
+def accumulate_gradients(
+    model: nn.Module, batches: Sequence[Batch], *, config: TrainConfig, conventions: Conventions, world: World, use_bf16: bool
+) -> StepResult:
+    """Forward and backward over the micro-batches of one step.
+
+    All are matched before the first forward pass, so that each can be divided by the positives of the whole step over all processes: the
+    sum of their gradients is then the gradient of the one large batch.
+
+    Args:
+        model: on ``world.device``, possibly wrapped for distributed training.
+        batches: micro-batches of this process.
+        config: loss settings, resolved.
+        conventions: of the model.
+        world: other processes.
+        use_bf16: run the network under autocast.
+    """
+    device = world.device
+    matched: list[tuple[Tensor, Matches]] = []
+    for batch in batches:
+        assert batch.targets is not None
+        anchors = make_anchors((batch.images.shape[2], batch.images.shape[3]), conventions.anchors, device)
+        matched.append((anchors, match(anchors, batch.targets.to(device))))
+    num_images = sum(len(batch.indices) for batch in batches) * world.size
+    num_positive = world.sum(torch.stack([matches.num_positive.sum() for _, matches in matched]).sum())
+    assert config.box_loss is not None
+    assert config.box_weight is not None
+    totals = torch.zeros(2, device=device)
+    for number, (batch, (anchors, matches)) in enumerate(zip(batches, matched, strict=True), start=1):
+        images = normalise(batch.images.to(device, non_blocking=True), batch.sizes_hw, conventions.input)
+        waits = isinstance(model, DistributedDataParallel) and number < len(batches)
+        with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with autocast(device, use_bf16):
+                predictions = model(images)
+            per_image = torch.stack(
+                [
+                    focal_loss(predictions.logits, matches.labels),
+                    config.box_weight * box_loss(predictions.deltas, anchors, matches, kind=config.box_loss, rule=conventions.boxes),
+                ]
+            )
+            if config.normaliser == "batch":
+                losses = per_image.sum(dim=1) / num_positive.clamp(min=1)
+            else:
+                losses = (per_image / matches.num_positive.clamp(min=1)).sum(dim=1) / num_images
+            # DistributedDataParallel averages gradients over processes; the loss is already a share of the whole.
+            (losses.sum() * world.size).backward()
+        totals += losses.detach()
+    return StepResult(losses=world.sum(totals), num_positive=num_positive)
+
+
+def require_finite(losses: Sequence[float], gradient_norm: float, *, step: int, images: Sequence[str]) -> None:
+    """Stop on a loss or gradient that is not finite.
+
+    Raises:
+        TrainingError: naming the step, the part and the images of this process.
+    """
+    values = zip((*LOSS_PARTS, "gradient norm"), (*losses, gradient_norm), strict=True)
+    bad = [name for name, value in values if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"step {step}: {' and '.join(bad)} not finite, on images {', '.join(images)}; the weights are unchanged since the step before. "
+            "Check these images and boxes, or lower train.rate"
+        )

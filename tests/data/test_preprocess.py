@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from lw_retinanet.conventions import InputRule
+from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "rule", "expected"),
+    [
+        ((480, 640), InputRule(size=416), (312, 416)),
+        ((640, 480), InputRule(size=416), (416, 312)),
+        ((333, 500), InputRule(size=416), (277, 416)),  # 277.06
+        ((1, 5000), InputRule(size=416), (1, 416)),  # 0.08 rows are one
+        ((480, 640), InputRule(resize="short_side", size=800, max_size=1333), (800, 1067)),  # 1066.7
+        ((480, 640), InputRule(resize="short_side", size=800, max_size=1333, rounding="floor"), (800, 1066)),
+        ((300, 900), InputRule(resize="short_side", size=800, max_size=1333), (444, 1333)),  # the long side decides
+    ],
+)
+def test_sizes_by_hand(size_hw: tuple[int, int], rule: InputRule, expected: tuple[int, int]) -> None:
+    assert resized_size(size_hw, rule) == expected
+
+
+@settings(deadline=None, max_examples=50)
+@given(height=st.integers(8, 260), width=st.integers(8, 260))
+def test_sizes_are_torchvisions_to_the_pixel(height: int, width: int) -> None:
+    # 97 x 97 is among those that torchvision's arithmetic makes one pixel short.
+    transform = GeneralizedRCNNTransform(80, 133, [0.0] * 3, [1.0] * 3)
+    rule = InputRule(resize="short_side", size=80, max_size=133, rounding="floor")
+    for size_hw in ((height, width), (97, 97)):
+        images, _ = transform([torch.zeros(3, *size_hw)])
+        assert resized_size(size_hw, rule) == images.image_sizes[0]
+        assert padded_size([resized_size(size_hw, rule)], 32) == tuple(images.tensors.shape[2:])
+
+
+def test_one_padded_size_serves_all() -> None:
+    assert padded_size([(31, 64), (33, 20)], 32) == (64, 64)
+    assert padded_size([(31, 64), (33, 20)], 1) == (33, 64)
+
+
+def test_normalise_by_hand() -> None:
+    images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    images[:, 0], images[:, 1], images[:, 2] = 51, 102, 255
+    rule = InputRule(channel_order="bgr", scale=51.0, mean=(1.0, 1.0, 1.0), std=(1.0, 2.0, 4.0))
+    # Blue first: (255 / 51 - 1) / 1 = 4, (102 / 51 - 1) / 2 = 0.5, (51 / 51 - 1) / 4 = 0.
+    result = normalise(images, torch.tensor([[2, 2], [1, 2]]), rule)
+    assert result[0, :, 1, 1].tolist() == [4.0, 0.5, 0.0]
+    # What lies outside the second picture is padding, and padding is zero after the mean is gone.
+    assert result[1, :, 0].tolist() == [[4.0, 4.0], [0.5, 0.5], [0.0, 0.0]]
+    assert (result[1, :, 1] == 0).all()
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert result.dtype == torch.float32
+
+
+def test_normalise_equals_torchvision() -> None:
+    image = torch.randint(0, 256, (1, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rule = InputRule()
+    transform = GeneralizedRCNNTransform(1, 1, list(rule.mean), list(rule.std))
+    expected = transform.normalize(image[0].float() / 255)
+    torch.testing.assert_close(normalise(image, torch.tensor([[7, 9]]), rule)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_padding_goes_right_and_below() -> None:
+    images = [torch.full((3, 2, 3), 7, dtype=torch.uint8), torch.full((3, 4, 1), 9, dtype=torch.uint8)]
+    batch = pad_to(images, (4, 5))
+    assert batch[0, 0].tolist() == [[7, 7, 7, 0, 0]] * 2 + [[0] * 5] * 2
+    assert batch[1, 2].tolist() == [[9, 0, 0, 0, 0]] * 4
+
+
+def test_to_tensor_takes_read_only_arrays() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    array.flags.writeable = False
+    tensor = to_tensor(array)
+    assert tensor.shape == (3, 2, 4)
+    assert tensor[:, 1, 3].tolist() == [21, 22, 23]
+
+
+def test_antialias_is_the_rules_choice() -> None:
+    # One white column of eight: shrunk to two, the filter sees it, plain bilinear looks at columns 1.5 and 5.5 only.
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 0] = 240
+    assert resize(to_tensor(image), (1, 2), InputRule(antialias=True))[0, 0, 0] > 20
+    assert resize(to_tensor(image), (1, 2), InputRule(antialias=False)).flatten().tolist() == [0] * 6

@@ -1,0 +1,251 @@
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lw_retinanet.data.records import Category, Records
+from lw_retinanet.errors import ConfigError, DataError
+from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate, match_categories
+from lw_retinanet.evaluate.detections import DetectionTable, read_results
+
+KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def twelve(metrics: Metrics) -> list[float]:
+    return [getattr(metrics, key) for key in KEYS]
+
+
+def table(*rows: tuple[int, int, tuple[float, float, float, float], float]) -> DetectionTable:
+    """From (image, label, xywh, score)."""
+    images, labels, boxes, scores = zip(*rows, strict=True)
+    return DetectionTable.from_arrays(images, boxes, scores, labels)
+
+
+def oracle(records: Records, detections: DetectionTable, ground_truth: dict[str, Any]) -> Any:
+    """A pycocotools evaluation that has been summarised."""
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    results = [
+        {
+            "image_id": records.image_ids[image],
+            "category_id": records.category_ids[label],
+            "bbox": box,
+            "score": score,
+        }
+        for image, label, box, score in zip(
+            detections.image.tolist(),
+            detections.labels.tolist(),
+            detections.boxes_xywh.tolist(),
+            detections.scores.tolist(),
+            strict=True,
+        )
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = coco.COCO()
+        reference.dataset = copy.deepcopy(ground_truth)
+        reference.createIndex()
+        evaluation = cocoeval.COCOeval(reference, reference.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+# Few sites and sizes, so that boxes meet, thresholds are hit exactly and scores tie; sides 32 and 96 are the area borders.
+sites = st.sampled_from([0.0, 4.0, 10.0, 13.5, 40.0, 100.0])
+sides = st.sampled_from([0.0, 1.0, 9.5, 10.0, 20.0, 31.9, 32.0, 33.0, 96.0, 97.0])
+boxes_xywh = st.tuples(sites, sites, sides, sides)
+scores = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, 1.0]), st.floats(0, 1))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[Any], list[int], list[int]]:
+    image_ids = draw(st.lists(st.integers(0, 10**12), min_size=1, max_size=4, unique=True))
+    category_ids = draw(st.lists(st.integers(0, 1000), min_size=1, max_size=3, unique=True).map(sorted))
+    images, labels = st.integers(0, len(image_ids) - 1), st.integers(0, len(category_ids) - 1)
+    truth: list[dict[str, Any]] = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "image": images,
+                    "label": labels,
+                    "xywh": boxes_xywh,
+                    "crowd": st.sampled_from([False, False, False, True]),
+                    "area": st.sampled_from([None, None, 0.0, 1023.9, 1024.0, 9216.0, 9216.1]),
+                }
+            ),
+            max_size=12,
+        )
+    )
+    rows = draw(st.lists(st.tuples(images, labels, boxes_xywh, scores), min_size=1, max_size=20))
+    for box in truth:  # a detector that works: near the truth
+        if draw(st.booleans()):
+            x, y, w, h = box["xywh"]
+            rows.append((box["image"], box["label"], (x + draw(st.sampled_from([0.0, 1.0])), y, w, h), draw(scores)))
+    if draw(st.integers(0, 4)) == 0:  # more than 100 detections of one image and class
+        row = draw(st.tuples(images, labels, boxes_xywh, scores))
+        rows[draw(st.integers(0, len(rows))) : 0] = [row] * draw(st.integers(95, 120))
+    return truth, rows, image_ids, category_ids
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(case=cases())
+def test_equal_to_pycocotools(case: Any, box: Any, make_records: Any, as_coco: Any) -> None:
+    truth, rows, image_ids, category_ids = case
+    records = make_records([box(**entry) for entry in truth], image_ids=image_ids, categories=[(key, f"c{key}") for key in category_ids])
+    detections = table(*rows)
+    metrics = evaluate(records, detections)
+    reference = oracle(records, detections, as_coco(records))
+    np.testing.assert_allclose(twelve(metrics), reference.stats, rtol=0, atol=1e-9)  # the same sums, in the same order
+    np.testing.assert_allclose(metrics.precision50, reference.eval["precision"][0, :, :, 0, 2].T, rtol=0, atol=1e-9)
+
+
+def test_by_hand(box: Any, make_records: Any) -> None:
+    records = make_records([box(xywh=(0, 0, 10, 10)), box(xywh=(50, 50, 10, 10))])
+    detections = table((0, 0, (0, 0, 10, 10), 0.9), (0, 0, (100, 100, 10, 10), 0.8), (0, 0, (50, 50, 10, 10), 0.7))
+    metrics = evaluate(records, detections)
+    # precision 1 up to recall 0.5 (51 of the 101 levels), then 2/3 (50 levels), at every IoU because the hits are exact
+    expected = (51 + 50 * 2 / 3) / 101
+    assert pytest.approx(expected, abs=1e-12) == metrics.AP
+    assert pytest.approx(expected, abs=1e-12) == metrics.AP50
+    assert metrics.APs == pytest.approx(expected, abs=1e-12)
+    assert (metrics.AR1, metrics.AR10, metrics.APm) == (0.5, 1.0, -1.0)
+
+
+def test_the_json_contract(box: Any, make_records: Any) -> None:
+    records = make_records(
+        [box(xywh=(0, 0, 10, 10)), box(xywh=(5, 0, 10, 10)), box(xywh=(9, 9, 9, 9), crowd=True), box(xywh=(0, 0, 5, 5), image=1)],
+        image_ids=("a", "b", 7),
+        categories=(("f", "fish"), (9, "eel")),
+    )
+    answer = evaluate(records, table((1, 0, (0, 0, 5, 5), 0.5))).as_dict()
+    assert list(answer) == [*KEYS, "per_class", "images"]
+    assert json.loads(json.dumps(answer)) == answer
+    # one of three boxes found at every IoU: precision 1 at the levels 0, 0.01 .. 0.33
+    assert answer["per_class"] == [
+        {"name": "fish", "category_id": "f", "AP": pytest.approx(34 / 101), "AP50": pytest.approx(34 / 101), "images": 2, "boxes": 3},
+        {"name": "eel", "category_id": 9, "AP": -1.0, "AP50": -1.0, "images": 0, "boxes": 0},
+    ]
+    assert answer["images"] == 3
+
+
+@pytest.mark.parametrize("annotation_ids", [(0, 1), (7, 7), (-3, 0)])
+def test_annotation_ids_do_not_matter(annotation_ids: tuple[int, int], box: Any, make_records: Any) -> None:
+    truth = [box(xywh=(0, 0, 10, 10)), box(xywh=(50, 50, 10, 10))]
+    records = make_records(truth, annotation_ids=annotation_ids)
+    assert evaluate(records, table((0, 0, (0, 0, 10, 10), 0.9), (0, 0, (50, 50, 10, 10), 0.8))).AP == 1.0
+
+
+def test_no_detections_score_zero(box: Any, make_records: Any) -> None:
+    metrics = evaluate(make_records([box(xywh=(0, 0, 10, 10))]), DetectionTable.empty())
+    assert (metrics.AP, metrics.AR100, metrics.APs, metrics.APl, metrics.per_class[0].AP) == (0.0, 0.0, 0.0, -1.0, 0.0)
+
+
+@pytest.mark.parametrize("image_ids", [(1, 2), ()])
+def test_no_ground_truth_scores_minus_one(image_ids: tuple[int, ...], make_records: Any) -> None:
+    detections = table((0, 0, (0, 0, 10, 10), 0.9)) if image_ids else DetectionTable.empty()
+    metrics = evaluate(make_records([], image_ids=image_ids), detections)
+    assert twelve(metrics) == [-1.0] * 12
+    assert metrics.mean_precision50.tolist() == [-1.0] * 101
+    assert evaluate(make_records([], image_ids=image_ids, categories=()), DetectionTable.empty()).AP == -1.0
+
+
+@pytest.mark.parametrize("bad", [(np.nan,) * 4, (np.nan, 0, 10, 10), (0, 0, np.inf, 10)])
+def test_boxes_that_are_not_finite_never_match(bad: Any, box: Any, make_records: Any) -> None:
+    records = make_records([box(xywh=(0, 0, 10, 10))])
+    with pytest.raises(DataError, match="box is not finite"):
+        evaluate(records, table((0, 0, bad, 0.9)))
+    with pytest.raises(DataError, match="annotation 5: its box or area is not finite"):
+        evaluate(make_records([box(xywh=bad)], annotation_ids=[5]), DetectionTable.empty())
+
+
+def test_a_difficult_box_is_neither_right_nor_wrong(box: Any, make_records: Any) -> None:
+    records = make_records(
+        [box(xywh=(0, 0, 10, 10)), box(xywh=(100, 100, 40, 40), difficult=True), box(xywh=(100, 0, 9, 9), difficult=True)]
+    )
+    found = (0, 0, (0.0, 0.0, 10.0, 10.0), 0.5)
+    twice = [(0, 0, (100.0, 100.0, 40.0, 40.0), 0.9), (0, 0, (100.0, 100.0, 40.0, 40.0), 0.8)]
+    assert pytest.approx(1.0) == evaluate(records, table(*twice, found)).AP
+    # A small detection inside it does not match it by IoU (10 * 10 / 1600): a false positive, which a crowd would have excused.
+    assert pytest.approx(0.5) == evaluate(records, table((0, 0, (110, 110, 10, 10), 0.9), found)).AP
+    assert evaluate(records, table(found)).per_class[0].boxes == 1
+    assert evaluate(make_records([box(xywh=(0, 0, 9, 9), difficult=True)]), table(found)).AP == -1.0
+
+
+@settings(deadline=None, max_examples=25)
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_the_order_of_images_changes_nothing(case: Any, seed: int, box: Any, make_records: Any) -> None:
+    truth, rows, image_ids, category_ids = case
+    categories = [(key, f"c{key}") for key in category_ids]
+    expected = evaluate(make_records([box(**entry) for entry in truth], image_ids=image_ids, categories=categories), table(*rows))
+    # The same images, listed and detected in another order.
+    order = np.random.default_rng(seed).permutation(len(image_ids)).tolist()
+    shuffled = make_records(
+        [box(**{**entry, "image": order.index(entry["image"])}) for entry in truth],
+        image_ids=[image_ids[image] for image in order],
+        categories=categories,
+    )
+    rows = sorted(((order.index(row[0]), *row[1:]) for row in rows), key=lambda row: row[0])
+    assert evaluate(shuffled, table(*rows)).as_dict() == expected.as_dict()
+
+
+def test_another_limit_of_detections(box: Any, make_records: Any) -> None:
+    records = make_records([box(xywh=(0, 0, 10, 10))])
+    wrong = [(0, 0, (100.0, 100.0, 5.0, 5.0), 0.9)] * 150
+    detections = table(*wrong, (0, 0, (0, 0, 10, 10), 0.1))
+    assert evaluate(records, detections).AP50 == 0.0
+    metrics = evaluate(records, detections, max_detections=(1, 20, 300))
+    assert pytest.approx(1 / 151) == metrics.AP50
+    assert {"AR1", "AR20", "AR300"} <= set(metrics.as_dict())
+    with pytest.raises(ConfigError, match="three increasing"):
+        evaluate(records, detections, max_detections=(1, 100, 10))
+
+
+def test_a_models_classes_are_found_by_id_and_name_then_by_name(make_records: Any) -> None:
+    records = make_records([], categories=((7, "ray"), (3, "fish"), (4, "fish"), (9, "eel")))
+    match = match_categories([Category(id=4, name="fish"), Category(id=1, name="ray")], records)
+    assert match.labels.tolist() == [2, 0]
+    assert match.labels.dtype == np.int32
+    assert match.notes == ("the model does not know 2 of the data set's classes ('fish' (id 3), 'eel' (id 9)): their AP is 0",)
+    with pytest.raises(
+        DataError, match=r"2 of the model's 3 classes are not in the data set \('fish' \(id 1\), 'cod' \(id 9\)\), which has"
+    ):
+        match_categories([Category(id=1, name="fish"), Category(id=9, name="cod"), Category(id=9, name="eel")], records)
+    with pytest.raises(DataError, match="several classes of the model mean the same class of the data set: 'ray'"):
+        match_categories([Category(id=7, name="ray"), Category(id=1, name="ray")], records)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("truth", "results", "published"),
+    [
+        (
+            "coco_val2014_100/instances_val2014_100.json",
+            "coco_val2014_100/instances_val2014_fakebbox100_results.json",
+            "0.50458 0.69697 0.57298 0.58563 0.51940 0.50140 0.38681 0.59368 0.59535 0.63981 0.56642 0.56429",
+        ),
+        (
+            "coco_review_metrics/gts/sampled_gts_bbox_area.json",
+            "coco_review_metrics/dets/sampled_bbox_results.json",
+            "0.503647 0.696973 0.571667 0.593252 0.557991 0.489363 0.386813 0.593680 0.595353 0.654764 0.603130 0.553744",
+        ),
+        ("voc100/ground_truth.json", "voc100/detections.json", "0.347 0.610 0.354"),
+    ],
+)
+def test_published_numbers(truth: str, results: str, published: str, shared: Path) -> None:
+    from lw_retinanet.data.coco_json import read_coco
+
+    records = read_coco(shared / "fixtures" / truth)
+    detections = read_results(shared / "fixtures" / results, records)
+    metrics = evaluate(records, detections)
+    digits = published.split()
+    assert [f"{value:.{len(text) - 2}f}" for value, text in zip(twelve(metrics), digits, strict=False)] == digits
+    reference = oracle(records, detections, json.loads((shared / "fixtures" / truth).read_text()))
+    np.testing.assert_allclose(twelve(metrics), reference.stats, rtol=0, atol=1e-9)

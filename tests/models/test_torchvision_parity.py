@@ -1,0 +1,261 @@
+"""The same weights in torchvision's RetinaNet and in ours: the same numbers at every stage."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import resize as resize_image
+
+from lw_retinanet.config import TrainConfig
+from lw_retinanet.conventions import AnchorRule, Conventions, InputRule, OutputRule
+from lw_retinanet.data.preprocess import normalise, pad_to, padded_size
+from lw_retinanet.models.anchors import make_anchors
+from lw_retinanet.models.build import build
+from lw_retinanet.models.postprocess import detect
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.models.variants import retinanet
+from lw_retinanet.structures import Batch, Predictions, Targets
+from lw_retinanet.train.distributed import World
+from lw_retinanet.train.step import accumulate_gradients
+
+NUM_CLASSES = 7
+SHORT_SIDE = 160
+KEYS = {
+    "backbone.body.": "backbone.",
+    "backbone.fpn.": "fpn.",
+    "head.classification_head.cls_logits.": "head.cls.shared_predict.",
+    "head.regression_head.bbox_reg.": "head.bbox.shared_predict.",
+    **{f"head.classification_head.conv.{i}.": f"head.cls.shared_units.{i}." for i in range(4)},
+    **{f"head.regression_head.conv.{i}.": f"head.bbox.shared_units.{i}." for i in range(4)},
+}
+
+
+def our_key(key: str) -> str:
+    prefix = next(prefix for prefix in KEYS if key.startswith(prefix))
+    return KEYS[prefix] + key.removeprefix(prefix)
+
+
+@torch.no_grad()
+def _fill(model: TorchvisionRetinaNet) -> None:
+    """Weights as a trained network has them: every norm differs, signals neither die nor explode, hundreds of scores pass 0.05."""
+    random = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for buffer, low, high in ((module.weight, 0.5, 1.0), (module.bias, -0.2, 0.2), (module.running_mean, -0.2, 0.2)):
+                buffer.uniform_(low, high, generator=random)
+            module.running_var.uniform_(0.5, 2.0, generator=random)
+        elif isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            module.weight.normal_(std=(2 / fan_in) ** 0.5, generator=random)
+            if module.bias is not None:
+                module.bias.uniform_(-0.1, 0.1, generator=random)
+    for name, module in model.backbone.body.named_modules():
+        if name.endswith("bn3"):
+            module.weight.mul_(0.3)  # the sum of a stage's branches must not double from block to block
+    images = torch.randn(1, 3, 96, 96, generator=random)
+    features = model.backbone(images)
+    for level in features.values():
+        assert 0.01 < float(level.std()) < 100
+    outputs = model.head(list(features.values()))
+    for predict, output, std in (
+        (model.head.classification_head.cls_logits, outputs["cls_logits"], 1.0),
+        (model.head.regression_head.bbox_reg, outputs["bbox_regression"], 0.3),
+    ):
+        predict.weight.mul_(std / output.std())
+        predict.bias.uniform_(-0.1, 0.1, generator=random)
+    model.head.classification_head.cls_logits.bias.sub_(4.5)  # 0.05 is at -2.94
+
+
+Pair = tuple[TorchvisionRetinaNet, RetinaNet]
+
+
+@pytest.fixture(scope="module", params=["C5", "P5"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """torchvision's network, of its v1 form (P6 from C5, L1) or with what v2 differs in (P6 from P5, GIoU), and ours with its weights."""
+    source = request.param
+    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    extra = LastLevelP6P7(2048 if source == "C5" else 256, 256)
+    backbone = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
+    theirs = TorchvisionRetinaNet(backbone, NUM_CLASSES, anchor_generator=_default_anchorgen(), min_size=SHORT_SIDE, max_size=1333)
+    if source == "P5":
+        theirs.head.regression_head._loss_type = "giou"
+    _fill(theirs)
+    rule = InputRule(resize="short_side", size=SHORT_SIDE, rounding="floor", antialias=False)
+    conventions = Conventions(
+        p6_source=source,
+        anchors=AnchorRule(rounding="torchvision", stride_rule="padded_over_feature"),
+        input=rule,
+        output=OutputRule(max_detections=300),
+    )
+    ours = build(retinanet(), num_classes=NUM_CLASSES, backbone="resnet50", norm="frozen", conventions=conventions)
+    ours.load_state_dict({our_key(key): tensor for key, tensor in theirs.state_dict().items()}, strict=True)
+    ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    yield theirs.eval(), ours.eval()
+
+
+def random_images() -> list[Tensor]:
+    """Two pictures of different width, so that one is padded; the short side is SHORT_SIDE, so that neither side is resized."""
+    random = torch.Generator().manual_seed(1)
+    small = [torch.rand(1, 3, 10, width // 16, generator=random) for width in (224, 192)]
+    smooth = [nn.functional.interpolate(image, scale_factor=16, mode="bilinear")[0] for image in small]
+    noise = [torch.rand(3, SHORT_SIDE, width, generator=random) for width in (224, 192)]
+    return [((0.7 * a + 0.3 * b) * 255).to(torch.uint8) for a, b in zip(smooth, noise, strict=True)]
+
+
+def real_images(shared: Path, count: int) -> list[tuple[Tensor, list[list[float]], list[int]]]:
+    """Pictures of the aquarium at SHORT_SIDE with their boxes (xyxy) and labels."""
+    folder = shared / "data" / "aquarium"
+    table = json.loads((folder / "val.json").read_text())
+    ids = sorted(category["id"] for category in table["categories"])
+    found = []
+    for entry in table["images"]:
+        objects = [a for a in table["annotations"] if a["image_id"] == entry["id"] and min(a["bbox"][2:]) > 8]
+        if not objects:
+            continue
+        picture = pil_to_tensor(Image.open(folder / "images" / entry["file_name"]).convert("RGB"))
+        scale = SHORT_SIDE / min(picture.shape[1:])
+        size = [max(SHORT_SIDE, round(side * scale)) for side in picture.shape[1:]]
+        boxes = [[scale * v for v in (x, y, x + w, y + h)] for x, y, w, h in (a["bbox"] for a in objects)]
+        found.append((resize_image(picture, size), boxes, [ids.index(a["category_id"]) for a in objects]))
+        if len(found) == count:
+            break
+    return found
+
+
+def make_batch(images: list[Tensor], boxes: list[list[list[float]]] | None = None, labels: list[list[int]] | None = None) -> Batch:
+    sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
+    targets = None
+    if boxes is not None and labels is not None:
+        most = max(map(len, labels))
+        targets = Targets(
+            boxes=torch.stack([nn.functional.pad(torch.tensor(rows).reshape(-1, 4), (0, 0, 0, most - len(rows))) for rows in boxes]),
+            labels=torch.tensor([row + [-1] * (most - len(row)) for row in labels]),
+            is_ignored=torch.zeros(len(images), most, dtype=torch.bool),
+        )
+    return Batch(
+        images=pad_to(images, padded_size(sizes_hw, 32)),
+        sizes_hw=torch.tensor(sizes_hw),
+        scales_xy=torch.ones(len(images), 2),
+        targets=targets,
+        indices=tuple(range(len(images))),
+    )
+
+
+@torch.no_grad()
+def both_predictions(pair: Pair, batch: Batch) -> tuple[dict[str, Tensor], Predictions, list[Tensor]]:
+    theirs, ours = pair
+    inputs = normalise(batch.images, batch.sizes_hw, ours.conventions.input)
+    features = list(theirs.backbone(inputs).values())
+    sizes = [(int(height), int(width)) for height, width in batch.sizes_hw]
+    return theirs.head(features), ours(inputs), theirs.anchor_generator(ImageList(inputs, sizes), features)
+
+
+def require_equal_detections(pair: Pair, images: list[Tensor]) -> None:
+    theirs, ours = pair
+    batch = make_batch(images)
+    size_hw = (batch.images.shape[2], batch.images.shape[3])
+    with torch.no_grad():
+        expected: list[dict[str, Tensor]] = theirs([image.float() / 255 for image in images])
+        predictions = ours(normalise(batch.images, batch.sizes_hw, ours.conventions.input))
+    found = detect(predictions, size_hw=size_hw, sizes_hw=batch.sizes_hw, conventions=ours.conventions)
+    for image, want in enumerate(expected):
+        count = int(found.counts[image])
+        assert count == len(want["scores"]) >= 100
+        free = torch.ones(count, dtype=torch.bool)
+        for box, score, label in zip(want["boxes"], want["scores"], want["labels"], strict=True):
+            # Of equal scores either may come first, so the order is not compared.
+            fits = free & (found.labels[image, :count] == label) & ((found.scores[image, :count] - score).abs() < 1e-5)
+            fits &= (found.boxes[image, :count] - box).abs().amax(dim=1) < 0.05
+            assert fits.any(), f"image {image}: no detection of class {int(label)} at {box.tolist()} with score {float(score):.6f}"
+            free[fits.nonzero()[0]] = False
+
+
+def require_equal_losses_and_gradients(pair: Pair, images: list[Tensor], boxes: list[list[list[float]]], labels: list[list[int]]) -> None:
+    theirs, ours = pair
+    targets: list[dict[str, Any]] = [{"boxes": torch.tensor(b), "labels": torch.tensor(k)} for b, k in zip(boxes, labels, strict=True)]
+    kind = theirs.head.regression_head._loss_type
+    # torchvision divides image by image and averages; for one image both normalisers must do.
+    for normaliser in ("image", "batch") if len(images) == 1 else ("image",):
+        theirs.zero_grad(set_to_none=True)
+        ours.zero_grad(set_to_none=True)
+        theirs.train()
+        losses = theirs([image.float() / 255 for image in images], targets)
+        theirs.eval()
+        sum(losses.values()).backward()
+        config = TrainConfig.model_validate({"box_loss": kind, "box_weight": 1.0, "normaliser": normaliser})
+        batch = make_batch(images, boxes, labels)
+        result = accumulate_gradients(ours, [batch], config=config, conventions=ours.conventions, world=World(), use_bf16=False)
+        assert int(result.num_positive) > 20
+        expected = torch.stack([losses["classification"], losses["bbox_regression"]]).detach()
+        torch.testing.assert_close(result.losses, expected, rtol=1e-5, atol=0)
+        parameters = dict(ours.named_parameters())
+        compared = 0
+        for name, parameter in theirs.named_parameters():
+            want, got = parameter.grad, parameters[our_key(name)].grad
+            assert want is not None, name
+            assert got is not None, name
+            assert float(want.norm()) > 0, name
+            assert float((got - want).norm() / want.norm()) < 1e-4, name
+            compared += 1
+        assert compared == len(parameters)
+
+
+def test_anchors_are_equal_to_the_last_bit(pair: Pair) -> None:
+    batch = make_batch(random_images())
+    _, _, anchors = both_predictions(pair, batch)
+    ours = make_anchors((batch.images.shape[2], batch.images.shape[3]), pair[1].conventions.anchors, torch.device("cpu"))
+    for expected in anchors:
+        assert torch.equal(ours, expected)
+
+
+def test_logits_and_deltas(pair: Pair) -> None:
+    expected, found, _ = both_predictions(pair, make_batch(random_images()))
+    torch.testing.assert_close(found.logits, expected["cls_logits"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.deltas, expected["bbox_regression"], rtol=0, atol=1e-4)
+    # The comparison means something only where the numbers are neither tiny nor all alike.
+    assert 0.3 < float(found.logits.std()) < 3
+    assert 0.1 < float(found.deltas.std()) < 1
+
+
+def test_detections(pair: Pair) -> None:
+    require_equal_detections(pair, random_images())
+
+
+BOXES = [
+    [[20.0, 30.0, 90.0, 120.0], [100.0, 20.0, 140.0, 60.0], [60.0, 60.0, 190.0, 150.0], [150.0, 90.0, 182.0, 122.0]],
+    [[10.0, 10.0, 150.0, 150.0], [30.0, 40.0, 70.0, 90.0]],
+]
+LABELS = [[1, 6, 0, 3], [2, 2]]
+
+
+def test_losses_and_gradients_of_one_image(pair: Pair) -> None:
+    require_equal_losses_and_gradients(pair, random_images()[:1], BOXES[:1], LABELS[:1])
+
+
+def test_losses_and_gradients_of_two_images(pair: Pair) -> None:
+    require_equal_losses_and_gradients(pair, random_images(), BOXES, LABELS)
+
+
+@pytest.mark.real
+def test_real_pictures(pair: Pair, shared: Path) -> None:
+    found = real_images(shared, 4)
+    assert len(found) == 4
+    for image, boxes, labels in found:
+        expected, predictions, _ = both_predictions(pair, make_batch([image]))
+        torch.testing.assert_close(predictions.logits, expected["cls_logits"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(predictions.deltas, expected["bbox_regression"], rtol=0, atol=1e-4)
+        require_equal_detections(pair, [image])
+        require_equal_losses_and_gradients(pair, [image], [boxes], [labels])

@@ -1,0 +1,127 @@
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from lw_retinanet.config import BACKBONES, RECIPES, Config, Preset, load_config, override, parse_config, setting_names
+from lw_retinanet.errors import ConfigError
+
+
+def parse(*settings: str) -> Config:
+    return parse_config(override({}, settings))
+
+
+def test_names_that_are_written_twice_are_the_same() -> None:
+    # config.py repeats them, since it must not import torch.
+    from lw_retinanet.models import backbone
+    from lw_retinanet.models.variants import PRESETS
+
+    assert set(get_args(Preset)) == set(PRESETS)
+    assert set(BACKBONES) == set(backbone.BACKBONES)
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("model.preset=lw-v33", ["model.preset", "lw-v33", "did you mean lw-v3"]),
+        ("model.backbone=resnet51", ["model.backbone", "resnet51", "did you mean resnet5"]),
+        ("model.backbone='timm:'", ["model.backbone", "timm:NAME"]),
+        ("train.epoch=3", ["train.epoch", "unknown setting", "did you mean train.epochs"]),
+        ("trian.epochs=3", ["trian", "unknown setting", "did you mean train"]),
+        ("train.epochs=0", ["train.epochs=0", "greater than 0"]),
+        ("train.epochs=2.5", ["train.epochs=2.5", "integer"]),
+        ("train.epochs=many", ["train.epochs='many'", "integer"]),
+        ("train.epochs=yes", ["train.epochs=True", "number"]),
+        ("train.rate=true", ["train.rate=True", "number"]),
+        ("train.rate=-1", ["train.rate=-1"]),
+        ("train.rate=.nan", ["train.rate=nan", "finite"]),
+        ("train.rate=.inf", ["train.rate=inf", "finite"]),
+        ("train.ema=1", ["train.ema=1", "less than 1"]),
+        ("train.schedule=cosin", ["train.schedule", "did you mean cosine"]),
+        ("data.augment=no", ["data.augment=False", "none, flip, jitter, full"]),
+        ("data.image_size=16", ["data.image_size=16", "32"]),
+        ("data.jitter=[2, 1]", ["data.jitter", "small to large"]),
+        ("data.jitter=[1]", ["data.jitter"]),
+        ("train.epochs", ["section.name=value"]),
+        ("epochs=3", ["section.name=value", "did you mean train.epochs"]),
+        ("train=3", ["section.name=value"]),
+    ],
+)
+def test_every_bad_setting_is_refused_in_one_line_that_helps(setting: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(setting)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_text_that_yaml_does_not_read_as_a_number_is_still_one() -> None:
+    assert parse("train.rate=1e-4", "train.epochs=3", "train.epochs=4").train.rate == 1e-4
+    assert parse("train.epochs=3", "train.epochs=4").train.epochs == 4
+
+
+def test_overriding_leaves_the_files_values_alone() -> None:
+    values: dict[str, Any] = {"train": {"epochs": 3}}
+    assert override(values, ["train.seed=7", "model.preset=retinanet"]) == {"train": {"epochs": 3, "seed": 7}, "model": {"preset": "retinanet"}}
+    assert values == {"train": {"epochs": 3}}
+    with pytest.raises(ConfigError, match="section train is not a mapping"):
+        override({"train": 3}, ["train.seed=7"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_resolved_config_leaves_nothing_open_and_survives_its_file(recipe: str, tmp_path: Path) -> None:
+    resolved = parse(f"train.recipe={recipe}").resolved()
+    open_settings = {name for name in setting_names() if getattr(getattr(resolved, name.split(".")[0]), name.split(".")[1]) is None}
+    # `steps` stays open in favour of epochs; the paper's rate is computed from the batch.
+    assert open_settings == {"train.steps"} | ({"train.rate"} if recipe == "paper" else set())
+    assert resolved.model.norm == "batch"
+    file = tmp_path / "config.yaml"
+    file.write_text(resolved.to_yaml())
+    assert parse_config(load_config(file)) == resolved
+    assert resolved.resolved() == resolved
+
+
+def test_a_setting_beats_the_recipe_even_where_it_is_zero() -> None:
+    train = parse("train.recipe=paper", "train.clip=0", "train.ema=0.5", "train.freeze=0", "model.backbone_weights=imagenet").resolved().train
+    assert (train.clip, train.ema, train.freeze, train.optimiser) == (0, 0.5, 0, "sgd")
+
+
+def test_pretrained_weights_freeze_the_norm_and_the_stem() -> None:
+    resolved = parse("model.backbone_weights=imagenet").resolved()
+    assert (resolved.model.norm, resolved.train.freeze) == ("frozen", 1)
+    assert parse("model.backbone_weights=imagenet", "model.norm=group").resolved().model.norm == "group"
+
+
+def test_the_file_of_a_run_can_be_given_to_another(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**Config().model_dump(mode="json"), "run": {"data": "somewhere"}}))
+    assert parse_config(load_config(file)) == Config()
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(b"train:\n  epochs: [1\nmodel: 3\n", "line 3"), (b"- 1\n", "expected sections"), (b"\xff\xfe", "UTF-8"), (None, "cannot read")],
+)
+def test_an_unreadable_file_is_named(content: bytes | None, part: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=part) as caught:
+        load_config(file)
+    assert "settings.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_or_section_is_no_surprise(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert parse_config(load_config(tmp_path / "empty.yaml")) == Config()
+    with pytest.raises(ConfigError, match="train=None"):
+        parse_config({"train": None}, where="settings.yaml")
+
+
+def test_settings_cannot_change_under_a_run() -> None:
+    with pytest.raises(ValidationError):
+        Config().train.epochs = 3  # type: ignore[misc]
