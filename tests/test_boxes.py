@@ -39,7 +39,9 @@ def test_legacy_widths_count_both_border_pixels() -> None:
     torch.testing.assert_close(box, torch.tensor([0.0, 0.0, 19.0, 19.0]))
 
 
-@pytest.mark.parametrize(("clamp", "largest", "smallest"), [("max", 62.5, math.exp(-9)), ("both", 62.5, 1 / 62.5), ("none", math.exp(9), math.exp(-9))])
+@pytest.mark.parametrize(
+    ("clamp", "largest", "smallest"), [("max", 62.5, math.exp(-9)), ("both", 62.5, 1 / 62.5), ("none", math.exp(9), math.exp(-9))]
+)
 def test_clamp(clamp: str, largest: float, smallest: float) -> None:
     anchor = torch.tensor([-0.5, -0.5, 0.5, 0.5], dtype=torch.float64)
     rule = BoxRule.model_validate({"clamp": clamp})

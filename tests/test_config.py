@@ -65,7 +65,10 @@ def test_text_that_yaml_does_not_read_as_a_number_is_still_one() -> None:
 
 def test_overriding_leaves_the_files_values_alone() -> None:
     values: dict[str, Any] = {"train": {"epochs": 3}}
-    assert override(values, ["train.seed=7", "model.preset=retinanet"]) == {"train": {"epochs": 3, "seed": 7}, "model": {"preset": "retinanet"}}
+    assert override(values, ["train.seed=7", "model.preset=retinanet"]) == {
+        "train": {"epochs": 3, "seed": 7},
+        "model": {"preset": "retinanet"},
+    }
     assert values == {"train": {"epochs": 3}}
     with pytest.raises(ConfigError, match="section train is not a mapping"):
         override({"train": 3}, ["train.seed=7"])
@@ -85,7 +88,9 @@ def test_a_resolved_config_leaves_nothing_open_and_survives_its_file(recipe: str
 
 
 def test_a_setting_beats_the_recipe_even_where_it_is_zero() -> None:
-    train = parse("train.recipe=paper", "train.clip=0", "train.ema=0.5", "train.freeze=0", "model.backbone_weights=imagenet").resolved().train
+    train = (
+        parse("train.recipe=paper", "train.clip=0", "train.ema=0.5", "train.freeze=0", "model.backbone_weights=imagenet").resolved().train
+    )
     assert (train.clip, train.ema, train.freeze, train.optimiser) == (0, 0.5, 0, "sgd")
 
 

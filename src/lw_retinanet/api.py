@@ -44,9 +44,7 @@ def create(
     return create_model(config.model, num_classes=num_classes, image_size=image_size)
 
 
-def load(
-    path: str | Path, *, device: str = "auto", precision: Literal["fp32", "bf16", "auto"] = "fp32"
-) -> Detector:
+def load(path: str | Path, *, device: str = "auto", precision: Literal["fp32", "bf16", "auto"] = "fp32") -> Detector:
     """Open a model file or a run folder as a detector.
 
     Args:
@@ -65,5 +63,9 @@ def load(
     loaded = load_model(path)
     chosen: torch.device = choose_device(device)
     return Detector(
-        loaded.model, loaded.record.categories, device=chosen, use_bf16=uses_bf16(precision, chosen), name=f"{path.name} ({loaded.record.preset})"
+        loaded.model,
+        loaded.record.categories,
+        device=chosen,
+        use_bf16=uses_bf16(precision, chosen),
+        name=f"{path.name} ({loaded.record.preset})",
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .conventions import BoxRule
+from lw_retinanet.conventions import BoxRule
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 

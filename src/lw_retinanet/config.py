@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from .errors import ConfigError
+from lw_retinanet.errors import ConfigError
 
 Preset = Literal[
     "retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-v3-released", "bbox-v1", "bbox-v2", "bbox-v3", "lw-narrow", "lw-dw5"

@@ -6,14 +6,14 @@ A model file stores it, so a detector answers as the system answers that its wei
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 STRIDES = (8, 16, 32, 64, 128)
 
 
-class _Record(BaseModel, frozen=True, extra="forbid"):
-    pass
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class AnchorRule(_Record):
@@ -23,7 +23,8 @@ class AnchorRule(_Record):
         base_size: side of the smallest square anchor of a level, in strides.
         octave_scales: scales of a level, relative to ``base_size``.
         aspect_ratios: heights over widths.
-        order: ``ratio_major`` numbers an anchor ``ratio * scales + scale`` (torchvision, MMDetection), ``scale_major`` the other way (Detectron2).
+        order: ``ratio_major`` numbers an anchor ``ratio * scales + scale`` (torchvision, MMDetection),
+            ``scale_major`` the other way (Detectron2).
         rounding: ``exact`` floats, or torchvision's truncated sizes and rounded corners.
         centre: position of the anchors' centre inside a cell, in strides (0 is the cell's upper left corner).
         stride_rule: the ``fixed`` 8..128, or torchvision's ``padded size // feature size``.

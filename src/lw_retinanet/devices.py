@@ -34,6 +34,8 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # Without AVX512-BF16 or AMX, oneDNN emulates bf16 and is slower than fp32.
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+        if hasattr(torch.cpu, "get_capabilities"):
+            capabilities = torch.cpu.get_capabilities()
+            return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+        return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # before torch 2.11 or so
     return False

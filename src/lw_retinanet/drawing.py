@@ -3,10 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from lw_retinanet.errors import InputError
+from lw_retinanet.files import replacing
 
 Colour = tuple[int, int, int]
 _Rect = tuple[int, int, int, int]
@@ -122,6 +127,22 @@ def contact_sheet(
                 draw.text((left + (cell - _text_size(text, font)[0]) // 2, top + height + margin // 4), text, fill=_BLACK, font=font)
         top += height + title_height + margin
     return np.array(sheet)
+
+
+def save_picture(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an (H, W, 3) RGB array, the format by the suffix; a file appears whole or not at all.
+
+    Raises:
+        InputError: for a suffix that is no picture format.
+        OutputError: if the place cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in Image.registered_extensions():
+        raise InputError(f"{path}: a picture's name must end in .jpg, .png or another picture format")
+    # Full colour resolution: thin coloured lines stay crisp.
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
+    with replacing(path, durable=False) as temporary:
+        Image.fromarray(image).save(temporary, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,10 @@ class WeightsError(InputError):
     """A weights file cannot be read or does not fit the model."""
 
 
+class OutputError(InputError):
+    """A file cannot be written where it was asked for."""
+
+
 class RunFolderError(InputError):
     """A run folder is in use, already holds a run, or holds none."""
 

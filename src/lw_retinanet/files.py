@@ -5,33 +5,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lw_retinanet.errors import OutputError
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder to write to; on success it becomes ``path``, durably, on failure it is removed.
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path in the same folder to write to; on success it becomes ``path``, on failure it is removed.
 
-    The temporary name keeps the suffix, since many writers choose the format by it.
+    The temporary name keeps the suffix, since many writers choose the format by it. Missing folders are made.
+
+    Args:
+        path: the file to write.
+        durable: make sure that it survives a power cut; not worth its time for one of many small files.
+
+    Raises:
+        OutputError: if the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}.part{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if durable:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+            if durable:
+                _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space") from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole small file, all or nothing."""
-    with replacing(path) as temporary:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a whole small file, all or nothing; arguments and errors as :func:`replacing`."""
+    with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a whole small UTF-8 file, all or nothing."""
+    """Write a whole small UTF-8 file, all or nothing; errors as :func:`replacing`."""
     write_bytes(path, content.encode())
 
 

@@ -55,7 +55,9 @@ def test_the_centre_moves_by_its_share_of_a_stride() -> None:
 
 def test_stride_rules_differ_where_the_size_is_no_multiple() -> None:
     # 75 rows: P3 has 10, and torchvision's stride is 75 // 10 = 7.
-    fixed, fitted = (make_anchors((75, 64), AnchorRule.model_validate({"stride_rule": rule}), CPU) for rule in ("fixed", "padded_over_feature"))
+    fixed, fitted = (
+        make_anchors((75, 64), AnchorRule.model_validate({"stride_rule": rule}), CPU) for rule in ("fixed", "padded_over_feature")
+    )
     row = 8 * 9  # anchors of one row of P3
     assert float((fixed[row] - fixed[0])[1]) == 8
     assert float((fitted[row] - fitted[0])[1]) == 7

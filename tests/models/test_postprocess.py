@@ -143,7 +143,8 @@ def test_equal_to_a_literal_version_on_dense_scores(candidates: int) -> None:
     random = torch.Generator().manual_seed(candidates)
     number = sum(anchors_per_level(SIZE, ANCHORS))
     predictions = Predictions(
-        torch.randn(2, number, 3, generator=random) * 2 - 2, torch.randn(2, number, 4, generator=random) * torch.tensor([1.0, 1.0, 0.3, 0.3])
+        torch.randn(2, number, 3, generator=random) * 2 - 2,
+        torch.randn(2, number, 4, generator=random) * torch.tensor([1.0, 1.0, 0.3, 0.3]),
     )
     rules = conventions(candidates_per_level=candidates, max_detections=60)
     sizes_hw = torch.tensor([SIZE, (50, 61)])

@@ -28,6 +28,7 @@ from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import retinanet
 from lw_retinanet.structures import Batch, Predictions, Targets
+from lw_retinanet.train import step
 from lw_retinanet.train.distributed import World
 from lw_retinanet.train.step import accumulate_gradients
 
@@ -104,6 +105,17 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     ours.load_state_dict({our_key(key): tensor for key, tensor in theirs.state_dict().items()}, strict=True)
     ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield theirs.eval(), ours.eval()
+
+
+@pytest.fixture
+def double_pair(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    """Both networks in double precision for one test."""
+    before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in pair]
+    monkeypatch.setattr(step, "normalise", lambda images, sizes_hw, rule: normalise(images, sizes_hw, rule).double())
+    yield pair[0].double(), pair[1].double()
+    for model, state in zip(pair, before, strict=True):
+        model.zero_grad(set_to_none=True)
+        model.float().load_state_dict(state)
 
 
 def random_images() -> list[Tensor]:
@@ -183,34 +195,37 @@ def require_equal_detections(pair: Pair, images: list[Tensor]) -> None:
             free[fits.nonzero()[0]] = False
 
 
-def require_equal_losses_and_gradients(pair: Pair, images: list[Tensor], boxes: list[list[list[float]]], labels: list[list[int]]) -> None:
+def require_equal_losses_and_gradients(
+    pair: Pair, images: list[Tensor], boxes: list[list[list[float]]], labels: list[list[int]], *, tolerance: float
+) -> None:
     theirs, ours = pair
-    targets: list[dict[str, Any]] = [{"boxes": torch.tensor(b), "labels": torch.tensor(k)} for b, k in zip(boxes, labels, strict=True)]
-    kind = theirs.head.regression_head._loss_type
-    # torchvision divides image by image and averages; for one image both normalisers must do.
-    for normaliser in ("image", "batch") if len(images) == 1 else ("image",):
-        theirs.zero_grad(set_to_none=True)
-        ours.zero_grad(set_to_none=True)
-        theirs.train()
-        losses = theirs([image.float() / 255 for image in images], targets)
-        theirs.eval()
-        sum(losses.values()).backward()
-        config = TrainConfig.model_validate({"box_loss": kind, "box_weight": 1.0, "normaliser": normaliser})
-        batch = make_batch(images, boxes, labels)
-        result = accumulate_gradients(ours, [batch], config=config, conventions=ours.conventions, world=World(), use_bf16=False)
-        assert int(result.num_positive) > 20
-        expected = torch.stack([losses["classification"], losses["bbox_regression"]]).detach()
-        torch.testing.assert_close(result.losses, expected, rtol=1e-5, atol=0)
-        parameters = dict(ours.named_parameters())
-        compared = 0
-        for name, parameter in theirs.named_parameters():
-            want, got = parameter.grad, parameters[our_key(name)].grad
-            assert want is not None, name
-            assert got is not None, name
-            assert float(want.norm()) > 0, name
-            assert float((got - want).norm() / want.norm()) < 1e-4, name
-            compared += 1
-        assert compared == len(parameters)
+    dtype = next(ours.parameters()).dtype
+    targets: list[dict[str, Any]] = [{"boxes": torch.tensor(b, dtype=dtype), "labels": torch.tensor(k)} for b, k in zip(boxes, labels, strict=True)]
+    theirs.zero_grad(set_to_none=True)
+    ours.zero_grad(set_to_none=True)
+    theirs.train()
+    losses = theirs([image.to(dtype) / 255 for image in images], targets)
+    theirs.eval()
+    sum(losses.values()).backward()
+    # torchvision divides image by image and averages; for one image both normalisers do the same.
+    config = TrainConfig.model_validate(
+        {"box_loss": theirs.head.regression_head._loss_type, "box_weight": 1.0, "normaliser": "batch" if len(images) == 1 else "image"}
+    )
+    batch = make_batch(images, boxes, labels)
+    result = accumulate_gradients(ours, [batch], config=config, conventions=ours.conventions, world=World(), use_bf16=False)
+    assert int(result.num_positive) > 20
+    expected = torch.stack([losses["classification"], losses["bbox_regression"]]).detach().float()
+    torch.testing.assert_close(result.losses, expected, rtol=1e-5, atol=0)
+    parameters = dict(ours.named_parameters())
+    compared = 0
+    for name, parameter in theirs.named_parameters():
+        want, got = parameter.grad, parameters[our_key(name)].grad
+        assert want is not None, name
+        assert got is not None, name
+        assert float(want.norm()) > 0, name
+        assert float((got - want).norm() / want.norm()) < tolerance, name
+        compared += 1
+    assert compared == len(parameters)
 
 
 def test_anchors_are_equal_to_the_last_bit(pair: Pair) -> None:
@@ -241,12 +256,15 @@ BOXES = [
 LABELS = [[1, 6, 0, 3], [2, 2]]
 
 
-def test_losses_and_gradients_of_one_image(pair: Pair) -> None:
-    require_equal_losses_and_gradients(pair, random_images()[:1], BOXES[:1], LABELS[:1])
+def test_losses_and_gradients(pair: Pair) -> None:
+    # The two sum in different orders, so here and there a ReLU or a pooling falls to the other side of a tie in single precision, and the
+    # gradients of the kernels behind it differ by up to a percent; in double precision below there is no such excuse.
+    require_equal_losses_and_gradients(pair, random_images(), BOXES, LABELS, tolerance=2e-2)
 
 
-def test_losses_and_gradients_of_two_images(pair: Pair) -> None:
-    require_equal_losses_and_gradients(pair, random_images(), BOXES, LABELS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_in_double_precision(double_pair: Pair, count: int) -> None:
+    require_equal_losses_and_gradients(double_pair, random_images()[:count], BOXES[:count], LABELS[:count], tolerance=1e-4)
 
 
 @pytest.mark.real
@@ -258,4 +276,10 @@ def test_real_pictures(pair: Pair, shared: Path) -> None:
         torch.testing.assert_close(predictions.logits, expected["cls_logits"], rtol=0, atol=1e-4)
         torch.testing.assert_close(predictions.deltas, expected["bbox_regression"], rtol=0, atol=1e-4)
         require_equal_detections(pair, [image])
-        require_equal_losses_and_gradients(pair, [image], [boxes], [labels])
+        require_equal_losses_and_gradients(pair, [image], [boxes], [labels], tolerance=2e-2)
+
+
+@pytest.mark.real
+def test_gradients_on_real_pictures(double_pair: Pair, shared: Path) -> None:
+    for image, boxes, labels in real_images(shared, 2):
+        require_equal_losses_and_gradients(double_pair, [image], [boxes], [labels], tolerance=1e-4)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
-from ..evaluate.detections import write_whole
-from .macs import BLOCKS, HEAD_PARTS
-from .profile import Profile
+from lw_retinanet.analyze.macs import BLOCKS, HEAD_PARTS
+from lw_retinanet.analyze.profile import Profile
+from lw_retinanet.errors import ConfigError
+from lw_retinanet.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def save_cost_chart(profiles: Sequence[Profile], path: Path) -> None:
 
     Raises:
         ConfigError: if the name does not end in .png, .svg or .pdf, or there is no profile.
-        DataError: if the place cannot be written.
+        OutputError: if the place cannot be written.
     """
     kind = path.suffix.lower().lstrip(".")
     if kind not in _FORMATS:
@@ -55,7 +55,7 @@ def save_cost_chart(profiles: Sequence[Profile], path: Path) -> None:
     with rc_context({"svg.hashsalt": "lw-retinanet", "svg.fonttype": "none"}):
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         cost_figure(profiles).savefig(picture, format=kind, dpi=150, metadata=metadata)
-    write_whole(path, picture.getvalue())
+    write_bytes(path, picture.getvalue())
 
 
 def cost_figure(profiles: Sequence[Profile]) -> "Figure":

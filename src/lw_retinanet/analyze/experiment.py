@@ -21,13 +21,12 @@ from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
 from lw_retinanet.detect.detector import Detector
-from lw_retinanet.drawing import contact_sheet
+from lw_retinanet.drawing import contact_sheet, save_picture
 from lw_retinanet.errors import DataError, RunFolderError
 from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluate.detect_records import Progress, detect_records
 from lw_retinanet.evaluate.detections import write_results
 from lw_retinanet.evaluate.write import write_metrics
-from lw_retinanet.files import replacing
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.train.distributed import World, joined_world
@@ -156,13 +155,10 @@ def evaluate_into(out: Path, detector: Detector, records: Records, *, progress: 
 
 def save_detection_sheet(path: Path, detector: Detector, records: Records, *, count: int = PICTURES, columns: int = 4) -> None:
     """Draw what a detector finds in a few pictures that show as many classes as possible."""
-    from PIL import Image
-
     chosen = choose(records, count=min(count, records.num_images), seed=0)
     results = [detector.predict_arrays([decode(records.path(image))], score=PICTURE_SCORE)[0] for image in chosen]
     sheet = contact_sheet([result.plot() for result in results], columns=columns, titles=[Path(records.file_names[i]).name for i in chosen])
-    with replacing(path) as temporary:
-        Image.fromarray(sheet).save(temporary, quality=85)
+    save_picture(sheet, path)
 
 
 def macs_reduction(model: RetinaNet, config: Config) -> float:

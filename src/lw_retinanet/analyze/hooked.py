@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..conventions import LEVELS
-from ..models.backbone import TimmBackbone
-from ..models.head import Branch
-from ..models.retinanet import RetinaNet
-from .macs import BLOCKS, Cost, count_blocks, fpn_modules, layer_calls, meta_copy
+from lw_retinanet.analyze.macs import BLOCKS, Cost, count_blocks, fpn_modules, layer_calls, meta_copy
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.models.backbone import TimmBackbone
+from lw_retinanet.models.head import Branch
+from lw_retinanet.models.retinanet import RetinaNet
 
 # What convolutions and linear layers become; the products inside attention are neither.
 _LAYER_OPERATIONS = ("aten.convolution", "aten._convolution", "aten.mm", "aten.addmm")

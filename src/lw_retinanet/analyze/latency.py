@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from lw_retinanet.devices import uses_bf16
+from lw_retinanet.errors import ConfigError
 
 WARM_UP = 3
 ROUNDS = 20
@@ -53,7 +54,7 @@ def measure_latency(
     for name, model in models.items():
         timed = copy.deepcopy(model).eval().to(place)
         calls[name, "fp32"] = _call(timed, images)
-        if computes_bf16(place):
+        if uses_bf16("auto", place):
             # Its own copy: channels_last would change the strides of the one above.
             fast = copy.deepcopy(timed).to(memory_format=torch.channels_last)
             calls[name, "bf16"] = _bf16_call(fast, images.contiguous(memory_format=torch.channels_last))
@@ -63,13 +64,6 @@ def measure_latency(
         p10, median, p90 = np.percentile(milliseconds, (10, 50, 90))
         result[name][precision] = {"median": float(median), "p10": float(p10), "p90": float(p90)}
     return result
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 convolutions have kernels of their own on this device, rather than being emulated."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _take_turns(

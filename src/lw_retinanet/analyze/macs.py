@@ -16,12 +16,12 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from ..conventions import LEVELS
-from ..errors import ConfigError
-from ..models.backbone import Backbone, TimmBackbone
-from ..models.fpn import FPN
-from ..models.head import Head
-from ..models.retinanet import RetinaNet
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.errors import ConfigError
+from lw_retinanet.models.backbone import Backbone, TimmBackbone
+from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.head import Head
+from lw_retinanet.models.retinanet import RetinaNet
 
 STAGES = ("C1", "C2", "C3", "C4", "C5")
 BLOCKS = (*STAGES, *LEVELS, *(f"D{level[1]}" for level in LEVELS))

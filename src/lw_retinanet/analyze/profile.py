@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..models.backbone import TimmBackbone
-from ..models.head import Head
-from ..models.plan import HeadPlan
-from ..models.retinanet import RetinaNet
-from .macs import Cost, count_blocks, count_head, pyramid_sizes
+from lw_retinanet.analyze.macs import Cost, count_blocks, count_head, pyramid_sizes
+from lw_retinanet.models.backbone import TimmBackbone
+from lw_retinanet.models.head import Head
+from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.models.retinanet import RetinaNet
 
 BAR_WIDTH = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉"

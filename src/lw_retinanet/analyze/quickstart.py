@@ -107,7 +107,8 @@ def _page(rows: list[Row], *, seconds: float) -> str:
         "",
         f"The light head takes {full.counted.macs / light.counted.macs:.2f} times fewer multiply-accumulates in all, and "
         f"{full.counted.blocks['D3'].macs / light.counted.blocks['D3'].macs:.1f} times fewer in D3. AP changed by "
-        f"{light.metrics.AP - full.metrics.AP:+.3f}; one run each, so a difference of a few hundredths may be chance. AP is -1 where there is nothing to find.",
+        f"{light.metrics.AP - full.metrics.AP:+.3f}; one run each, so a difference of a few hundredths may be chance. "
+        "AP is -1 where there is nothing to find.",
         "",
         "![where the arithmetic goes](pictures/cost.png)",
         "",

@@ -56,9 +56,7 @@ def _score_file(ground_truth: Path, detections: Path, out: Path | None) -> "Metr
     return metrics
 
 
-def _score_model(
-    model: Path, data: Path, split: str, out: Path | None, precision: str, device: str, batch_size: int
-) -> "Metrics":
+def _score_model(model: Path, data: Path, split: str, out: Path | None, precision: str, device: str, batch_size: int) -> "Metrics":
     from lw_retinanet.analyze.experiment import evaluate_into
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import evaluation_bar, existing

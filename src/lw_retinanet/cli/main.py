@@ -17,7 +17,7 @@ from lw_retinanet.errors import InputError, LwRetinaNetError
 # One line a mistake: no boxes around messages, no traceback with local variables.
 app = typer.Typer(
     name="lw-retinanet",
-    help="Your RetinaNet, several times cheaper, with the receipt. Every command explains itself with --help; add --debug to see tracebacks.",
+    help="Your RetinaNet, several times cheaper, with the receipt. Every command has --help; add --debug to see tracebacks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +57,7 @@ def _run(arguments: list[str], is_debug: bool) -> int:
     except _UsageProblem as error:
         if is_debug:
             raise
-        message = getattr(error, "format_message", lambda: str(error))()
+        message = error.format_message()  # type: ignore[attr-defined]
         # `no_args_is_help` comes as an error whose message is the help text.
         is_help = type(error).__name__ == "NoArgsIsHelpError"
         print(message if is_help else f"error: {' '.join(message.split())} (see --help)", file=sys.stderr)

@@ -9,7 +9,9 @@ import typer
 def predict_command(
     model: Path = typer.Argument(help="Model file or run folder."),
     sources: list[str] = typer.Argument(help="Pictures, folders, globs."),
-    out: Path | None = typer.Option(None, help="Folder for pictures with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."),
+    out: Path | None = typer.Option(
+        None, help="Folder for pictures with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."
+    ),
     score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score that is shown."),
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16 or auto."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),

@@ -9,9 +9,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..config import DataConfig
-from ..conventions import InputRule
-from .preprocess import resize, resized_size
+from lw_retinanet.config import DataConfig
+from lw_retinanet.conventions import InputRule
+from lw_retinanet.data.preprocess import resize, resized_size
 
 MIN_VISIBLE = 0.25  # of a box, else what is left of it after cropping is ignored: neither right nor wrong to detect
 _photometric = v2.RandomPhotometricDistort(p=0.5)

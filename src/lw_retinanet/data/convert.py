@@ -1,7 +1,6 @@
 """Write a data set in another form: lossless to COCO, and said plainly what YOLO and VOC cannot carry."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from lw_retinanet.data.image_root import is_safe_name
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.target_forms import Content, Form, Plan, has_yolo_form, plan_coco, plan_voc, plan_yolo
 from lw_retinanet.errors import DataError, ImageError
+from lw_retinanet.files import replacing
 
 _MANIFEST = ".lw_retinanet_convert.json"  # makes a folder ours: the form, and the files that we wrote
 _PLANS = {"coco": plan_coco, "yolo": plan_yolo, "voc": plan_voc}
@@ -129,17 +129,12 @@ def _manifest(to: Form, files: list[str]) -> Content:
 
 
 def _write_file(path: Path, content: Content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path, durable=False) as temporary:
         if isinstance(content, Path):
-            shutil.copyfile(content, partial)
+            shutil.copyfile(content, temporary)
         else:
-            with partial.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.writelines(content())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _losses(splits: list[Records], to: Form) -> Iterator[str]:

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..config import DataConfig
-from ..conventions import InputRule
-from ..errors import DataError, ImageError, LwRetinaNetError
-from ..structures import Batch, Targets
-from .augment import MIN_VISIBLE, apply_colours, apply_geometry, plan_geometry
-from .images import decode, read_size
-from .preprocess import pad_to, padded_size, to_tensor
-from .records import Records
+from lw_retinanet.config import DataConfig
+from lw_retinanet.conventions import InputRule
+from lw_retinanet.data.augment import MIN_VISIBLE, apply_colours, apply_geometry, plan_geometry
+from lw_retinanet.data.images import decode, read_size
+from lw_retinanet.data.preprocess import pad_to, padded_size, to_tensor
+from lw_retinanet.data.records import Records
+from lw_retinanet.errors import DataError, ImageError, LwRetinaNetError
+from lw_retinanet.structures import Batch, Targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..conventions import InputRule
+from lw_retinanet.conventions import InputRule
 
 
 def resized_size(size_hw: tuple[int, int], rule: InputRule, jitter: float = 1.0) -> tuple[int, int]:

@@ -1,16 +1,14 @@
 """A look at a data set: some of its images with their boxes drawn, and all of them on one sheet."""
 
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
-from lw_retinanet.drawing import contact_sheet, draw_boxes
+from lw_retinanet.drawing import contact_sheet, draw_boxes, save_picture
 from lw_retinanet.errors import ConfigError, InputError
 
 _READABLE_SIDE = 480  # below this many pixels, tags would cover the objects: enlarge
@@ -40,11 +38,11 @@ def preview(records: Records, out: Path, *, count: int = 16, seed: int = 0) -> l
             picture = _draw(records, image)
             stem = re.sub(r"[^\w.-]+", "_", Path(records.file_names[image]).stem)[:80]
             files.append(out / f"{number:03d}_{stem}.jpg")
-            _write(picture, files[-1])
+            save_picture(picture, files[-1])
             pictures.append(picture)
             titles.append(Path(records.file_names[image]).name)
         files.append(out / "contact_sheet.jpg")
-        _write(contact_sheet(pictures, columns=min(4, len(pictures)), titles=titles, width=1600), files[-1])
+        save_picture(contact_sheet(pictures, columns=min(4, len(pictures)), titles=titles, width=1600), files[-1])
     except OSError as error:
         raise InputError(f"{out}: cannot write the preview ({error.strerror or error}); name a folder that can be written") from None
     return files
@@ -85,11 +83,3 @@ def _draw(records: Records, image: int) -> NDArray[np.uint8]:
     return draw_boxes(
         pixels, records.boxes(image), records.labels[rows], records.class_names, crowd=records.is_ignored[rows], zoom=min(zoom, 8)
     )
-
-
-def _write(picture: NDArray[np.uint8], path: Path) -> None:
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, "JPEG", quality=92, subsampling=0)  # full colour resolution: thin coloured lines stay crisp
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(encoded.getvalue())
-    part.replace(path)

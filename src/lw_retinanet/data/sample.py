@@ -1,7 +1,7 @@
 """The embedded made-up data set: coloured shapes on textured backgrounds, the same files for the same seed, COCO form on disk."""
 
-import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from lw_retinanet.drawing import save_picture
 from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.files import write_text
 
 # The ids have gaps and do not start at 0, as in most real data sets.
 CATEGORIES = ((1, "disc"), (3, "square"), (4, "triangle"), (8, "star"), (9, "ring"))
@@ -67,7 +69,7 @@ def make_sample(out: Path, *, num_train: int = 600, num_val: int = 150, size: in
         (out / "images").mkdir(parents=True, exist_ok=True)
         for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
             table = _write_images(out / "images", split, count, size, (seed, number))
-            _write(json.dumps(table, separators=(",", ":")).encode(), out / f"{split}.json")
+            write_text(out / f"{split}.json", json.dumps(table, separators=(",", ":")))
     except OSError as error:
         raise InputError(f"{out}: cannot write the made-up data set ({error.strerror or error}); name another folder") from None
     return out
@@ -111,9 +113,7 @@ def _write_images(folder: Path, split: str, count: int, size: int, stream: tuple
         height = size * 3 // 4 if index % 5 == 4 else size
         scene = draw_scene(rng, (height, size))
         name, image_id = f"{split}_{index + 1:04d}.jpg", 10 * (index + 1)
-        encoded = io.BytesIO()
-        Image.fromarray(scene.image).save(encoded, "JPEG", quality=92, subsampling=0)
-        _write(encoded.getvalue(), folder / name)
+        save_picture(scene.image, folder / name)
         images.append({"id": image_id, "file_name": name, "width": size, "height": height})
         for number, label in enumerate(scene.labels):
             annotations.append(
@@ -225,13 +225,7 @@ def _shaded(rng: Generator, colour: NDArray[np.float64], shape: tuple[int, ...])
 
 def _is_ours(out: Path) -> bool:
     """Whether a sample, or what an interrupted run left of one, is all that ``out`` holds."""
-    names = {path.name for path in out.iterdir()}
-    if not names <= {"train.json", "val.json", "images", "train.json.part", "val.json.part"}:
+    names = {path.name for path in out.iterdir() if not re.fullmatch(r"\.(train|val)\.\d+\.part\.json", path.name)}
+    if not names <= {"train.json", "val.json", "images"}:
         return False
     return all(_MARK.encode() in path.read_bytes()[:200] for path in (out / "train.json", out / "val.json") if path.exists())
-
-
-def _write(data: bytes, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)

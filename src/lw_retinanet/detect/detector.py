@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..conventions import Conventions
-from ..data.images import decode, find_images
-from ..data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
-from ..data.records import Category
-from ..errors import ImageError, InputError
-from ..models.postprocess import detect
-from ..models.retinanet import RetinaNet
-from .result import Result
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.data.images import decode, find_images
+from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
+from lw_retinanet.data.records import Category
+from lw_retinanet.detect.result import Result
+from lw_retinanet.errors import ImageError, InputError
+from lw_retinanet.models.postprocess import detect
+from lw_retinanet.models.retinanet import RetinaNet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,10 @@ class Detector:
         return tuple(category.name for category in self.categories)
 
     def predict(
-        self, sources: "Sequence[str | Path | Image | NDArray[np.uint8]] | str | Path | Image | NDArray[np.uint8]", *, score: float | None = None
+        self,
+        sources: "Sequence[str | Path | Image | NDArray[np.uint8]] | str | Path | Image | NDArray[np.uint8]",
+        *,
+        score: float | None = None,
     ) -> list[Result]:
         """Detect in pictures.
 

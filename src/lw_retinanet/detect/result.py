@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.records import Category
-from ..drawing import draw_boxes
-from ..files import replacing
+from lw_retinanet.data.records import Category
+from lw_retinanet.drawing import draw_boxes, save_picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,12 +46,8 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Write :meth:`plot` to a file, the format by its suffix; returns the path."""
-        from PIL import Image
-
-        path = Path(path)
-        with replacing(path) as temporary:
-            Image.fromarray(self.plot()).save(temporary, **({"quality": 90} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
-        return path
+        save_picture(self.plot(), Path(path))
+        return Path(path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``file, width, height, detections: [{box, score, label, name, category_id}]``."""
@@ -79,7 +74,7 @@ class Result:
         try:
             import supervision
         except ImportError:
-            from ..errors import MissingExtraError
+            from lw_retinanet.errors import MissingExtraError
 
             raise MissingExtraError("to_supervision needs supervision; install it with: pip install 'lw-retinanet[supervision]'") from None
         return supervision.Detections(

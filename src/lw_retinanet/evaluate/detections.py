@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lw_retinanet.data.records import Id, Records
 from lw_retinanet.errors import DataError
+from lw_retinanet.files import write_bytes
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 
@@ -154,7 +154,8 @@ def write_results(detections: DetectionTable, records: Records, path: Path) -> N
     The file appears whole or not at all; missing folders are made.
 
     Raises:
-        DataError: as ``check_detections``, or if the file cannot be written.
+        DataError: as ``check_detections``.
+        OutputError: if the file cannot be written.
     """
     check_detections(detections, records)
     image_ids = [json.dumps(image_id) for image_id in records.image_ids]
@@ -165,28 +166,7 @@ def write_results(detections: DetectionTable, records: Records, path: Path) -> N
         f'{{"image_id": {image_ids[image]}, "category_id": {category_ids[label]}, "bbox": {box!r}, "score": {score!r}}}'
         for image, label, box, score in zip(*columns, strict=True)
     )
-    write_whole(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode() if len(detections) else b"[]\n")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, never sees half of it.
-
-    Raises:
-        DataError: if the place cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}; choose another place or free it") from error
+    write_bytes(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode() if len(detections) else b"[]\n")
 
 
 def _entries(path: Path) -> tuple[list[Any], str]:

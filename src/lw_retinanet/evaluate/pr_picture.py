@@ -9,7 +9,7 @@ import numpy as np
 
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.evaluate.coco_metrics import RECALL_LEVELS, ClassMetrics, Metrics
-from lw_retinanet.evaluate.detections import write_whole
+from lw_retinanet.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def save_pr_picture(metrics: Metrics, path: Path, *, title: str | None = None) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # names beyond the font: a box is drawn
         pr_figure(metrics, title=title).savefig(picture, format=kind, dpi=150)
-    write_whole(path, picture.getvalue())
+    write_bytes(path, picture.getvalue())
 
 
 def pr_figure(metrics: Metrics, *, title: str | None = None) -> "Figure":

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..conventions import STRIDES, AnchorRule
+from lw_retinanet.conventions import STRIDES, AnchorRule
 
 
 def feature_sizes(size_hw: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,18 +1,21 @@
 """Backbones: torchvision's networks cut into stages C1..C5, and timm's through the extra."""
 
 from collections.abc import Callable
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, resnet101
 
-from ..errors import ConfigError, MissingExtraError
-from .frozen_norm import FrozenNorm, fold_frozen_norms, freeze_batch_norms
+from lw_retinanet.errors import ConfigError, MissingExtraError
+from lw_retinanet.models.frozen_norm import FrozenNorm, fold_frozen_norms, freeze_batch_norms
 
 Norm = Literal["frozen", "batch", "group"]
 RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 BACKBONES = (*RESNETS, "mobilenet_v2")
 GROUPS = 32
+_PROBE_HW = (200, 264)  # multiples of 8 but not of 16: rounding shows
 
 
 class Backbone(nn.Module):
@@ -92,7 +95,7 @@ class MobileNetV2Backbone(Backbone):
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
         cuts = (0, 2, 4, 7, 14, 18)
-        return [(f"C{i + 1}", list(self.features[start:stop])) for i, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False))]
+        return [(f"C{i + 1}", list(self.features[start:stop])) for i, (start, stop) in enumerate(pairwise(cuts))]
 
 
 class TimmBackbone(Backbone):
@@ -115,16 +118,30 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             raise ConfigError(f"timm has no model {name!r}; timm.list_models() lists them")
         try:
-            probe = timm.create_model(name, features_only=True, pretrained=False)
+            probe: Any = timm.create_model(name, features_only=True, pretrained=False)
             reductions = list(probe.feature_info.reduction())
             indices = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in (8, 16, 32))
-        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
+            body: Any = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+            self.body: nn.Module = body
+            self.channels = tuple(body.feature_info.channels())
+            maps = self._probe()
+        except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
             raise ConfigError(f"timm:{name} gives no feature maps of stride 8, 16 and 32, choose another backbone ({error})") from error
-        self.body = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
-        self.channels = tuple(self.body.feature_info.channels())
+        # What timm says of a network is not always what it does; anchors need maps of exactly these sizes.
+        wanted = [(channels, -(-_PROBE_HW[0] // s), -(-_PROBE_HW[1] // s)) for channels, s in zip(self.channels, (8, 16, 32), strict=True)]
+        if maps != wanted:
+            raise ConfigError(f"timm:{name} gives maps {maps} for a picture of {_PROBE_HW}, expected {wanted}; choose another backbone")
         if norm == "frozen":
             freeze_batch_norms(self.body)
             fold_frozen_norms(self)
+
+    @torch.no_grad()
+    def _probe(self) -> list[tuple[int, ...]]:
+        was_training = self.body.training
+        images = torch.zeros(1, 3, *_PROBE_HW, device=next(self.body.parameters()).device)
+        shapes = [tuple(features.shape[1:]) for features in self.body.eval()(images)]
+        self.body.train(was_training)
+        return shapes
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
         raise ConfigError("a timm backbone is counted and frozen as a whole; use train.freeze=0 or 5")

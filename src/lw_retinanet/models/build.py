@@ -1,11 +1,11 @@
 """Names and numbers in, a network out: the one place where settings become modules."""
 
-from ..conventions import Conventions
-from .backbone import Norm, make_backbone
-from .fpn import FPN
-from .head import Head, Init
-from .plan import HeadPlan
-from .retinanet import RetinaNet
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.models.backbone import Norm, make_backbone
+from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.head import Head, Init
+from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.models.retinanet import RetinaNet
 
 
 def build(

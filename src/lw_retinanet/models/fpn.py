@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from ..conventions import LEVELS
+from lw_retinanet.conventions import LEVELS
 
 
 class P6P7(ExtraFPNBlock):
@@ -32,7 +32,7 @@ class P6P7(ExtraFPNBlock):
         return [*p, p6, p7], [*names, "P6", "P7"]
 
 
-class FPN(FeaturePyramidNetwork):  # type: ignore[misc]
+class FPN(FeaturePyramidNetwork):
     """C3..C5 -> P3..P7, all of one width.
 
     Args:

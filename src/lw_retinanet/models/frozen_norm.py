@@ -4,16 +4,19 @@ The parameters and their names stay those of convolution and norm, so weights lo
 product of the size of the kernel instead of two passes over the feature map, and no step back to fp32 under bf16 autocast.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 
-class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
-    """torchvision's FrozenBatchNorm2d; passes its input on unchanged once a convolution has taken it over."""
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's FrozenBatchNorm2d; only applies its activation once a convolution has taken the rest over."""
 
     taken_over = False
+    act: nn.Module | None = None  # timm's norms carry the activation behind them
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(C,) factors and offsets."""
@@ -21,9 +24,9 @@ class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.taken_over:
-            return features
-        return super().forward(features)  # type: ignore[no-any-return]
+        if not self.taken_over:
+            features = super().forward(features)
+        return features if self.act is None else self.act(features)
 
 
 class NormedConv2d(nn.Conv2d):
@@ -41,7 +44,7 @@ def fold_frozen_norms(module: nn.Module) -> None:
     """Let every plain convolution inside ``module`` take over the FrozenNorm that directly follows it among its siblings."""
     for parent in list(module.modules()):
         children = list(parent.children())
-        for conv, norm in zip(children, children[1:], strict=False):
+        for conv, norm in pairwise(children):
             if type(conv) is nn.Conv2d and conv.bias is None and type(norm) is FrozenNorm and conv.padding_mode == "zeros":
                 conv.__class__ = NormedConv2d
                 conv.norm_holder = (norm,)  # type: ignore[assignment]
@@ -58,6 +61,7 @@ def freeze_batch_norms(module: nn.Module) -> None:
         with torch.no_grad():
             for key in ("weight", "bias", "running_mean", "running_var"):
                 getattr(frozen, key).copy_(getattr(child, key))
-        # timm's norm layers carry the activation behind them.
         activation = getattr(child, "act", None)
-        setattr(module, name, nn.Sequential(frozen, activation) if isinstance(activation, nn.Module) else frozen)
+        if isinstance(activation, nn.Module) and not isinstance(activation, nn.Identity):
+            frozen.act = activation
+        setattr(module, name, frozen)

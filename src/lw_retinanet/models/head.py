@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..conventions import LEVELS
-from ..structures import Predictions
-from .blocks import PREDICTIONS, UNITS
-from .plan import SHARED, HeadPlan, TowerPlan
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.models.blocks import PREDICTIONS, UNITS
+from lw_retinanet.models.plan import SHARED, HeadPlan, TowerPlan
+from lw_retinanet.structures import Predictions
 
 Init = Literal["fan_in", "fan_in_light", "paper"]
 PRIOR = 0.01  # foreground probability of every anchor at step 0 (focal loss paper, 4.1)
@@ -67,7 +67,7 @@ class Branch(nn.Module):
         units, predict = self.layers(level)
         for unit in units:
             features = unit(features)
-        return predict(features)  # type: ignore[no-any-return]
+        return predict(features)
 
 
 def _units(plan: TowerPlan, in_channels: int, keep: set[int]) -> nn.ModuleDict:
@@ -92,8 +92,15 @@ class Head(nn.Module):
     def __init__(self, *, in_channels: int, num_classes: int, num_anchors: int, plan: HeadPlan, init: Init = "fan_in_light") -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.cls = Branch(in_channels=in_channels, out_channels=num_anchors * num_classes, own=plan.cls, shared=plan.shared)
-        self.bbox = Branch(in_channels=in_channels, out_channels=num_anchors * 4, own=plan.bbox, shared=plan.shared)
+        self.cls = Branch(
+            in_channels=in_channels,
+            out_channels=num_anchors * num_classes,
+            own={str(k): v for k, v in plan.cls.items()},
+            shared=plan.shared,
+        )
+        self.bbox = Branch(
+            in_channels=in_channels, out_channels=num_anchors * 4, own={str(k): v for k, v in plan.bbox.items()}, shared=plan.shared
+        )
         self.reset_parameters(init)
 
     @torch.no_grad()

@@ -4,8 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
-from ..conventions import LEVELS
-from .blocks import D_BLOCKS, NARROW_WIDTH, PREDICTIONS, UNITS
+from lw_retinanet.models.blocks import D_BLOCKS, NARROW_WIDTH, PREDICTIONS, UNITS
 
 SHARED = "shared"
 Level = Literal["P3", "P4", "P5", "P6", "P7"]
@@ -48,7 +47,7 @@ class TowerPlan(BaseModel, frozen=True, extra="forbid"):
 
 
 def d_block(name: str, *, predict: str | None = None) -> TowerPlan:
-    """The tower of one of :data:`~lw_retinanet.models.blocks.D_BLOCKS`, with its usual prediction kernel unless ``predict`` says otherwise."""
+    """The tower of one of :data:`~lw_retinanet.models.blocks.D_BLOCKS`; ``predict`` replaces its usual prediction kernel."""
     units, usual = D_BLOCKS[name]
     return TowerPlan(units=units, width=NARROW_WIDTH if name == "narrow" else None, predict=predict or usual)
 
@@ -75,8 +74,3 @@ class HeadPlan(BaseModel, frozen=True, extra="forbid"):
                 if any(unit == SHARED and i >= len(self.shared.units) for i, unit in enumerate(tower.units)):
                     raise ValueError(f"{branch} {level} shares more units than the shared tower has ({len(self.shared.units)})")
         return self
-
-    def tower(self, branch: Literal["cls", "bbox"], level: str) -> TowerPlan | None:
-        """The own tower of a level, or None where it shares everything."""
-        assert level in LEVELS
-        return (self.cls if branch == "cls" else self.bbox).get(level)  # type: ignore[call-overload, no-any-return]

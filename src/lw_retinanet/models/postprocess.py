@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from ..boxes import clip, decode
-from ..conventions import Conventions
-from ..structures import Detections, Predictions
-from .anchors import anchors_per_level, make_anchors
+from lw_retinanet.boxes import clip, decode
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.models.anchors import anchors_per_level, make_anchors
+from lw_retinanet.structures import Detections, Predictions
 
 
 def detect(predictions: Predictions, *, size_hw: tuple[int, int], sizes_hw: Tensor, conventions: Conventions) -> Detections:

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from ..conventions import Conventions
-from ..structures import Predictions
-from .backbone import Backbone
-from .fpn import FPN
-from .head import Head
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.models.backbone import Backbone
+from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.head import Head
+from lw_retinanet.structures import Predictions
 
 
 class RetinaNet(nn.Module):
@@ -37,4 +37,4 @@ class RetinaNet(nn.Module):
 
         Height and width need not be multiples of anything; anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`.
         """
-        return self.head(self.fpn(self.backbone(images)))  # type: ignore[no-any-return]
+        return self.head(self.fpn(self.backbone(images)))

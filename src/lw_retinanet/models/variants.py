@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .plan import HeadPlan, d_block
+from lw_retinanet.models.plan import HeadPlan, d_block
 
 
 def retinanet() -> HeadPlan:

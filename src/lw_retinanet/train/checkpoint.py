@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import RunFolderError
-from ..files import replacing, write_text
+from lw_retinanet.errors import RunFolderError
+from lw_retinanet.files import replacing, write_text
 
 KEEP = 2
 log = logging.getLogger(__name__)

@@ -14,21 +14,21 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config import Config
-from ..data.loader import StepPlan, TrainingSet, make_loader
-from ..data.records import Records
-from ..errors import LwRetinaNetError, RunFolderError
-from ..models.retinanet import RetinaNet
-from ..structures import Batch
-from .checkpoint import Checkpoint, load_latest, load_optimiser, optimiser_tensors, save_checkpoint
-from .distributed import World
-from .ema import make_ema
-from .optimiser import make_optimiser, set_rates, trainable
-from ..devices import uses_bf16
-from .progress import training_progress
-from .run_folder import RunFolder
-from .schedule import paper_schedule, rate_factor
-from .step import LOSS_PARTS, accumulate_gradients, require_finite
+from lw_retinanet.config import Config
+from lw_retinanet.data.loader import StepPlan, TrainingSet, make_loader
+from lw_retinanet.data.records import Records
+from lw_retinanet.devices import uses_bf16
+from lw_retinanet.errors import LwRetinaNetError, RunFolderError
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.structures import Batch
+from lw_retinanet.train.checkpoint import Checkpoint, load_latest, load_optimiser, optimiser_tensors, save_checkpoint
+from lw_retinanet.train.distributed import World
+from lw_retinanet.train.ema import make_ema
+from lw_retinanet.train.optimiser import make_optimiser, set_rates, trainable
+from lw_retinanet.train.progress import training_progress
+from lw_retinanet.train.run_folder import RunFolder
+from lw_retinanet.train.schedule import paper_schedule, rate_factor
+from lw_retinanet.train.step import LOSS_PARTS, accumulate_gradients, require_finite
 
 Evaluate = Callable[[RetinaNet, int], dict[str, Any]]
 

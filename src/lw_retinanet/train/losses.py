@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from ..boxes import decode, encode
-from ..conventions import BoxRule
-from .matching import IGNORED, Matches
+from lw_retinanet.boxes import decode, encode
+from lw_retinanet.conventions import BoxRule
+from lw_retinanet.train.matching import IGNORED, Matches
 
 ALPHA = 0.25
 GAMMA = 2.0

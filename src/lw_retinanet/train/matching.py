@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import coverage, iou
-from ..structures import Targets
+from lw_retinanet.boxes import coverage, iou
+from lw_retinanet.structures import Targets
 
 BACKGROUND = -1
 IGNORED = -2

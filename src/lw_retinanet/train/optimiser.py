@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from ..config import TrainConfig
-from ..models.retinanet import RetinaNet
-from .schedule import linear_rate
+from lw_retinanet.config import TrainConfig
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.train.schedule import linear_rate
 
 
 def peak_rate(config: TrainConfig, images_per_step: int) -> float:

@@ -9,9 +9,9 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from ..config import Config, load_config, parse_config
-from ..errors import RunFolderError
-from ..files import write_text
+from lw_retinanet.config import Config, load_config, parse_config
+from lw_retinanet.errors import RunFolderError
+from lw_retinanet.files import write_text
 
 
 class RunFolder:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import TrainConfig
-from ..conventions import Conventions
-from ..data.preprocess import normalise
-from ..errors import TrainingError
-from ..models.anchors import make_anchors
-from ..structures import Batch
-from .distributed import World
-from .losses import box_loss, focal_loss
-from .matching import Matches, match
+from lw_retinanet.config import TrainConfig
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.data.preprocess import normalise
+from lw_retinanet.errors import TrainingError
+from lw_retinanet.models.anchors import make_anchors
+from lw_retinanet.structures import Batch
+from lw_retinanet.train.distributed import World
+from lw_retinanet.train.losses import box_loss, focal_loss
+from lw_retinanet.train.matching import Matches, match
 
 LOSS_PARTS = ("classification", "bbox_regression")
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from ..errors import WeightsError
-from ..models.backbone import Backbone, TimmBackbone
+from lw_retinanet.errors import WeightsError
+from lw_retinanet.models.backbone import Backbone, TimmBackbone
 
 log = logging.getLogger(__name__)
 # What classifiers have and detectors do not: their last layers, and counters of batch norm.
@@ -95,7 +95,9 @@ def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
         weights = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
         return weights.get_state_dict(progress=True)  # type: ignore[no-any-return]
     except OSError as error:
-        raise WeightsError(f"cannot download the ImageNet weights of {name} ({error}); give a local file as model.backbone_weights") from None
+        raise WeightsError(
+            f"cannot download the ImageNet weights of {name} ({error}); give a local file as model.backbone_weights"
+        ) from None
 
 
 def _timm_weights(name: str) -> Mapping[str, Tensor]:

@@ -11,14 +11,14 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .. import __version__
-from ..conventions import Conventions
-from ..data.records import Category, Id
-from ..errors import WeightsError
-from ..files import replacing
-from ..models.build import build
-from ..models.plan import HeadPlan
-from ..models.retinanet import RetinaNet
+from lw_retinanet import __version__
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.data.records import Category, Id
+from lw_retinanet.errors import WeightsError
+from lw_retinanet.files import replacing
+from lw_retinanet.models.build import build
+from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.models.retinanet import RetinaNet
 
 KEY = "lw_retinanet"
 FORMAT = 1
@@ -70,7 +70,17 @@ class LoadedModel:
     record: ModelRecord
 
 
-def make_record(model: RetinaNet, *, preset: str, backbone: str, width: int, norm: str, plan: HeadPlan, categories: tuple[Category, ...], notes: Mapping[str, Any]) -> ModelRecord:
+def make_record(
+    model: RetinaNet,
+    *,
+    preset: str,
+    backbone: str,
+    width: int,
+    norm: str,
+    plan: HeadPlan,
+    categories: tuple[Category, ...],
+    notes: Mapping[str, Any],
+) -> ModelRecord:
     """The record of a model; class names and ids must be as many as the model's classes."""
     if len(categories) != model.num_classes:
         raise WeightsError(f"the model has {model.num_classes} classes, {len(categories)} names were given")
@@ -94,7 +104,9 @@ def find_model_file(path: Path) -> Path:
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise WeightsError(f"{path} holds no model.safetensors; has its training ended?" if path.is_dir() else f"model file {path} does not exist")
+        raise WeightsError(
+            f"{path} holds no model.safetensors; has its training ended?" if path.is_dir() else f"model file {path} does not exist"
+        )
     return file
 
 
