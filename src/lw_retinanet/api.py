@@ -26,7 +26,7 @@ def create(
         preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ... (:data:`lw_retinanet.models.variants.PRESETS`).
         num_classes: K.
         backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
-        backbone_weights: ``none``, ``imagenet`` or a file with torchvision's parameter names.
+        backbone_weights: ``none``, ``imagenet`` or a file with torchvision's parameter names; with weights the backbone's norms are frozen.
         head_width: channels of the pyramid and of the head's towers.
         image_size: longer side of the pictures it will see, pixels.
 
@@ -34,14 +34,17 @@ def create(
         A module: (N, 3, H, W) normalised images -> :class:`~lw_retinanet.structures.Predictions`.
 
     Raises:
+        InputError: if ``num_classes`` or ``image_size`` is out of range.
         ConfigError: for an unknown name, with the nearest known one.
         WeightsError: if backbone weights cannot be had or do not fit.
     """
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    if not 32 <= image_size <= 4096:
+        raise InputError(f"image_size must be from 32 to 4096 pixels, got {image_size}")
     model = {"preset": preset, "backbone": backbone, "backbone_weights": backbone_weights, "head_width": head_width}
     config = parse_config({"model": {**model, "init": "fan_in_light"}}, where="create")
-    return create_model(config.model, num_classes=num_classes, image_size=image_size)
+    return create_model(config.resolved().model, num_classes=num_classes, image_size=image_size)
 
 
 def load(path: str | Path, *, device: str = "auto", precision: Literal["fp32", "bf16", "auto"] = "fp32") -> Detector:

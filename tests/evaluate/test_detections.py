@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, OutputError
 from lw_retinanet.evaluate.detections import DetectionTable, check_detections, concatenate, read_results, write_results
 
 
@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_the_old_file(records: Records, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match=r"dt\.json: cannot be written: No space left"):
+    with pytest.raises(OutputError, match=r"dt\.json: cannot be written \(No space left"):
         write_results(DetectionTable.empty(), records, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lw_retinanet.errors import InputError
 from lw_retinanet.files import replacing
 
 COLOURS = {"loss": "#0072B2", "classification": "#D55E00", "bbox_regression": "#009E73"}
@@ -14,18 +15,32 @@ LABELS = {"loss": "total", "classification": "classification", "bbox_regression"
 
 
 def read_log(log_file: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``."""
-    return [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The entries of a run's ``log.jsonl``, but for a last line that a killed run did not finish."""
+    lines = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
 
 
 def save_curves(log_file: Path, path: Path, *, title: str) -> None:
-    """Draw losses and learning rate over steps, smoothed, with AP where it was measured."""
+    """Draw losses and learning rate over steps, smoothed, with AP where it was measured.
+
+    Args:
+        log_file: of a run that has done at least one step.
+        path: its ending decides the format.
+        title: above the picture.
+
+    Raises:
+        InputError: if no step was logged.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     entries = read_log(log_file)
     steps = [entry for entry in entries if "loss" in entry]
     scored = [entry for entry in entries if "AP" in entry]
+    if not steps:
+        raise InputError(f"{log_file}: no step is logged; train for at least one")
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

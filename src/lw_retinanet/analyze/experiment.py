@@ -15,6 +15,7 @@ from lw_retinanet.analyze.curves import save_curves
 from lw_retinanet.analyze.macs import count_blocks
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
+from lw_retinanet.data.image_sizes import header_sizes
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.loader import require_files, with_sizes
 from lw_retinanet.data.preview import choose
@@ -22,8 +23,8 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.drawing import contact_sheet, save_picture
-from lw_retinanet.errors import DataError, RunFolderError
-from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate
+from lw_retinanet.errors import DataError, ImageError, RunFolderError
+from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate, match_categories
 from lw_retinanet.evaluate.detect_records import Progress, detect_records
 from lw_retinanet.evaluate.detections import write_results
 from lw_retinanet.evaluate.write import write_metrics
@@ -57,18 +58,33 @@ def open_training_data(source: Path) -> tuple[Records, Records | None]:
     """Training split and, if there is one, validation split, with all sizes known.
 
     Raises:
-        DataError: if the data cannot be used, or has no box to learn from.
-        ImageError: if a picture is missing.
+        DataError: if the data cannot be used, has no box to learn from or to find, or if ``val`` has none of the training classes.
+        ImageError: if a picture is missing, or its header cannot be read or tells another size than the annotations.
     """
     names = splits(source)
-    records = with_sizes(open_data(source, split="train" if names else None))
-    require_boxes(records, source)
-    require_files(records)
+    records = _ready(open_data(source, split="train" if names else None), f"{source} (train)" if names else str(source))
     if not {"val", "test"} & set(names):
         return records, None
-    held_out = with_sizes(open_data(source, split="val"))
-    require_files(held_out)
+    held_out = _ready(open_data(source, split="val"), f"{source} (val)")
+    match_categories(records.categories, held_out)
     return records, held_out
+
+
+def _ready(records: Records, where: str) -> Records:
+    """Records with sizes, after looking for what would otherwise stop the run hours later."""
+    require_files(records)
+    records = with_sizes(records)
+    require_boxes(records, where)
+    for image, size in enumerate(header_sizes([records.path(image) for image in range(records.num_images)])):
+        if isinstance(size, ImageError):
+            raise size
+        annotated = tuple(records.sizes_hw[image].tolist())
+        if size is not None and size != annotated:
+            raise ImageError(
+                f"{records.path(image)} is {size[1]}x{size[0]} pixels, its annotation says {annotated[1]}x{annotated[0]}; "
+                "run `lw-retinanet data check` and correct the annotation or the file"
+            )
+    return records
 
 
 def run_training(

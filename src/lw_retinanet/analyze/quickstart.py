@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lw_retinanet.analyze.cost_chart import save_cost_chart
 from lw_retinanet.analyze.experiment import Outcome, run_training
@@ -20,10 +21,10 @@ from lw_retinanet.weights.model_file import load_model
 
 IMAGE_SIZE = 128
 PRESETS = ("retinanet", "lw-v3")
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "model": {"backbone": "resnet18", "head_width": 64, "norm": "batch"},
     "data": {"image_size": IMAGE_SIZE, "augment": "flip", "workers": 0},
-    "train": {"epochs": 20, "batch_size": 16, "rate": 2e-3, "ema": 0.99, "warmup_steps": 50},
+    "train": {"epochs": 8, "batch_size": 8, "rate": 1e-3, "ema": 0.99, "warmup_steps": 50},
 }
 log = logging.getLogger(__name__)
 

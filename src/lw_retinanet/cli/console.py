@@ -1,9 +1,13 @@
 """What the commands share: bars, JSON, and settings from the command line."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from lw_retinanet.devices import Precision
 
 Item = TypeVar("Item")
 
@@ -38,5 +42,39 @@ def existing(path: Path, what: str) -> Path:
     from lw_retinanet.errors import InputError
 
     if not path.exists():
-        raise InputError(f"{what} {path} does not exist")
+        raise InputError(f"{what} {path} does not exist; check the path")
     return path
+
+
+def output_folder(path: Path) -> Path:
+    """The path, if it is a folder or can become one: better to know before hours of work than after them.
+
+    Raises:
+        OutputError: else.
+    """
+    from lw_retinanet.errors import OutputError
+
+    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists() or parent.is_symlink()), path)
+    if not place.is_dir():
+        raise OutputError(f"{place} is a file, so nothing can be written to a folder {path}; choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{place} may not be written to; choose another --out")
+    return path
+
+
+def checked_precision(text: str) -> "Precision":
+    """The value of ``--precision``.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    from typing import get_args
+
+    from lw_retinanet.config import nearest
+    from lw_retinanet.devices import Precision
+    from lw_retinanet.errors import ConfigError
+
+    for known in get_args(Precision):
+        if text == known:
+            return known
+    raise ConfigError(f"--precision {text}: expected {', '.join(get_args(Precision))}{nearest(text, get_args(Precision))}")

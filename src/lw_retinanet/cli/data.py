@@ -1,6 +1,7 @@
 """``lw-retinanet data``: look at a data set before training on it."""
 
 import enum
+import sys
 from pathlib import Path
 
 import typer
@@ -36,7 +37,8 @@ def check_command(
 
     report = check(existing(data, "data set"), split)
     recalls = {}
-    for name in [split] if split else list(splits(data)) or [None]:
+    names: list[str | None] = [split] if split else [*splits(data)] or [None]
+    for name in names:
         try:
             records = with_sizes(open_data(data, split=name))
         except (DataError, ImageError):
@@ -49,6 +51,7 @@ def check_command(
         for name, recall in recalls.items():
             print("\n".join([f"{name}:" if name else "", *recall.lines()]).strip())
     if report.num_errors:
+        print(f"error: {data} has {report.num_errors:,} errors, listed in the report; correct them and check again", file=sys.stderr)
         raise typer.Exit(2)
 
 

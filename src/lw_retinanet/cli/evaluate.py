@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def evaluate_command(
     model: Path | None = typer.Argument(None, help="Model file or run folder."),
     data: Path | None = typer.Argument(None, help="Data set."),
-    split: str = typer.Option("val", help="Split of the data set; not needed where there is only one."),
+    split: str | None = typer.Option(None, help="Split of the data set [default: val, where there are splits]."),
     ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),
     detections: Path | None = typer.Option(None, help="COCO results file to score, instead of a model."),
     out: Path | None = typer.Option(None, help="Folder for detections.json, metrics.json and pictures."),
@@ -29,7 +29,7 @@ def evaluate_command(
     if ground_truth or detections:
         if model or data or not (ground_truth and detections):
             raise InputError("give either MODEL and DATA, or --ground-truth and --detections")
-        metrics = _score_file(ground_truth, detections, out)
+        metrics = _score_file(ground_truth, detections, split, out)
     elif model and data:
         metrics = _score_model(model, data, split, out, precision, device, batch_size)
     else:
@@ -42,35 +42,39 @@ def evaluate_command(
         print(class_table(metrics))
 
 
-def _score_file(ground_truth: Path, detections: Path, out: Path | None) -> "Metrics":
-    from lw_retinanet.cli.console import existing
-    from lw_retinanet.data.source import open_data
+def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None) -> "Metrics":
+    from lw_retinanet.cli.console import existing, output_folder
+    from lw_retinanet.data.source import open_data, require_boxes
     from lw_retinanet.evaluate.coco_metrics import evaluate
     from lw_retinanet.evaluate.detections import read_results
     from lw_retinanet.evaluate.write import write_metrics
 
-    records = open_data(existing(ground_truth, "annotation file"))
-    metrics = evaluate(records, read_results(existing(detections, "detections file"), records))
+    existing(detections, "detections file")
+    if out:
+        output_folder(out)
+    records = open_data(existing(ground_truth, "annotation file"), split=split)
+    require_boxes(records, ground_truth)
+    metrics = evaluate(records, read_results(detections, records))
     if out:
         write_metrics(metrics, out, title=detections.name)
     return metrics
 
 
-def _score_model(model: Path, data: Path, split: str, out: Path | None, precision: str, device: str, batch_size: int) -> "Metrics":
+def _score_model(model: Path, data: Path, split: str | None, out: Path | None, precision: str, device: str, batch_size: int) -> "Metrics":
     from lw_retinanet.analyze.experiment import evaluate_into
     from lw_retinanet.api import load
-    from lw_retinanet.cli.console import evaluation_bar, existing
+    from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing, output_folder
     from lw_retinanet.data.loader import require_files, with_sizes
     from lw_retinanet.data.source import open_data, require_boxes, splits
-    from lw_retinanet.errors import ConfigError
     from lw_retinanet.evaluate.coco_metrics import evaluate
     from lw_retinanet.evaluate.detect_records import detect_records
 
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ConfigError(f"--precision {precision}: expected fp32, bf16 or auto")
+    checked = checked_precision(precision)
     existing(data, "data set")
-    detector = load(model, device=device, precision=precision)  # type: ignore[arg-type]
-    records = open_data(data, split=split if splits(data) else None)
+    if out:
+        output_folder(out)
+    detector = load(model, device=device, precision=checked)
+    records = open_data(data, split=split or ("val" if splits(data) else None))
     require_boxes(records, data)
     require_files(records)
     records = with_sizes(records)

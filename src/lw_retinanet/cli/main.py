@@ -30,6 +30,7 @@ app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 
+INTERRUPTED = 130
 # typer carries its own click since 0.20 or so; the class is found by name, so that either serves.
 _UsageProblem: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -43,7 +44,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 bad usage or bad input."""
-    arguments = _joined_size(sys.argv[1:])
+    arguments = sys.argv[1:]
     is_debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, stream=sys.stderr, format="%(message)s")
     for chatty in ("matplotlib", "PIL", "filelock", "tensorboard"):
@@ -53,11 +54,14 @@ def main() -> None:
 
 def _run(arguments: list[str], is_debug: bool) -> int:
     try:
-        return int(app(args=arguments, prog_name="lw-retinanet", standalone_mode=False) or 0)
+        code = int(app(args=_joined_size(arguments), prog_name="lw-retinanet", standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # newer versions of typer make a code of it themselves
+            raise KeyboardInterrupt
+        return code
     except _UsageProblem as error:
         if is_debug:
             raise
-        message = error.format_message()  # type: ignore[attr-defined]
+        message = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
         # `no_args_is_help` comes as an error whose message is the help text.
         is_help = type(error).__name__ == "NoArgsIsHelpError"
         print(message if is_help else f"error: {' '.join(message.split())} (see --help)", file=sys.stderr)
@@ -69,7 +73,7 @@ def _run(arguments: list[str], is_debug: bool) -> int:
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
         return 1

@@ -19,22 +19,21 @@ def predict_command(
 ) -> None:
     """Find objects in pictures; a picture that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.api import load
-    from lw_retinanet.cli.console import print_json, with_bar
+    from lw_retinanet.cli.console import checked_precision, output_folder, print_json, with_bar
     from lw_retinanet.data.images import find_images
     from lw_retinanet.detect.collect import Collection
-    from lw_retinanet.errors import ConfigError, ImageError
+    from lw_retinanet.errors import ImageError
 
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ConfigError(f"--precision {precision}: expected fp32, bf16 or auto")
+    checked = checked_precision(precision)
     files = find_images(sources)
-    detector = load(model, device=device, precision=precision)  # type: ignore[arg-type]
     folder = out or (None if json else Path("predictions"))
-    collection = Collection(folder)
+    collection = Collection(folder and output_folder(folder), files)
+    detector = load(model, device=device, precision=checked)
     failed = 0
     for result in with_bar(detector.predict_files(files, score=score), len(files), what="predict"):
         if isinstance(result, ImageError):
             failed += 1
-            print(f"error: {result}", file=sys.stderr)
+            print(f"error: {' '.join(str(result).split())}", file=sys.stderr)
         else:
             collection.add(result)
     collection.write()

@@ -1,5 +1,6 @@
 """``lw-retinanet profile``: where the arithmetic goes."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def profile_command(
     if json:
         print_json(counted.as_dict())
     else:
-        print("\n".join(counted.lines()))
+        is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        print("\n".join(counted.lines(unicode=is_unicode)))
 
 
 def _network(model: str, settings: dict[str, int | str | None], *, needs_weights: bool) -> tuple["RetinaNet", tuple[int, int]]:
@@ -57,10 +59,10 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
     path = Path(model)
     if model not in PRESETS:
         if not path.exists():
-            raise InputError(f"{model!r} is no preset and no file{nearest(model, PRESETS)}; presets: {', '.join(PRESETS)}")
+            raise InputError(f"{model!r} is no preset, model file or run folder{nearest(model, PRESETS)}; presets: {', '.join(PRESETS)}")
         given = [f"--{name}" for name, value in settings.items() if value is not None]
         if given:
-            raise InputError(f"{', '.join(given)} is for presets; {model} says itself what it is")
+            raise InputError(f"{', '.join(given)} is for presets, and {model} says itself what it is; leave it out")
         loaded = load_model(path).model
         side = loaded.conventions.input.size
         return loaded, (side, side)

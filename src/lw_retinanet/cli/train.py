@@ -16,23 +16,29 @@ def train_command(
 ) -> None:
     """Train on your own pictures, evaluate on val, and leave model, metrics, curves and pictures in one run folder."""
     from lw_retinanet.analyze.experiment import run_training
-    from lw_retinanet.cli.console import evaluation_bar, existing
+    from lw_retinanet.cli.console import evaluation_bar, existing, output_folder
     from lw_retinanet.config import load_config, override, parse_config
     from lw_retinanet.devices import choose_device
-    from lw_retinanet.errors import ConfigError, InputError
+    from lw_retinanet.errors import ConfigError, InputError, RunFolderError
     from lw_retinanet.evaluate.tables import class_table, summary_table
 
     if resume and (out or config):
         raise ConfigError("--resume goes on with a run as it is; leave out --out and --config")
-    values = load_config(resume / "config.yaml" if resume else config) if resume or config else {}
-    notes = values.pop("run", {})
+    if resume and not (resume / "config.yaml").is_file():
+        raise RunFolderError(f"{resume} holds no run to go on with (no config.yaml); start one with --out")
+    file = resume / "config.yaml" if resume else config
+    values = load_config(file) if file else {}
+    notes = values.pop("run", None)
     values = override(values, [*([f"model.preset={model}"] if model else []), *settings])
-    checked = parse_config(values, where=str(config or "settings"))
-    source = data or (Path(notes["data"]) if "data" in notes else None)
+    checked = parse_config(values, where=str(file or "settings"))
+    noted = notes.get("data") if isinstance(notes, dict) else None
+    source = data or (Path(str(noted)) if noted else None)
     if source is None:
         raise InputError("name the data set to train on: lw-retinanet train DATA")
+    if not data and not source.exists():
+        raise InputError(f"{file} was made with the data set {source}, which does not exist here; name it: lw-retinanet train DATA")
     existing(source, "data set")
-    folder = resume or out or _new_folder(f"{checked.model.preset}-{source.resolve().stem}")
+    folder = resume or output_folder(out or _new_folder(f"{checked.model.preset}-{source.resolve().stem}"))
     # torchrun names the device of each process itself.
     chosen = None if device == "auto" else choose_device(device)
     outcome = run_training(checked, source, folder, resume=resume is not None, device=chosen, progress=evaluation_bar)

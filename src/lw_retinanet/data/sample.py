@@ -15,10 +15,11 @@ from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.files import write_text
 
 # The ids have gaps and do not start at 0, as in most real data sets.
-CATEGORIES = ((1, "disc"), (3, "square"), (4, "triangle"), (8, "star"), (9, "ring"))
+CATEGORIES = ((1, "disc"), (4, "bar"), (8, "star"), (9, "ring"))
 
 _MARK = "Made-up shapes of lw_retinanet"
 _OVERSAMPLING = 4
+_BAR_ANGLE = np.arctan(1 / 3)  # a bar is three times as long as wide
 _MIN_VISIBLE = 0.7  # of every object, after others came to lie on it and the border cut it
 _MIN_CONTRAST = 110.0  # Euclidean RGB distance of an object from every object and background that it touches
 
@@ -153,7 +154,7 @@ def _background(rng: Generator, height: int, width: int) -> tuple[NDArray[np.flo
 def _place(rng: Generator, label: int, height: int, width: int) -> tuple[NDArray[np.float32], int, int]:
     """Coverage (0..1) of a shape of random size and turn, and the pixel of the picture where its upper left corner goes."""
     kind = rng.random()
-    low, high = (6.0, 12.0) if kind < 0.06 else (14.0, 52.0) if kind < 0.92 else (52.0, 70.0)
+    low, high = (6.0, 12.0) if kind < 0.06 else (18.0, 56.0) if kind < 0.94 else (56.0, 70.0)
     diameter = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * width / 128
     cover = shape_cover(label, diameter, float(rng.uniform(0, 2 * np.pi)), rng.uniform(0, 1, 2))
     side = cover.shape[0]
@@ -180,9 +181,12 @@ def shape_cover(label: int, diameter: float, angle: float, shift: NDArray[np.flo
             hole = 0.52 * radius
             draw.ellipse((*(centre - hole).tolist(), *(centre + hole).tolist()), fill=0)
     else:
-        corners = {"square": 4, "triangle": 3, "star": 10}[name]
-        turns = angle + np.arange(corners) * 2 * np.pi / corners
-        radii = np.where(np.arange(corners) % 2 == 1, 0.42 * radius, radius) if name == "star" else np.full(corners, radius)
+        if name == "star":
+            turns = angle + np.arange(10) * np.pi / 5
+            radii = np.where(np.arange(10) % 2 == 1, 0.42 * radius, radius)
+        else:  # a bar: a rectangle whose diagonals are the diameter
+            turns = angle + np.array([_BAR_ANGLE, np.pi - _BAR_ANGLE, np.pi + _BAR_ANGLE, -_BAR_ANGLE])
+            radii = np.full(4, radius)
         points = centre + radii[:, None] * np.stack((np.cos(turns), np.sin(turns)), axis=1)
         draw.polygon([(float(x), float(y)) for x, y in points], fill=255)
     return np.asarray(np.asarray(mask.reduce(scale)) / 255, np.float32)

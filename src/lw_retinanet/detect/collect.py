@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lw_retinanet.detect.result import Result
+from lw_retinanet.errors import InputError
 from lw_retinanet.files import write_text
 
 
@@ -14,9 +16,17 @@ class Collection:
 
     Args:
         folder: for drawn pictures and files; None keeps the plain values only.
+        sources: pictures that will be read; none of them may be one that this collection could write.
+
+    Raises:
+        InputError: if one of ``sources`` lies in ``folder``.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, sources: Sequence[Path] = ()) -> None:
+        if folder:
+            inside = next((source for source in sources if source.resolve().parent == folder.resolve()), None)
+            if inside:
+                raise InputError(f"{inside} lies in the folder {folder} that results go to and could be overwritten; choose another --out")
         self.folder = folder
         self._images: list[dict[str, Any]] = []
         self._coco: list[dict[str, Any]] = []
@@ -43,7 +53,7 @@ class Collection:
         """A name that no earlier picture of this collection has: folders may hold the same names."""
         clean = re.sub(r"[^\w.-]+", "_", stem)[:100] or "picture"
         name, number = clean, 2
-        while name in self._names:
+        while name.casefold() in self._names:  # some file systems do not tell A.jpg from a.jpg
             name, number = f"{clean}-{number}", number + 1
-        self._names.add(name)
+        self._names.add(name.casefold())
         return f"{name}.jpg"

@@ -21,7 +21,7 @@ from lw_retinanet.models.retinanet import RetinaNet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Source = "str | Path | Image | NDArray[np.uint8]"
+    Source = str | Path | Image | NDArray[np.uint8]
 
 
 class Detector:
@@ -45,7 +45,7 @@ class Detector:
         name: str = "",
     ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.categories = categories
         self.use_bf16 = use_bf16
         self.name = name
@@ -58,12 +58,7 @@ class Detector:
     def class_names(self) -> tuple[str, ...]:
         return tuple(category.name for category in self.categories)
 
-    def predict(
-        self,
-        sources: "Sequence[str | Path | Image | NDArray[np.uint8]] | str | Path | Image | NDArray[np.uint8]",
-        *,
-        score: float | None = None,
-    ) -> list[Result]:
+    def predict(self, sources: "Sequence[Source] | Source", *, score: float | None = None) -> list[Result]:
         """Detect in pictures.
 
         Args:
@@ -71,7 +66,7 @@ class Detector:
             score: smallest score; None takes the model's own threshold.
 
         Returns:
-            One result a picture, in order.
+            One result a picture, in order. Each picture is looked at by itself, so its answer does not depend on the others.
 
         Raises:
             InputError: for a source that is none of these or matches no file, or a score outside 0..1.
@@ -96,6 +91,9 @@ class Detector:
     ) -> list[Result]:
         """Detect in decoded pictures, all in one batch.
 
+        All are padded to the largest, and a network sees padding: where a picture is padded further than it would be alone, its
+        answer may differ slightly.
+
         Args:
             images: (H, W, 3) uint8 RGB, any sizes.
             files: names to put into the results.
@@ -103,6 +101,8 @@ class Detector:
         """
         if score is not None and not 0 <= score < 1:
             raise InputError(f"score must be from 0 to below 1, got {score}")
+        if not images:
+            return []
         conventions = self.conventions
         if score is not None:
             conventions = conventions.model_copy(update={"output": conventions.output.model_copy(update={"score_threshold": score})})
@@ -146,6 +146,27 @@ def _as_array(image: object) -> NDArray[np.uint8]:
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
             raise InputError(f"an array must be (H, W, 3) or (H, W) uint8 in RGB order, got {image.shape} {image.dtype}")
         return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    if hasattr(image, "convert"):
-        return np.asarray(image.convert("RGB"))
+    from PIL.Image import Image
+
+    if isinstance(image, Image):
+        return _from_pil(image)
     raise InputError(f"expected a file, folder, glob, PIL picture or array, got {type(image).__name__}")
+
+
+def _from_pil(image: "Image") -> NDArray[np.uint8]:
+    """As the decoder reads files: turned as EXIF says, transparency over white, 16 bits scaled to 8."""
+    from PIL import Image, ImageOps
+
+    if image.mode in ("I", "F"):
+        raise InputError(f"the range of a PIL picture of mode {image.mode} is unknown; convert it to 8 bits first")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return np.repeat(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.new("RGB", rgba.size, "white")
+            image.paste(rgba, mask=rgba)
+        return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # a file that PIL opened and now cannot decode
+        raise ImageError(f"a PIL picture cannot be decoded ({error}); replace its file") from None

@@ -140,7 +140,7 @@ class CategoryMatch:
     """Which label of a data set each label of a model means.
 
     Args:
-        labels: (M,) int32; the model's label ``m`` is the data set's label ``labels[m]``.
+        labels: (M,) int32; the model's label ``m`` is the data set's label ``labels[m]``, or -1: the data set has no such class.
         notes: what a reader of the numbers should know, one line each; usually empty.
     """
 
@@ -151,10 +151,11 @@ class CategoryMatch:
 def match_categories(model_classes: Sequence[Category], records: Records) -> CategoryMatch:
     """Find each class of a model in a data set: by id and name together, else by name alone.
 
-    Classes of the data set that the model does not know stay in the score, with AP 0; a note names them.
+    Classes of the data set that the model does not know stay in the score, with AP 0; classes of the model that the data set does not
+    have are left out of it. A note names either.
 
     Raises:
-        DataError: if a class of the model is not in the data set, or two of them are the same class of the data set.
+        DataError: if no class of the model is in the data set, or two of them are the same class of the data set.
     """
     by_id_and_name = {(category.id, category.name): label for label, category in enumerate(records.categories)}
     by_name: dict[str, list[int]] = {}
@@ -169,18 +170,24 @@ def match_categories(model_classes: Sequence[Category], records: Records) -> Cat
         elif len(same_name) == 1:
             labels.append(same_name[0])
         else:
+            labels.append(-1)
             lost.append(category)
-    if lost:
+    if len(lost) == len(model_classes):
         raise DataError(
-            f"{len(lost)} of the model's {len(model_classes)} classes are not in the data set ({_names(lost)}), which has "
-            f"{_names(records.categories)}; evaluate on the model's own classes or rename them in the annotation file"
+            f"none of the model's {len(model_classes)} classes ({_names(model_classes)}) is among the data set's "
+            f"{len(records.categories)} ({_names(records.categories)}); evaluate on data with such classes, or rename them"
         )
-    repeated = [records.categories[label] for label in np.flatnonzero(np.bincount(labels, minlength=1) > 1)]
+    known = [label for label in labels if label >= 0]
+    repeated = [records.categories[label] for label in np.flatnonzero(np.bincount(known, minlength=1) > 1)]
     if repeated:
         raise DataError(f"several classes of the model mean the same class of the data set: {_names(repeated)}; give them different names")
-    unknown = [category for label, category in enumerate(records.categories) if label not in labels]
-    notes = (f"the model does not know {len(unknown)} of the data set's classes ({_names(unknown)}): their AP is 0",) if unknown else ()
-    return CategoryMatch(labels=np.array(labels, dtype=np.int32), notes=notes)
+    unknown = [category for label, category in enumerate(records.categories) if label not in known]
+    notes = []
+    if unknown:
+        notes.append(f"the model does not know {len(unknown)} of the data set's classes ({_names(unknown)}): their AP is 0")
+    if lost:
+        notes.append(f"the data set has none of {len(lost)} of the model's classes ({_names(lost)}): their detections are left out")
+    return CategoryMatch(labels=np.array(labels, dtype=np.int32), notes=tuple(notes))
 
 
 def _check_ground_truth(records: Records) -> None:

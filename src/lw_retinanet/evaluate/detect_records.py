@@ -1,5 +1,6 @@
 """A detector over a whole data set: pictures -> detection table."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
 from lw_retinanet.detect.detector import Detector
+from lw_retinanet.errors import DataError
 from lw_retinanet.evaluate.coco_metrics import match_categories
 from lw_retinanet.evaluate.detections import DetectionTable, concatenate
 
+log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[NDArray[np.int64]], int], Iterable[NDArray[np.int64]]]
 
 
@@ -19,26 +22,28 @@ def detect_records(detector: Detector, records: Records, *, batch_size: int = 1,
     """Run a detector over all pictures of a data set.
 
     Args:
-        detector: whose classes are found among the data set's, by id and name.
+        detector: whose classes are found among the data set's, by id and name; those that are not there are left out.
         records: pictures to look at; their boxes are not used.
         batch_size: pictures at a time; pictures of like shape go together, so that little is padded.
         progress: wraps the batches, for instance to show a bar; gets their number.
 
     Raises:
-        DataError: if a class of the model is not in the data set.
+        DataError: if no class of the model is in the data set, or a picture has another size than its annotation says.
         ImageError: for a picture that is missing or cannot be read.
     """
-    labels = match_categories(detector.categories, records).labels
+    match = match_categories(detector.categories, records)
+    for note in match.notes:
+        log.warning("%s", note)
     order = np.lexsort((np.arange(records.num_images), records.sizes_hw[:, 0] > records.sizes_hw[:, 1]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     tables = []
     shown = progress(batches, len(batches)) if progress else batches
     for rows, images in zip(shown, _decoded(records, batches), strict=True):
         results = detector.predict_arrays(images)
-        tables += [
-            DetectionTable.from_image(int(row), result.boxes, result.scores, labels[result.labels])
-            for row, result in zip(rows, results, strict=True)
-        ]
+        for row, result in zip(rows, results, strict=True):
+            labels = match.labels[result.labels]
+            known = labels >= 0
+            tables.append(DetectionTable.from_image(int(row), result.boxes[known], result.scores[known], labels[known]))
     return concatenate(tables)
 
 
@@ -47,13 +52,22 @@ def _decoded(records: Records, batches: list[NDArray[np.int64]]) -> Iterator[lis
     with ThreadPoolExecutor(max_workers=1) as pool:
 
         def load(rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-            return [decode(records.path(int(row))) for row in rows]
+            return [_decoded_one(records, int(row)) for row in rows]
 
-        ahead = pool.submit(load, batches[0]) if batches else None
-        for following in [*batches[1:], None]:
-            assert ahead is not None
-            images = ahead.result()
-            ahead = pool.submit(load, following) if following is not None else None
+        ahead = [pool.submit(load, batch) for batch in batches[:1]]
+        for number in range(len(batches)):
+            images = ahead.pop().result()
+            ahead += [pool.submit(load, batch) for batch in batches[number + 1 : number + 2]]
             yield images
-            if following is None:
-                return
+
+
+def _decoded_one(records: Records, image: int) -> NDArray[np.uint8]:
+    picture = decode(records.path(image))
+    annotated = tuple(records.sizes_hw[image].tolist())
+    # Boxes of a picture that was resized, or turned, after it was annotated would count as misses without a word.
+    if annotated not in ((0, 0), picture.shape[:2]):
+        raise DataError(
+            f"{records.path(image)} is {picture.shape[1]}x{picture.shape[0]} pixels, its annotation says {annotated[1]}x{annotated[0]}; "
+            "run `lw-retinanet data check` and correct the annotation or the file"
+        )
+    return picture

@@ -15,8 +15,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 class FrozenNorm(FrozenBatchNorm2d):
     """torchvision's FrozenBatchNorm2d; only applies its activation once a convolution has taken the rest over."""
 
-    taken_over = False
-    act: nn.Module | None = None  # timm's norms carry the activation behind them
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps)
+        self.taken_over = False
+        self.act: nn.Module | None = None  # timm's norms carry the activation behind them
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(C,) factors and offsets."""

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lw_retinanet.errors import RunFolderError
-from lw_retinanet.files import replacing, write_text
+from lw_retinanet.errors import OutputError, RunFolderError
+from lw_retinanet.files import leftovers, replacing, write_text
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     The file appears under its name only when all of it is on the disk.
 
     Raises:
-        RunFolderError: if it cannot be written, for instance because the disk is full; earlier checkpoints are untouched.
+        OutputError: if it cannot be written, for instance because the disk is full; earlier checkpoints are untouched.
     """
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     metadata = {"step": str(checkpoint.step), "notes": json.dumps(checkpoint.notes)}
@@ -59,13 +59,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             old.unlink()
             old.with_suffix(".sha256").unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise RunFolderError(f"cannot write checkpoint {path} ({error}); make room and go on with --resume from the one before") from None
+        raise OutputError(f"{path}: cannot be written ({error}); make room, then go on with --resume from the checkpoint before") from None
     return path
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Delete what a run left that was killed while saving: temporary files, and checksums of checkpoints that are not there."""
-    for leftover in folder.glob(".*.part*"):
+    for leftover in leftovers(folder):
         leftover.unlink()
     for checksum in folder.glob("step-*.sha256"):
         if not checksum.with_suffix(".safetensors").exists():

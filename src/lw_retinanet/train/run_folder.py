@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from lw_retinanet.config import Config, load_config, parse_config
 from lw_retinanet.errors import RunFolderError
-from lw_retinanet.files import write_text
+from lw_retinanet.files import leftovers, write_text
 
 
 class RunFolder:
@@ -44,7 +44,7 @@ class RunFolder:
         Raises:
             RunFolderError: if the folder is not empty.
         """
-        if path.exists() and (not path.is_dir() or any(child.name != LOCK for child in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(child.name != LOCK and child not in leftovers(path) for child in path.iterdir())):
             raise RunFolderError(f"{path} is not empty; choose another --out, or go on with it by --resume {path}")
         with _locked(path):
             folder = cls(path)
@@ -102,6 +102,8 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunFolderError(f"cannot write to {path}: {error.strerror}; choose another folder") from None
     try:
+        for leftover in leftovers(path):
+            leftover.unlink()
         yield
     finally:
         lock.release()

@@ -1,7 +1,9 @@
 """Pretrained backbones: torchvision's ImageNet weights, or a file with the same names."""
 
 import logging
+import warnings
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from lw_retinanet.errors import WeightsError
 from lw_retinanet.models.backbone import Backbone, TimmBackbone
 
 log = logging.getLogger(__name__)
+_WAY_OUT = "give a local file as model.backbone_weights, or none"
 # What classifiers have and detectors do not: their last layers, and counters of batch norm.
 _UNUSED = ("fc.", "classifier.", "features.18.")
 
@@ -43,11 +46,13 @@ def load_backbone(backbone: Backbone, *, name: str, source: str) -> None:
     left_over = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked") and not key.startswith(_UNUSED)]
     if missing or left_over:
         parts = [f"{len(keys)} {what}, first {keys[0]}" for keys, what in ((missing, "missing"), (left_over, "not known")) if keys]
-        raise WeightsError(f"{where} do not fit backbone {name}: {'; '.join(parts)}")
+        raise WeightsError(f"{where} do not fit backbone {name}: {'; '.join(parts)}; name the backbone that the file was made for")
     for key, tensor in found.items():
         if tensor.shape != wanted[key].shape:
             shapes = f"{tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}"
-            raise WeightsError(f"{where} do not fit backbone {name}: {key} is {shapes}")
+            raise WeightsError(f"{where} do not fit backbone {name}: {key} is {shapes}; name the backbone that the file was made for")
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{where} cannot be used: {key} holds values that are not finite; get the file anew")
     target.load_state_dict(found, strict=False)
     log.info("backbone %s: %d tensors from %s", name, len(found), where)
 
@@ -63,7 +68,7 @@ def guess_stride(source: str) -> Literal["3x3", "1x1"]:
             with safe_open(path, framework="pt") as file:
                 words += str(file.metadata() or {}).lower()
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"cannot read weights file {path}: {error}") from None
+            raise WeightsError(f"cannot read weights file {path}: {error}; get the file anew") from None
     return "1x1" if any(word in words for word in ("caffe", "msra", "detectron")) else "3x3"
 
 
@@ -78,30 +83,35 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on how the file was written; whether it can be read is all that counts
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load and safetensors raise half a dozen types for a damaged file
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"cannot read weights file {path}: {reason}") from None
+        raise WeightsError(f"cannot read weights file {path}: {_first_line(error)}; give a .safetensors file or a plain state dict") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict of tensors")
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise WeightsError(f"{path} holds no state dict of tensors; save one with torch.save(model.state_dict(), FILE)")
     return state
 
 
 def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
     try:
-        weights = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
-        return weights.get_state_dict(progress=True)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise WeightsError(
-            f"cannot download the ImageNet weights of {name} ({error}); give a local file as model.backbone_weights"
-        ) from None
+        return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a checksum that is wrong, a cached file that is damaged: half a dozen types
+        raise WeightsError(f"cannot get the ImageNet weights of {name} ({_first_line(error)}); {_WAY_OUT}") from None
 
 
 def _timm_weights(name: str) -> Mapping[str, Tensor]:
     try:
         return TimmBackbone(name.removeprefix("timm:"), norm="batch", pretrained=True).body.state_dict()
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"cannot download timm's weights of {name} ({error}); give a local file as model.backbone_weights") from None
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise WeightsError(f"cannot get timm's weights of {name} ({_first_line(error)}); {_WAY_OUT}") from None
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without torch's explanation of how to switch its protection off."""
+    if type(error).__name__ == "UnpicklingError":
+        return "the file is damaged or holds more than tensors"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 from lw_retinanet import __version__
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category, Id
-from lw_retinanet.errors import WeightsError
+from lw_retinanet.errors import ConfigError, WeightsError
 from lw_retinanet.files import replacing
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
 KEY = "lw_retinanet"
-FORMAT = 1
 
 
 class _Class(BaseModel, extra="forbid"):
@@ -46,7 +45,7 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
         notes: how the weights came about: data, settings, metrics.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     version: str = __version__
     preset: str
     backbone: str
@@ -83,7 +82,7 @@ def make_record(
 ) -> ModelRecord:
     """The record of a model; class names and ids must be as many as the model's classes."""
     if len(categories) != model.num_classes:
-        raise WeightsError(f"the model has {model.num_classes} classes, {len(categories)} names were given")
+        raise WeightsError(f"the model has {model.num_classes} classes, {len(categories)} names were given; give one name a class")
     classes = [{"id": c.id, "name": c.name, "supercategory": c.supercategory} for c in categories]
     values = {"preset": preset, "backbone": backbone, "width": width, "norm": norm, "plan": plan, "classes": classes}
     return ModelRecord.model_validate({**values, "conventions": model.conventions, "notes": dict(notes)})
@@ -104,9 +103,9 @@ def find_model_file(path: Path) -> Path:
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise WeightsError(
-            f"{path} holds no model.safetensors; has its training ended?" if path.is_dir() else f"model file {path} does not exist"
-        )
+        if path.is_dir():
+            raise WeightsError(f"{path} holds no model.safetensors; finish its training with --resume, or name another run folder")
+        raise WeightsError(f"model file {path} does not exist; give a .safetensors file or a run folder that `train` made")
     return file
 
 
@@ -122,28 +121,43 @@ def load_model(path: Path) -> LoadedModel:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"cannot read model file {path}: {str(error).splitlines()[0]}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"cannot read model file {path}: {reason}; give a whole .safetensors file that `train` made") from None
     if KEY not in metadata:
-        raise WeightsError(f"{path} is a safetensors file, but not a model of this program (no {KEY} record)")
+        raise WeightsError(
+            f"{path} is a safetensors file, but not a model of this program (no {KEY} record); backbones go to model.backbone_weights"
+        )
     try:
         record = ModelRecord.model_validate(json.loads(metadata[KEY]))
-    except (ValidationError, json.JSONDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
-        raise WeightsError(f"the record of model file {path} cannot be used: {reason}") from None
-    with torch.device("meta"):
-        model = build(
-            record.plan,
-            num_classes=len(record.classes),
-            backbone=record.backbone,
-            width=record.width,
-            norm=record.norm,
-            conventions=record.conventions,
-        )
+    except (ValidationError, json.JSONDecodeError, RecursionError) as error:
+        raise WeightsError(
+            f"the record of model file {path} cannot be used: {_reason(error)}; a newer version may have written it"
+        ) from None
+    try:
+        with torch.device("meta"):
+            model = build(
+                record.plan,
+                num_classes=len(record.classes),
+                backbone=record.backbone,
+                width=record.width,
+                norm=record.norm,
+                conventions=record.conventions,
+            )
+    except ConfigError as error:
+        raise WeightsError(f"the record of model file {path} cannot be used: {error}") from None
     problems = _misfits(model, tensors)
     if problems:
-        raise WeightsError(f"the tensors of {path} do not fit its record: {problems}")
-    model.load_state_dict(tensors, assign=True)
+        raise WeightsError(f"the tensors of {path} do not fit its record: {problems}; the file was changed after it was written")
+    wanted = model.state_dict()
+    model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}, assign=True)
     return LoadedModel(model=model.eval(), record=record)
+
+
+def _reason(error: ValidationError | ValueError | RecursionError) -> str:
+    if not isinstance(error, ValidationError):
+        return "it is not JSON"
+    problem = error.errors()[0]
+    return f"{'.'.join(str(part) for part in problem['loc']) or 'the whole'}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _misfits(model: RetinaNet, tensors: Mapping[str, torch.Tensor]) -> str:

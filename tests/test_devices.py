@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_bf16": False}, True), ({"avx512_f": True, "amx_bf16": False}, False), ({}, False)],
+)
+def test_auto_asks_the_processor(capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert uses_bf16("auto", CPU) is expected
+    # A choice is a choice, whatever the machine.
+    assert uses_bf16("bf16", CPU) is True
+    assert uses_bf16("fp32", CPU) is False
+
+
+def test_auto_stays_in_fp32_on_devices_that_it_does_not_know() -> None:
+    assert uses_bf16("auto", torch.device("meta")) is False
+
+
+def test_this_machine_gives_the_names_that_are_asked_for() -> None:
+    if hasattr(torch.cpu, "get_capabilities"):
+        assert {"avx512_bf16", "amx_bf16"} & set(torch.cpu.get_capabilities()) or torch.cpu.get_capabilities().get("architecture") != "x86_64"
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        choose_device("gpu")
+    with pytest.raises(InputError, match="no device cuda:1 here"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto").type == "cuda"
+    with pytest.raises(InputError, match="no device cuda:1 here"):
+        choose_device("cuda:1")

@@ -1,0 +1,130 @@
+"""What the package promises about itself as a whole: who imports whom, what is public, what starts fast, what is never called."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lw_retinanet
+from lw_retinanet.config import setting_names
+
+PACKAGE = Path(lw_retinanet.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# May be imported by all, and import only one another.
+FOUNDATION = {"errors", "config", "conventions", "structures", "boxes", "files", "devices", "drawing"}
+STAGES = {"data": 1, "models": 2, "weights": 3, "detect": 4, "train": 5, "evaluate": 5, "analyze": 6, "api": 7, "cli": 8}
+
+
+def part(module: str) -> str:
+    """``data`` for ``lw_retinanet.data.images``, ``errors`` for ``lw_retinanet.errors``, '' for the package itself."""
+    return f"{module}.".split(".")[1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the package's own modules that a file imports, anywhere in it."""
+    package = ["lw_retinanet", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            names = [".".join([*base, *([node.module] if node.module else [])])]
+            names = [f"{names[0]}.{alias.name}" for alias in node.names] if names[0] == "lw_retinanet" else names
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "lw_retinanet")
+
+
+def test_imports_only_go_back() -> None:
+    wrong = []
+    for path in MODULES:
+        name = path.relative_to(PACKAGE)
+        here = name.parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue  # names its public parts, and imports none of them by itself: see below
+        assert here in FOUNDATION or here in STAGES, f"{name} has no place in the layout"
+        for target in map(part, imports(path)):
+            is_fine = (
+                target in FOUNDATION
+                or target == here
+                or target == "__version__"
+                or (here in STAGES and target in STAGES and STAGES[target] < STAGES[here])
+            )
+            if not is_fine:
+                wrong.append(f"{name} imports {target}")
+    assert not wrong
+
+
+def test_public_names_are_sorted_and_all_there() -> None:
+    assert lw_retinanet.__all__ == sorted(lw_retinanet.__all__)
+    assert set(lw_retinanet.__all__) == set(lw_retinanet._HOMES)
+    for name in lw_retinanet.__all__:
+        assert getattr(lw_retinanet, name).__name__ == name
+    assert set(lw_retinanet.__all__) <= set(dir(lw_retinanet))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        lw_retinanet.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("what", ["import lw_retinanet", "import lw_retinanet.cli.main as m; m._run(['--help'], False)"])
+def test_start_is_cheap(what: str) -> None:
+    code = f"import sys\n{what}\nprint([name for name in ('torch', 'numpy', 'pydantic', 'PIL', 'matplotlib', 'yaml') if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_of_every_command_is_cheap() -> None:
+    commands = [["train"], ["data", "check"], ["data", "convert"], ["evaluate"], ["predict"], ["profile"], ["quickstart"]]
+    code = f"import sys\nimport lw_retinanet.cli.main as m\nfor c in {commands}: assert m._run([*c, '--help'], False) == 0"
+    run = subprocess.run([sys.executable, "-c", f"{code}\nprint('torch' in sys.modules)"], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False"
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with its dotted name as written."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_runs_code_that_a_file_brought_along() -> None:
+    wrong = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        loaded = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        loaded |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        wrong += [f"{path.name}: {name}" for name in loaded & {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}]
+        for name, call in calls(path):
+            settings = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            is_guarded_load = name in ("torch.load", "torch.hub.load_state_dict_from_url") or name.endswith(".get_state_dict")
+            if (
+                name in ("eval", "exec", "compile", "__import__", "os.system", "yaml.load", "yaml.full_load", "yaml.unsafe_load")
+                or (is_guarded_load and settings.get("weights_only") != "True")
+                or settings.get("allow_pickle") == "True"
+                or settings.get("shell") == "True"
+            ):
+                wrong.append(f"{path.name}:{call.lineno}: {name}")
+    assert not wrong
+
+
+def test_only_the_command_line_prints() -> None:
+    outside = [path for path in MODULES if "cli" not in path.parts]
+    assert len(outside) > 40
+    assert not [f"{path.name}:{call.lineno}" for path in outside for name, call in calls(path) if name in ("print", "sys.stdout.write")]
+
+
+def test_settings_of_the_contract_exist() -> None:
+    contract = """
+        model.preset model.backbone model.backbone_weights model.head_width
+        data.image_size data.workers data.augment
+        train.epochs train.steps train.batch_size train.accumulate train.rate train.recipe train.schedule train.seed train.precision
+        train.save_every train.freeze
+    """
+    assert set(contract.split()) <= set(setting_names())
+
+
+def test_typed_marker_is_there() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert all(path.stat().st_size == 0 for path in PACKAGE.glob("*/__init__.py"))

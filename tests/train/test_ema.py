@@ -1,0 +1,35 @@
+import pytest
+import torch
+from torch import nn
+
+from lw_retinanet.train.ema import make_ema
+
+
+def test_average_by_the_written_rule() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm2d(1))
+    ema = make_ema(model, 0.75)
+    weight, mean = 0.0, 0.0
+    for update in range(40):
+        value = float(update**2)
+        with torch.no_grad():
+            model[0].weight.fill_(value)
+            model[1].running_mean.fill_(-value)
+            model[1].num_batches_tracked.fill_(update)
+        ema.update_parameters(model)
+        # The first update copies; then the decay grows from 2 / 11 to its limit, 0.75, which it has from the 27th on: 27 / 36.
+        decay = 0.0 if update == 0 else min(0.75, (1 + update) / (10 + update))
+        weight, mean = decay * weight + (1 - decay) * value, decay * mean - (1 - decay) * value
+        assert ema.module[0].weight.item() == pytest.approx(weight, rel=1e-5)
+        assert ema.module[1].running_mean.item() == pytest.approx(mean, rel=1e-5)
+        assert int(ema.module[1].num_batches_tracked) == update
+
+
+def test_the_model_itself_is_left_alone() -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    ema = make_ema(model, 0.9)
+    ema.update_parameters(model)
+    ema.module.weight.data.add_(1)
+    ema.update_parameters(model)
+    assert torch.equal(model.weight, before)
+    assert model.weight.data_ptr() != ema.module.weight.data_ptr()

@@ -1,0 +1,182 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lw_retinanet.config import ModelConfig
+from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
+from lw_retinanet.data.records import Category
+from lw_retinanet.errors import WeightsError
+from lw_retinanet.models.build import build
+from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.weights.create import create_model
+from lw_retinanet.weights.model_file import KEY, find_model_file, load_model, make_record, save_model
+
+CATEGORIES = (Category(id=3, name="cod"), Category(id="0x7f", name="ray\N{SNOWMAN}", supercategory="flat"), Category(id=90, name="cod"))
+Edit = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
+
+
+def write(path: Path, preset: str = "lw-v3", conventions: Conventions | None = None) -> torch.nn.Module:
+    torch.manual_seed(1)
+    model = build(
+        PRESETS[preset](), num_classes=3, backbone="mobilenet_v2", width=16, norm="batch", conventions=conventions or Conventions()
+    )
+    # Statistics that are not those of a new model: they must travel too.
+    model.train()
+    model(torch.randn(2, 3, 64, 64))
+    record = make_record(
+        model,
+        preset=preset,
+        backbone="mobilenet_v2",
+        width=16,
+        norm="batch",
+        plan=PRESETS[preset](),
+        categories=CATEGORIES,
+        notes={"data": "fish", "epochs": 2},
+    )
+    save_model(path, model, record)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("good") / "model.safetensors"
+    write(path)
+    return path
+
+
+@pytest.mark.parametrize("preset", ["retinanet", "lw-v3-released", "lw-narrow"])
+def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
+    conventions = Conventions(input=InputRule(size=96, mean=(0.1, 0.2, 0.3)), anchors=AnchorRule(octave_scales=(1.0, 1.5)), p7_relu=False)
+    model = write(tmp_path / "run" / "model.safetensors", preset, conventions)
+    loaded = load_model(tmp_path / "run")  # a run folder means the model in it
+    images = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        expected, found = model(images), loaded.model(images)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.deltas, expected.deltas)
+    assert loaded.model.conventions == conventions
+    assert loaded.record.categories == CATEGORIES
+    assert (loaded.record.preset, loaded.record.plan) == (preset, PRESETS[preset]())
+    assert loaded.record.notes == {"data": "fish", "epochs": 2}
+    assert not loaded.model.training
+    assert not any(tensor.is_meta for tensor in [*loaded.model.parameters(), *loaded.model.buffers()])
+
+
+def test_the_file_is_plain_tensors_and_text(good: Path) -> None:
+    with safe_open(good, framework="pt") as file:
+        record = json.loads(file.metadata()[KEY])
+    assert [one["id"] for one in record["classes"]] == [3, "0x7f", 90]
+    assert record["format"] == 1
+
+
+def test_half_precision_tensors_are_loaded_as_the_network_computes(good: Path, tmp_path: Path) -> None:
+    path = changed(good, tmp_path, lambda tensors, record: tensors.update({n: t.half() for n, t in tensors.items() if t.is_floating_point()}))
+    model = load_model(path).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+
+
+def changed(good: Path, folder: Path, edit: Edit) -> Path:
+    """A copy whose tensors and record went through ``edit``."""
+    tensors = load_file(good)
+    with safe_open(good, framework="pt") as file:
+        record = json.loads(file.metadata()[KEY])
+    edit(tensors, record)
+    save_file(tensors, folder / "changed.safetensors", metadata={KEY: json.dumps(record)})
+    return folder / "changed.safetensors"
+
+
+def poison(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    name = min(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (poison, "1 not finite, first backbone"),
+        (lambda t, r: t.pop(max(t)), r"do not fit its record: 1 missing, first head"),
+        (lambda t, r: t.update(extra=torch.zeros(1)), "1 not known, first extra"),
+        (lambda t, r: r["classes"].pop(), "of another shape, first head"),
+        (lambda t, r: r.update(backbone="resnet18"), "missing, first backbone"),
+        (lambda t, r: r.update(width=24), "of another shape, first"),
+        (lambda t, r: r.update(backbone="resnet19"), "record of model file .* cannot be used: .*resnet19"),
+        (lambda t, r: r.update(classes=[]), "cannot be used: classes: "),
+        (lambda t, r: r.update(format=2), "cannot be used: format: .*newer version"),
+        (lambda t, r: r.update(surprise=1), "cannot be used: surprise: "),
+        (lambda t, r: r["plan"].update(cls={"P9": {}}), "cannot be used: plan"),
+    ],
+)
+def test_a_file_that_does_not_fit_itself_is_refused(good: Path, tmp_path: Path, edit: Edit, message: str) -> None:
+    path = changed(good, tmp_path, edit)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4, b"not tensors at all, but text", b"\xff" * 64])
+def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"cannot read model file .*; give a whole"):
+        load_model(path)
+
+
+def test_a_truncated_file_is_refused(good: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(good.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="cannot read model file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_foreign_safetensors_are_refused(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", metadata=metadata)
+    with pytest.raises(WeightsError, match="not a model of this program"):
+        load_model(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "3"])
+def test_a_record_that_is_no_record_is_refused(text: str, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", metadata={KEY: text})
+    with pytest.raises(WeightsError, match="the record of model file .* cannot be used"):
+        load_model(tmp_path / "other.safetensors")
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="does not exist"):
+        find_model_file(tmp_path / "gone.safetensors")
+    with pytest.raises(WeightsError, match=r"holds no model\.safetensors; finish its training"):
+        find_model_file(tmp_path)
+
+
+def test_as_many_names_as_classes() -> None:
+    model = create_model(ModelConfig(backbone="mobilenet_v2", head_width=16), num_classes=2)
+    with pytest.raises(WeightsError, match="has 2 classes, 3 names"):
+        make_record(
+            model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=PRESETS["lw-v3"](), categories=CATEGORIES, notes={}
+        )
+
+
+def test_a_failed_save_leaves_the_earlier_file(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(good.read_bytes())
+
+    def interrupted(tensors: object, target: Path, **_: object) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lw_retinanet.weights.model_file.save_file", interrupted)
+    loaded = load_model(path)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(path, loaded.model, loaded.record)
+    assert path.read_bytes() == good.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
