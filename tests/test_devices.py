@@ -9,7 +9,12 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_bf16": False}, True), ({"avx512_f": True, "amx_bf16": False}, False), ({}, False)],
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"avx512_f": True, "amx_bf16": False}, False),
+        ({}, False),
+    ],
 )
 def test_auto_asks_the_processor(capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -25,7 +30,9 @@ def test_auto_stays_in_fp32_on_devices_that_it_does_not_know() -> None:
 
 def test_this_machine_gives_the_names_that_are_asked_for() -> None:
     if hasattr(torch.cpu, "get_capabilities"):
-        assert {"avx512_bf16", "amx_bf16"} & set(torch.cpu.get_capabilities()) or torch.cpu.get_capabilities().get("architecture") != "x86_64"
+        assert {"avx512_bf16", "amx_bf16"} & set(torch.cpu.get_capabilities()) or torch.cpu.get_capabilities().get(
+            "architecture"
+        ) != "x86_64"
 
 
 def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

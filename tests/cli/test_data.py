@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from lw_retinanet.data.sample import CATEGORIES
+
 
 def test_check_of_good_data(cli: Any, data: Path, folder_state: Callable[[Path], object]) -> None:
     before = folder_state(data)
     outcome = cli("data", "check", data, "--image-size", "64")
     assert outcome.code == 0
-    for part in ("8 images", "4 images", "triangle", "anchors at image size 64", "errors: 0"):
+    for part in ("8 images", "4 images", CATEGORIES[1][1], "anchors at image size 64", "errors: 0"):
         assert part in outcome.out
     result = cli("data", "check", data, "--split", "val", "--json").json
     assert list(result["anchor_recall"]) == ["val"]

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_steps_hold_one_shape_but_for_the_rests() -> None:
     assert len(plan.order(0)) == 20
     # Tall and wide steps are shuffled among each other.
     is_tall = [bool(step[0] < 21) for step in plan.order(0)]
-    assert sum(a != b for a, b in zip(is_tall, is_tall[1:], strict=False)) > 3
+    assert sum(a != b for a, b in pairwise(is_tall)) > 3
     assert any(len(set((step < 21).tolist())) > 1 for step in make_plan(21, 20, group=False).order(0))
 
 

@@ -98,12 +98,12 @@ def test_the_mix_of_classes_sizes_and_empty_pictures(tmp_path: Path) -> None:
 
 
 def test_areas_of_the_shapes() -> None:
-    # of radius r: disc pi r^2; bar, 3 to 1: 2 sin(2 atan(1/3)) r^2; ring (1 - 0.52^2) of the disc;
+    # of radius r: disc pi r^2; square 2 r^2; ring (1 - 0.52^2) of the disc;
     # star of five points with inner radius 0.42 r: ten triangles of 1/2 * r * 0.42 r * sin 36 degrees
     radius = 30.0
     expected = {
         "disc": np.pi,
-        "bar": 2 * np.sin(2 * np.arctan(1 / 3)),
+        "checker": 2.0,
         "star": 10 * 0.5 * 0.42 * np.sin(np.pi / 5),
         "ring": np.pi * (1 - 0.52**2),
     }

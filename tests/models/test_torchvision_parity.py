@@ -84,7 +84,7 @@ Pair = tuple[TorchvisionRetinaNet, RetinaNet]
 
 
 @pytest.fixture(scope="module", params=["C5", "P5"])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest) -> Pair:
     """torchvision's network, of its v1 form (P6 from C5, L1) or with what v2 differs in (P6 from P5, GIoU), and ours with its weights."""
     source = request.param
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
@@ -104,7 +104,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     ours = build(retinanet(), num_classes=NUM_CLASSES, backbone="resnet50", norm="frozen", conventions=conventions)
     ours.load_state_dict({our_key(key): tensor for key, tensor in theirs.state_dict().items()}, strict=True)
     ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    yield theirs.eval(), ours.eval()
+    return theirs.eval(), ours.eval()
 
 
 def normalise_in_double(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
@@ -166,7 +166,9 @@ def make_batch(
     if boxes is not None and labels is not None:
         most = max(map(len, labels))
         targets = Targets(
-            boxes=torch.stack([nn.functional.pad(torch.tensor(rows, dtype=dtype).reshape(-1, 4), (0, 0, 0, most - len(rows))) for rows in boxes]),
+            boxes=torch.stack(
+                [nn.functional.pad(torch.tensor(rows, dtype=dtype).reshape(-1, 4), (0, 0, 0, most - len(rows))) for rows in boxes]
+            ),
             labels=torch.tensor([row + [-1] * (most - len(row)) for row in labels]),
             is_ignored=torch.zeros(len(images), most, dtype=torch.bool),
         )
@@ -213,7 +215,9 @@ def require_equal_losses_and_gradients(
 ) -> None:
     theirs, ours = pair
     dtype = next(ours.parameters()).dtype
-    targets: list[dict[str, Any]] = [{"boxes": torch.tensor(b, dtype=dtype), "labels": torch.tensor(k)} for b, k in zip(boxes, labels, strict=True)]
+    targets: list[dict[str, Any]] = [
+        {"boxes": torch.tensor(b, dtype=dtype), "labels": torch.tensor(k)} for b, k in zip(boxes, labels, strict=True)
+    ]
     theirs.zero_grad(set_to_none=True)
     ours.zero_grad(set_to_none=True)
     theirs.train()

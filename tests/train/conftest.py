@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, draw_records: Callable[..., R
     pictures = []
     for number in range(8):
         size_hw = [(64, 64), (64, 48), (48, 64)][number % 3]
-        objects = [(3.0 * number, 5.0, 20.0, 26.0, 0), (24.0, 20.0, 16.0, 16.0, 1), (2.0, 2.0, 44.0, 44.0, 2)][: number % 4]
+        objects = [(3.0 * number, 5.0, 20.0, 26.0, 0), (24.0, 20.0, 16.0, 16.0, 1), (1.0, 1.0, 46.0, 62.0, 2)][: number % 4]
         pictures.append((size_hw, objects))
     records = draw_records(tmp_path_factory.mktemp("rectangles"), pictures)
     return TrainingData(records=records, usable=usable(records))

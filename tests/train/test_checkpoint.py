@@ -104,7 +104,7 @@ def test_other_damage_is_noticed_too(damage: str, tmp_path: Path, caplog: pytest
 
 def test_if_none_is_whole_the_run_does_not_silently_start_anew(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, make(1)).write_bytes(b"")
-    with pytest.raises(RunFolderError, match="no checkpoint in .* is whole"):
+    with pytest.raises(RunFolderError, match=r"no checkpoint in .* is whole"):
         load_latest(tmp_path)
 
 

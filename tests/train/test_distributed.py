@@ -32,7 +32,15 @@ def test_two_processes_equal_one_with_the_same_global_batch(optimiser: str, tmp_
     environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     checkpoints = []
     for launcher, batch_size in (([], 4), (torchrun, 2)):
-        train = {"epochs": 2, "batch_size": batch_size, "optimiser": optimiser, "rate": 1e-3, "warmup_steps": 2, "precision": "fp32", "clip": 1.0}
+        train = {
+            "epochs": 2,
+            "batch_size": batch_size,
+            "optimiser": optimiser,
+            "rate": 1e-3,
+            "warmup_steps": 2,
+            "precision": "fp32",
+            "clip": 1.0,
+        }
         settings = {"data": {"workers": 0, "augment": "jitter"}, "train": train}
         out = tmp_path / f"batch of {batch_size}"
         command = [sys.executable, *launcher, str(TINY_TRAINING), "run", str(out), str(data), json.dumps(settings)]

@@ -173,7 +173,9 @@ def test_resuming_a_longer_run_than_asked_for_is_refused(
         train(make_model(), data, config=make_config(steps=2), folder=folder, world=World(), resume=True)
 
 
-def test_resuming_a_finished_run_changes_nothing(run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_resuming_a_finished_run_changes_nothing(
+    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+) -> None:
     config = make_config(steps=2)
     first = weights(run(make_model(), data, config, run_path))
     with RunFolder.reopened(run_path) as (folder, found, _):

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_warm_up_is_linear_and_joins_the_schedule_without_a_jump(schedule: str) 
     assert factor(250, 500) / factor(250, 0) == pytest.approx(0.5005)  # half way from 0.001 to 1
     assert factor(500, 500) == factor(500, 0)
     steps = [factor(step, 500) for step in range(501)]
-    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 0.0021
+    assert max(b - a for a, b in pairwise(steps)) < 0.0021
 
 
 def test_a_run_shorter_than_its_warm_up_has_finite_rates() -> None:

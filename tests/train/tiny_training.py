@@ -1,7 +1,7 @@
 """A training of a second or two as a program of its own: for tests that kill it, and for torchrun.
 
-``tiny_training.py run OUT DATA`` starts a run, or goes on with the one in OUT. ``tiny_training.py storm OUT DATA`` starts runs and kills them,
-again and again, until they are done.
+``tiny_training.py run OUT DATA SETTINGS`` starts a run, or goes on with the one in OUT. ``tiny_training.py storm OUT DATA SETTINGS`` starts
+runs and kills them, again and again, until they are done.
 """
 
 import argparse
@@ -46,7 +46,9 @@ class TinyBackbone(Backbone):
         super().__init__()
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(WIDTH if number else 3, WIDTH, 3, 2, 1), nn.BatchNorm2d(WIDTH) if has_norm else nn.Identity(), nn.ReLU(inplace=True)
+                nn.Conv2d(WIDTH if number else 3, WIDTH, 3, 2, 1),
+                nn.BatchNorm2d(WIDTH) if has_norm else nn.Identity(),
+                nn.ReLU(inplace=True),
             )
             for number in range(5)
         )
@@ -65,7 +67,9 @@ def make_model(*, seed: int, has_norm: bool) -> RetinaNet:
     )
 
 
-def run(out: Path, source: Path, settings: dict[str, Any], world: World, *, has_norm: bool, sabotage: Callable[[], None] = lambda: None) -> None:
+def run(
+    out: Path, source: Path, settings: dict[str, Any], world: World, *, has_norm: bool, sabotage: Callable[[], None] = lambda: None
+) -> None:
     """Start a run, or go on with what is there."""
     torch.set_num_threads(1)
     records = open_data(source, split="train")
@@ -94,7 +98,9 @@ def die(*_: Any, **__: Any) -> None:
 def sabotages() -> dict[str, Callable[[], None]]:
     """Ways to die inside the second save of an attempt; the first one is let through, so that every attempt gets ahead."""
 
-    def nth(owner: Any, name: str, deed: Callable[..., Any], *, number: int = 2, matches: Callable[..., bool] = lambda *_, **__: True) -> None:
+    def nth(
+        owner: Any, name: str, deed: Callable[..., Any], *, number: int = 2, matches: Callable[..., bool] = lambda *_, **__: True
+    ) -> None:
         original, calls = getattr(owner, name), 0
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -174,9 +180,9 @@ def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list
     for workers in worker_counts:
         settings["data"]["workers"] = workers
         path, killed, is_done = out / f"workers {workers}", [], False
-        plan: list[tuple[str, Callable[[], None], float | None]] = []
-        for name, sabotage in sabotages().items():
-            plan += [(name, sabotage, None), ("any moment", lambda: None, dice.uniform(0, duration))]
+        plan: list[tuple[str, Callable[[], None], float | None]] = [(*point, None) for point in sabotages().items()]
+        # What is left is shorter from time to time; a draw that comes after the end is a run that is done.
+        plan += [("any moment", lambda: None, dice.uniform(0, duration / 2)) for _ in range(5)]
         plan.append(("none", lambda: None, None))
         for name, sabotage, delay in plan:
             status = attempt(path, source, settings, sabotage, delay)
@@ -189,7 +195,15 @@ def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list
         log = [json.loads(line)["step"] for line in (path / "log.jsonl").read_text().splitlines()]
         files = sorted(child.name for folder in (path, path / "checkpoints") for child in folder.iterdir() if child.is_file())
         report["runs"].append(
-            {"workers": workers, "killed": killed, "is_done": is_done, "digest": digest(path), "logged": log, "files": files}
+            {
+                "workers": workers,
+                "killed": killed,
+                "points": list(sabotages()),
+                "is_done": is_done,
+                "digest": digest(path),
+                "logged": log,
+                "files": files,
+            }
         )
     return report
 

@@ -119,6 +119,8 @@ def run_training(
         folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
         if world.is_main:
             log.info("%s: %s; %s on %s", source, records.summary(), config.model.preset, world.device)
+            if config.model.backbone_weights == "none" and not resume:
+                log.warning("the backbone starts from random weights; model.backbone_weights=imagenet learns far faster on small data")
 
         def score(trained: RetinaNet, step: int) -> dict[str, Any]:
             assert held_out is not None

@@ -24,7 +24,7 @@ PRESETS = ("retinanet", "lw-v3")
 SETTINGS: dict[str, dict[str, Any]] = {
     "model": {"backbone": "resnet18", "head_width": 64, "norm": "batch"},
     "data": {"image_size": IMAGE_SIZE, "augment": "flip", "workers": 0},
-    "train": {"epochs": 8, "batch_size": 8, "rate": 1e-3, "ema": 0.99, "warmup_steps": 50},
+    "train": {"epochs": 5, "batch_size": 8, "rate": 1e-3, "ema": 0.98, "warmup_steps": 50},
 }
 log = logging.getLogger(__name__)
 

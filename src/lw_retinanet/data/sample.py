@@ -15,11 +15,12 @@ from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.files import write_text
 
 # The ids have gaps and do not start at 0, as in most real data sets.
-CATEGORIES = ((1, "disc"), (4, "bar"), (8, "star"), (9, "ring"))
+CATEGORIES = ((1, "disc"), (4, "checker"), (8, "star"), (9, "ring"))
 
 _MARK = "Made-up shapes of lw_retinanet"
 _OVERSAMPLING = 4
-_BAR_ANGLE = np.arctan(1 / 3)  # a bar is three times as long as wide
+_MOST_LEAN = 0.25  # radians that a checker is turned at most
+_CHECKS = 4  # in a row of a checker
 _MIN_VISIBLE = 0.7  # of every object, after others came to lie on it and the border cut it
 _MIN_CONTRAST = 110.0  # Euclidean RGB distance of an object from every object and background that it touches
 
@@ -77,14 +78,14 @@ def make_sample(out: Path, *, num_train: int = 600, num_val: int = 150, size: in
 
 
 def draw_scene(rng: Generator, size_hw: tuple[int, int]) -> Scene:
-    """Draw one picture of 0 to 6 shapes; sizes scale with the width, and 128 pixels have shapes of 6 to 70."""
+    """Draw one picture of 0 to 5 shapes; sizes scale with the width, and 128 pixels have shapes of 6 to 70."""
     height, width = size_hw
     base, canvas = _background(rng, height, width)
     owner = np.full((height, width), -1, np.int32)
     labels: list[int] = []
     colours: list[NDArray[np.float64]] = [base]
     full_areas: list[int] = []
-    num_objects = 0 if rng.random() < 0.05 else int(rng.integers(1, 7))
+    num_objects = 0 if rng.random() < 0.05 else int(rng.integers(1, 6))
     for _ in range(num_objects):
         for _ in range(8):  # tries to find room
             label = int(rng.integers(len(CATEGORIES)))
@@ -96,7 +97,10 @@ def draw_scene(rng: Generator, size_hw: tuple[int, int]) -> Scene:
                 continue
             colour = _colour(rng, [colours[number + 1] for number in {-1, *below.tolist()}])
             patch = canvas[rows, columns]
-            patch += seen[..., None] * (_shaded(rng, colour, mask.shape) - patch)
+            paint = _shaded(rng, colour, mask.shape)
+            if CATEGORIES[label][1] == "checker":
+                paint = _checked(paint, cover.shape[0])
+            patch += seen[..., None] * (paint - patch)
             owner[rows, columns][mask] = len(labels)
             labels.append(label)
             colours.append(colour)
@@ -154,7 +158,7 @@ def _background(rng: Generator, height: int, width: int) -> tuple[NDArray[np.flo
 def _place(rng: Generator, label: int, height: int, width: int) -> tuple[NDArray[np.float32], int, int]:
     """Coverage (0..1) of a shape of random size and turn, and the pixel of the picture where its upper left corner goes."""
     kind = rng.random()
-    low, high = (6.0, 12.0) if kind < 0.06 else (18.0, 56.0) if kind < 0.94 else (56.0, 70.0)
+    low, high = (6.0, 12.0) if kind < 0.04 else (24.0, 60.0) if kind < 0.94 else (60.0, 70.0)
     diameter = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * width / 128
     cover = shape_cover(label, diameter, float(rng.uniform(0, 2 * np.pi)), rng.uniform(0, 1, 2))
     side = cover.shape[0]
@@ -184,8 +188,8 @@ def shape_cover(label: int, diameter: float, angle: float, shift: NDArray[np.flo
         if name == "star":
             turns = angle + np.arange(10) * np.pi / 5
             radii = np.where(np.arange(10) % 2 == 1, 0.42 * radius, radius)
-        else:  # a bar: a rectangle whose diagonals are the diameter
-            turns = angle + np.array([_BAR_ANGLE, np.pi - _BAR_ANGLE, np.pi + _BAR_ANGLE, -_BAR_ANGLE])
+        else:  # the square of a checker, which leans a little
+            turns = np.pi / 4 + (angle / np.pi - 1) * _MOST_LEAN + np.arange(4) * np.pi / 2
             radii = np.full(4, radius)
         points = centre + radii[:, None] * np.stack((np.cos(turns), np.sin(turns)), axis=1)
         draw.polygon([(float(x), float(y)) for x, y in points], fill=255)
@@ -225,6 +229,12 @@ def _shaded(rng: Generator, colour: NDArray[np.float64], shape: tuple[int, ...])
     angle = rng.uniform(0, 2 * np.pi)
     light = rng.uniform(0, 18) * (x * np.cos(angle) + y * np.sin(angle))
     return (colour + light[..., None]).astype(np.float32)
+
+
+def _checked(paint: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The same colour with every other check dark; ``side`` is that of the whole shape."""
+    rows, columns = np.indices(paint.shape[:2]) * _CHECKS // side
+    return np.where(((rows + columns) % 2 == 0)[..., None], paint, 0.25 * paint).astype(np.float32)
 
 
 def _is_ours(out: Path) -> bool:

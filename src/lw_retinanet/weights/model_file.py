@@ -89,10 +89,14 @@ def make_record(
 
 
 def save_model(path: Path, model: RetinaNet, record: ModelRecord) -> None:
-    """Write a model file; an earlier one of this name is replaced only when the new one is whole."""
+    """Write a model file; an earlier one of this name is replaced only when the new one is whole.
+
+    The same model and record give the same bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: record.model_dump_json(), "format": "pt"})
+        # One entry only: safetensors writes several in random order.
+        save_file(tensors, temporary, metadata={KEY: record.model_dump_json()})
 
 
 def find_model_file(path: Path) -> Path:

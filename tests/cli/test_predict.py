@@ -1,0 +1,132 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+def test_json_has_the_form_of_the_contract(cli: Any, lively: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = cli("predict", lively, data / "images" / "val_0001.jpg", "--score", "0.1", "--json")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    assert list(outcome.json) == ["images"]
+    (image,) = outcome.json["images"]
+    assert list(image) == ["file", "width", "height", "detections"]
+    assert (image["file"], image["width"], image["height"]) == (str(data / "images" / "val_0001.jpg"), 64, 64)
+    assert image["detections"]
+    for found in image["detections"]:
+        assert list(found) == ["box", "score", "label", "name", "category_id"]
+        x1, y1, x2, y2 = found["box"]
+        assert 0 <= x1 <= x2 <= 64
+        assert 0 <= y1 <= y2 <= 64
+        assert 0.1 < found["score"] <= 1
+    assert not list(tmp_path.iterdir())  # JSON alone writes no files
+
+
+def test_pictures_are_drawn_and_listed(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
+    outcome = cli("predict", lively, data / "images", "--out", tmp_path / "new" / "out")
+    assert outcome.code == 0
+    files = {path.name for path in (tmp_path / "new" / "out").iterdir()}
+    assert files == {path.name for path in (data / "images").iterdir()} | {"predictions.json", "results.json"}
+    with Image.open(tmp_path / "new" / "out" / "val_0001.jpg") as drawn:
+        assert drawn.size == (64, 64)
+    predictions = json.loads((tmp_path / "new" / "out" / "predictions.json").read_text())
+    results = json.loads((tmp_path / "new" / "out" / "results.json").read_text())
+    assert len(predictions["images"]) == 12
+    assert len(results) == sum(len(image["detections"]) for image in predictions["images"])
+    assert outcome.out == f"{len(results)} objects in 12 pictures; see {tmp_path / 'new' / 'out'}\n"
+
+
+def test_without_out_and_json_there_is_a_folder_predictions(
+    cli: Any, lively: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # a second time replaces the first
+        assert cli("predict", lively, str(data / "images" / "train_000[12].jpg")).code == 0
+        names = sorted(path.name for path in (tmp_path / "predictions").iterdir())
+        assert names == ["predictions.json", "results.json", "train_0001.jpg", "train_0002.jpg"]
+
+
+def test_pictures_of_one_name_from_two_folders(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes((data / "images" / "val_0001.jpg").read_bytes())
+    assert cli("predict", lively, tmp_path / "one", tmp_path / "two", "--out", tmp_path / "out").code == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {"a.jpg", "a-2.jpg"}
+
+
+def test_the_score_decides_how_much_is_shown(cli: Any, lively: Path, data: Path) -> None:
+    def scores(least: float) -> list[float]:
+        image = cli("predict", lively, data / "images" / "val_0001.jpg", "--score", least, "--json").json["images"][0]
+        return [found["score"] for found in image["detections"]]
+
+    everything = scores(0)
+    limit = everything[len(everything) // 2]
+    assert scores(limit) == [score for score in everything if score > limit]
+    assert scores(0.999) == []
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_unreadable_picture_in_the_middle(cli: Any, lively: Path, data: Path, as_json: bool, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / "in" / name).write_bytes((data / "images" / "val_0001.jpg").read_bytes())
+    (tmp_path / "in" / "b.jpg").write_bytes(b"no picture at all")
+    outcome = cli("predict", lively, tmp_path / "in", "--out", tmp_path / "out", *(["--json"] if as_json else []))
+    assert outcome.code == 1
+    assert outcome.err.startswith(f"error: {tmp_path / 'in' / 'b.jpg'}: is not an image of a known form")
+    assert outcome.err.count("\n") == 1
+    listed = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(image["file"]).name for image in listed["images"]] == ["a.jpg", "c.jpg"]
+    assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {"a.jpg", "c.jpg"}
+    if as_json:
+        assert outcome.json == listed
+    else:
+        assert " in 2 pictures; see " in outcome.out
+
+
+def test_originals_are_never_drawn_over(
+    cli: Any, lively: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_state: Callable[[Path], object]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes((data / "images" / "val_0001.jpg").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    line = cli.refuses("predict", lively, "photos/a.jpg", "--out", tmp_path / "photos", unchanged=tmp_path)
+    assert "choose another --out" in line
+    before = folder_state(tmp_path / "photos")
+    assert cli("predict", lively, ".").code == 0
+    # The second time the results of the first are among the pictures.
+    cli.refuses("predict", lively, ".", unchanged=tmp_path)
+    assert folder_state(tmp_path / "photos") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["{model}", "gone.jpg"], ["gone.jpg: no such file or folder"]),
+        (["{model}", "*.jpg"], ["*.jpg: no file matches this pattern"]),
+        (["{model}", "empty"], ["empty: no images in this folder"]),
+        (["{model}", "{picture}", "gone.jpg"], ["gone.jpg"]),
+        (["{model}", "https://example.com/a.jpg"], ["web addresses are not read"]),
+        (["gone.safetensors", "{picture}"], ["gone.safetensors does not exist", "run folder"]),
+        (["empty", "{picture}"], ["empty holds no model.safetensors"]),
+        (["broken.safetensors", "{picture}"], ["cannot read model file broken.safetensors"]),
+        (["{picture}", "{picture}"], ["cannot read model file"]),
+        (["{model}", "{picture}", "--out", "broken.safetensors"], ["broken.safetensors is a file"]),
+        (["{model}", "{picture}", "--out", "broken.safetensors/deep/out"], ["broken.safetensors is a file"]),
+        (["{model}", "{picture}", "--precision", "half"], ["--precision half"]),
+        (["{model}", "{picture}", "--device", "cuda:77"], ["cuda:77"]),
+    ],
+)
+def test_bad_input(
+    cli: Any, lively: Path, data: Path, arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"\x99" * 40)
+    picture = data / "images" / "val_0001.jpg"
+    line = cli.refuses("predict", *(text.format(model=lively, picture=picture) for text in arguments), unchanged=tmp_path)
+    assert all(part in line for part in parts), line

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lw_retinanet as lw
+from lw_retinanet.data.records import Category
+from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.weights.model_file import make_record, save_model
+
+
+def tiny(**changes: object) -> lw.RetinaNet:
+    settings = {"num_classes": 2, "backbone": "mobilenet_v2", "head_width": 16, "image_size": 64, **changes}
+    return lw.create("lw-v3", **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as far as loading is concerned."""
+    torch.manual_seed(0)
+    model = tiny()
+    with torch.no_grad():
+        for name, parameter in model.head.named_parameters():
+            if name.endswith("bias") and parameter.numel() == 2 * 9:
+                parameter.zero_()
+    categories = (Category(id=4, name="cat"), Category(id=9, name="dog"))
+    plan = PRESETS["lw-v3"]()
+    record = make_record(
+        model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=plan, categories=categories, notes={}
+    )
+    save_model(tmp_path / "run" / "model.safetensors", model, record)
+    return tmp_path / "run"
+
+
+def test_create() -> None:
+    model = tiny()
+    images = torch.randn(2, 3, 64, 64)
+    predictions = model(images)
+    # (8^2 + 4^2 + 2^2 + 1 + 1) cells of 9 anchors.
+    assert predictions.logits.shape == (2, 86 * 9, 2)
+    assert predictions.deltas.shape == (2, 86 * 9, 4)
+    assert model.conventions.input.size == 64
+    # From nothing, norms must learn, or the first step has nothing to hold on to.
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"image_size": 5}, "image_size must be from 32 to 4096 pixels, got 5"),
+        ({"backbone": "resnet51"}, "did you mean resnet50?"),
+        ({"head_width": -1}, "head_width"),
+        ({"backbone_weights": "gone.pth"}, "gone.pth does not exist"),
+    ],
+)
+def test_create_refuses_what_it_cannot_build(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(lw.InputError) as caught:
+        tiny(**changes)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+    with pytest.raises(lw.InputError, match=r"did you mean lw-v3\?"):
+        lw.create("lw-v33")
+
+
+def test_load_a_run_folder_and_predict(run: Path, tmp_path: Path) -> None:
+    detector = lw.load(run, device="cpu")
+    assert isinstance(detector, lw.Detector)
+    assert detector.class_names == ("cat", "dog")
+    assert detector.name == "run (lw-v3)"
+    array = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    results = detector.predict([tmp_path / "a.png", Image.fromarray(array), array], score=0.1)
+    assert len(results) == 3
+    assert {type(result) for result in results} == {lw.Result}
+    assert len(results[0])
+    assert results[0].to_dict()["detections"] == results[2].to_dict()["detections"]
+    assert set(results[0].names) <= {"cat", "dog"}
+    same = lw.load(str(run / "model.safetensors"), device="cpu").predict(array, score=0.1)[0]
+    assert np.array_equal(same.boxes, results[2].boxes)
+
+
+def test_bf16_is_near_fp32(run: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    exact, rounded = (lw.load(run, device="cpu", precision=precision).predict(array)[0] for precision in ("fp32", "bf16"))
+    assert not np.array_equal(exact.scores, rounded.scores)  # it was asked for, so it is used
+    # Eight bits of mantissa through some sixty layers: a few hundredths of a score.
+    np.testing.assert_allclose(exact.scores[:5], rounded.scores[:5], rtol=0, atol=0.08)
+
+
+def test_load_refuses_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(lw.InputError, match="does not exist"):
+        lw.load(tmp_path / "gone.safetensors")
+    with pytest.raises(lw.LwRetinaNetError, match=r"holds no model\.safetensors"):
+        lw.load(tmp_path)
