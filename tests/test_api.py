@@ -27,9 +27,7 @@ def run(tmp_path: Path) -> Path:
                 parameter.zero_()
     categories = (Category(id=4, name="cat"), Category(id=9, name="dog"))
     plan = PRESETS["lw-v3"]()
-    record = make_record(
-        model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=plan, categories=categories, notes={}
-    )
+    record = make_record(model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=plan, categories=categories, notes={})
     save_model(tmp_path / "run" / "model.safetensors", model, record)
     return tmp_path / "run"
 

@@ -129,4 +129,4 @@ def test_an_empty_file_or_section_is_no_surprise(tmp_path: Path) -> None:
 
 def test_settings_cannot_change_under_a_run() -> None:
     with pytest.raises(ValidationError):
-        Config().train.epochs = 3  # type: ignore[misc]
+        Config().train.epochs = 3

@@ -70,7 +70,9 @@ def test_public_names_are_sorted_and_all_there() -> None:
 
 @pytest.mark.parametrize("what", ["import lw_retinanet", "import lw_retinanet.cli.main as m; m._run(['--help'], False)"])
 def test_start_is_cheap(what: str) -> None:
-    code = f"import sys\n{what}\nprint([name for name in ('torch', 'numpy', 'pydantic', 'PIL', 'matplotlib', 'yaml') if name in sys.modules])"
+    code = (
+        f"import sys\n{what}\nprint([name for name in ('torch', 'numpy', 'pydantic', 'PIL', 'matplotlib', 'yaml') if name in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
 

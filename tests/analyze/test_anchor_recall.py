@@ -40,11 +40,11 @@ def test_the_nearest_cell_is_as_good_as_all_anchors(case: tuple[np.ndarray[Any, 
 
 
 def test_each_box_meets_the_anchors_of_its_own_picture() -> None:
-    # In a picture of 20 pixels a place at 150 has no anchor near; in one of 200 it has.
+    # In a picture of 20 pixels only the largest anchors reach a place at 150; one of 200 has small ones there.
     box = np.array([[134.0, 134.0, 32.0, 32.0]] * 2)
     near, far = best_ious(box, np.array([[200, 200], [20, 20]]), AnchorRule())
     assert near > 0.6
-    assert far == 0
+    assert far < 0.05
 
 
 def test_an_anchor_itself_is_met_fully() -> None:

@@ -137,9 +137,7 @@ def test_bad_settings_files(cli: Any, data: Path, tmp_path: Path) -> None:
 def test_weights_of_another_backbone(cli: Any, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file({"conv1.weight": torch.zeros(3)}, file)
-    line = cli.refuses(
-        "train", data, *cli.tiny, "--set", f"model.backbone_weights={file}", "--out", tmp_path / "run", unchanged=tmp_path
-    )
+    line = cli.refuses("train", data, *cli.tiny, "--set", f"model.backbone_weights={file}", "--out", tmp_path / "run", unchanged=tmp_path)
     assert "do not fit backbone mobilenet_v2" in line
 
 
@@ -174,9 +172,7 @@ def specks(table: dict[str, Any]) -> None:
         (lambda table: table["annotations"][3].update(image_id=-3), "train", ["train.json", "-3"]),
     ],
 )
-def test_bad_data(
-    cli: Any, edited_data: Callable[..., Path], edit: Edit, split: str, parts: list[str], tmp_path: Path
-) -> None:
+def test_bad_data(cli: Any, edited_data: Callable[..., Path], edit: Edit, split: str, parts: list[str], tmp_path: Path) -> None:
     source = edited_data(edit, split)
     line = cli.refuses("train", source, *cli.tiny, "--out", tmp_path / "run", unchanged=tmp_path)
     assert all(part in line for part in parts), line

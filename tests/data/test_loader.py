@@ -40,9 +40,8 @@ def make_set(records: Records, augment: str = "full") -> TrainingSet:
     return TrainingSet(records, usable=np.ones(records.num_boxes, bool), seed=1, config=config, rule=RULE)
 
 
-def plan_for(records: Records, **changes: int) -> StepPlan:
-    plan = StepPlan(sizes_hw=records.sizes_hw, config=DataConfig(augment="full"), rule=RULE, seed=1, batch_size=2, last_step=5)
-    return replace(plan, **changes)
+def plan_for(records: Records, *, last_step: int = 5) -> StepPlan:
+    return StepPlan(sizes_hw=records.sizes_hw, config=DataConfig(augment="full"), rule=RULE, seed=1, batch_size=2, last_step=last_step)
 
 
 def batches(loader_output: "list[Batch | LwRetinaNetError]") -> list[Batch]:

@@ -103,7 +103,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     )
     ours = build(retinanet(), num_classes=NUM_CLASSES, backbone="resnet50", norm="frozen", conventions=conventions)
     ours.load_state_dict({our_key(key): tensor for key, tensor in theirs.state_dict().items()}, strict=True)
-    ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours.to(memory_format=torch.channels_last)
     return theirs.eval(), ours.eval()
 
 

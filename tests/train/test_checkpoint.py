@@ -134,14 +134,13 @@ def test_nothing_is_deleted_before_the_new_one_is_on_the_disk(tmp_path: Path, mo
     assert not (tmp_path / "step-00000001.safetensors").exists()
 
 
-@pytest.mark.parametrize("kind", [AdamW, SGD])
-def test_an_optimiser_goes_on_as_if_nothing_had_been(kind: type[Optimizer]) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_an_optimiser_goes_on_as_if_nothing_had_been(kind: str) -> None:
     def network() -> tuple[nn.Module, Optimizer]:
         torch.manual_seed(0)
         model = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
-        options = {"momentum": 0.9} if kind is SGD else {}
         groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.05}]
-        return model, kind(groups, fused=True, **options)  # type: ignore[call-arg]
+        return model, SGD(groups, momentum=0.9, fused=True) if kind == "sgd" else AdamW(groups, fused=True)
 
     def advance(model: nn.Module, optimiser: Optimizer, steps: range) -> None:
         for step in steps:

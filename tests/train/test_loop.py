@@ -17,7 +17,7 @@ from lw_retinanet.train.checkpoint import checkpoint_files, load_latest
 from lw_retinanet.train.distributed import World
 from lw_retinanet.train.loop import TrainingData, total_steps, train
 from lw_retinanet.train.run_folder import RunFolder
-from lw_retinanet.train.step import StepResult
+from lw_retinanet.train.step import StepResult, accumulate_gradients
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model()
-    honest = loop.accumulate_gradients
+    honest = accumulate_gradients
     seen: list[tuple[dict[str, Tensor], list[str]]] = []
 
     def poisoned(wrapped: Any, batches: Any, **options: Any) -> StepResult:

@@ -180,9 +180,11 @@ def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list
     for workers in worker_counts:
         settings["data"]["workers"] = workers
         path, killed, is_done = out / f"workers {workers}", [], False
-        plan: list[tuple[str, Callable[[], None], float | None]] = [(*point, None) for point in sabotages().items()]
-        # What is left is shorter from time to time; a draw that comes after the end is a run that is done.
-        plan += [("any moment", lambda: None, dice.uniform(0, duration / 2)) for _ in range(5)]
+        # Early moments first, so that steps are left for the points of a save; of the last ones some may come after the end.
+        plan: list[tuple[str, Callable[[], None], float | None]]
+        plan = [("any moment", lambda: None, dice.uniform(0, duration * 0.15)) for _ in range(2)]
+        plan += [(*point, None) for point in sabotages().items()]
+        plan += [("any moment", lambda: None, dice.uniform(0, duration * 0.5)) for _ in range(3)]
         plan.append(("none", lambda: None, None))
         for name, sabotage, delay in plan:
             status = attempt(path, source, settings, sabotage, delay)

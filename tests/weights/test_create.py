@@ -40,4 +40,3 @@ def test_classes_and_size_are_kept() -> None:
     model = create_model(TINY, num_classes=7, image_size=320)
     assert model.num_classes == 7
     assert model.conventions.input.size == 320
-

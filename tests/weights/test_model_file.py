@@ -76,7 +76,9 @@ def test_the_file_is_plain_tensors_and_text(good: Path) -> None:
 
 
 def test_half_precision_tensors_are_loaded_as_the_network_computes(good: Path, tmp_path: Path) -> None:
-    path = changed(good, tmp_path, lambda tensors, record: tensors.update({n: t.half() for n, t in tensors.items() if t.is_floating_point()}))
+    path = changed(
+        good, tmp_path, lambda tensors, record: tensors.update({n: t.half() for n, t in tensors.items() if t.is_floating_point()})
+    )
     model = load_model(path).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     with torch.no_grad():
@@ -147,7 +149,7 @@ def test_foreign_safetensors_are_refused(metadata: dict[str, str] | None, tmp_pa
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "3"])
 def test_a_record_that_is_no_record_is_refused(text: str, tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", metadata={KEY: text})
-    with pytest.raises(WeightsError, match="the record of model file .* cannot be used"):
+    with pytest.raises(WeightsError, match=r"the record of model file .* cannot be used"):
         load_model(tmp_path / "other.safetensors")
 
 

@@ -20,7 +20,7 @@ def predict_command(
     """Find objects in pictures; a picture that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import checked_precision, output_folder, print_json, with_bar
-    from lw_retinanet.data.images import find_images
+    from lw_retinanet.data.image_files import find_images
     from lw_retinanet.detect.collect import Collection
     from lw_retinanet.errors import ImageError
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from lw_retinanet.conventions import Conventions
-from lw_retinanet.data.images import decode, find_images
+from lw_retinanet.data.image_files import find_images
+from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
 from lw_retinanet.data.records import Category
 from lw_retinanet.detect.result import Result

@@ -87,7 +87,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             warnings.simplefilter("ignore")  # torch's remarks on how the file was written; whether it can be read is all that counts
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load and safetensors raise half a dozen types for a damaged file
-        raise WeightsError(f"cannot read weights file {path}: {_first_line(error)}; give a .safetensors file or a plain state dict") from None
+        raise WeightsError(f"cannot read weights file {path}: {_first_line(error)}; give safetensors or a plain state dict") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
