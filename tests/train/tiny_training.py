@@ -75,8 +75,9 @@ def run(
     records = open_data(source, split="train")
     data = TrainingData(records=records, usable=usable(records))
     if (out / "config.yaml").exists():
-        # Other weights than at the start: what is not restored shows.
-        model = make_model(seed=os.getpid(), has_norm=has_norm)
+        # Other weights than at the start, so that what is not restored shows; but a run killed before its first save starts as it did.
+        has_saved = bool(checkpoint.checkpoint_files(out / "checkpoints"))
+        model = make_model(seed=os.getpid() if has_saved else 0, has_norm=has_norm)
         with RunFolder.reopened(out) as (folder, config, _):
             sabotage()
             train(model, data, config=config, folder=folder, world=world, resume=True)
