@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from lw_retinanet import __version__
 from lw_retinanet.analyze.curves import save_curves
-from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.analyze.profile import profile
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.image_sizes import header_sizes
@@ -181,13 +181,8 @@ def save_detection_sheet(path: Path, detector: Detector, records: Records, *, co
 
 def macs_reduction(model: RetinaNet, config: Config) -> float:
     """MACs of the same network with RetinaNet's own head over this model's, at the training size."""
-    size_hw = (config.data.image_size, config.data.image_size)
-    full = create_model(
-        config.model.model_copy(update={"preset": "retinanet", "backbone_weights": "none", "stride_in": model.conventions.stride_in}),
-        num_classes=model.num_classes,
-    )
-    macs = [sum(cost.macs for cost in count_blocks(network, size_hw).values()) for network in (full, model)]
-    return max(1.0, macs[0] / macs[1])
+    counted = profile(model, name=config.model.preset, size_hw=(config.data.image_size, config.data.image_size))
+    return max(1.0, counted.original_macs / counted.macs)
 
 
 def _detector(model: RetinaNet, records: Records, device: torch.device, name: str = "") -> Detector:

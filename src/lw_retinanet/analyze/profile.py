@@ -142,15 +142,7 @@ def profile(
         ConfigError: if the size is too small for the network, or its backbone cannot be counted.
     """
     blocks = count_blocks(model, size_hw)
-    pyramid = pyramid_sizes(model, size_hw)
-    with torch.device("meta"):
-        original = Head(
-            in_channels=pyramid["P3"].channels,
-            num_classes=model.num_classes,
-            num_anchors=model.conventions.anchors.num_anchors,
-            plan=HeadPlan(),
-        )
-    original_head = count_head(original, pyramid)
+    original_head = count_head(with_original_head(model).head, pyramid_sizes(model, size_hw))
     return Profile(
         name=name,
         size_hw=size_hw,
@@ -161,6 +153,18 @@ def profile(
         original_macs=sum((original_head.get(block) or cost).macs for block, cost in blocks.items()),
         latency_ms=latency_ms,
     )
+
+
+def with_original_head(model: RetinaNet) -> RetinaNet:
+    """The same backbone and pyramid under RetinaNet's own head, for counting beside the light one; the head has no weights."""
+    with torch.device("meta"):
+        head = Head(
+            in_channels=model.fpn.out_channels,
+            num_classes=model.num_classes,
+            num_anchors=model.conventions.anchors.num_anchors,
+            plan=HeadPlan(),
+        )
+    return RetinaNet(backbone=model.backbone, fpn=model.fpn, head=head, conventions=model.conventions)
 
 
 def _has_linear(model: RetinaNet) -> bool:

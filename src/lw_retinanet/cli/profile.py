@@ -18,13 +18,15 @@ def profile_command(
     width: int | None = typer.Option(None, min=8, max=4096, help="Channels of pyramid and towers (presets only) [default: 256]."),
     stride_in: str | None = typer.Option(None, help="Convolution of a bottleneck that strides: 3x3 or 1x1 (presets only) [default: 3x3]."),
     latency: bool = typer.Option(False, help="Also measure milliseconds an image, here and now."),
-    plot: Path | None = typer.Option(None, help="Write a bar chart of the blocks to this .png or .svg file."),
+    plot: Path | None = typer.Option(
+        None, help="Write a bar chart to this .png or .svg file, beside the full head if this is light."
+    ),
     device: str = typer.Option("auto", help="For --latency: auto, cpu or cuda."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Count multiply-accumulates and parameters of every block, and show where they are."""
     from lw_retinanet.analyze.latency import measure_latency
-    from lw_retinanet.analyze.profile import profile
+    from lw_retinanet.analyze.profile import profile, with_original_head
     from lw_retinanet.cli.console import print_json
 
     settings = {"classes": classes, "backbone": backbone, "width": width, "stride-in": stride_in}
@@ -39,7 +41,10 @@ def profile_command(
     if plot:
         from lw_retinanet.analyze.cost_chart import save_cost_chart
 
-        save_cost_chart([counted], plot)
+        beside = [counted]
+        if counted.macs < counted.original_macs:
+            beside.insert(0, profile(with_original_head(network), name="retinanet", size_hw=size_hw))
+        save_cost_chart(beside, plot)
     if json:
         print_json(counted.as_dict())
     else:

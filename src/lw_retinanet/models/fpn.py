@@ -45,6 +45,7 @@ class FPN(FeaturePyramidNetwork):
     def __init__(self, *, in_channels: Sequence[int], channels: int, p6_source: Literal["C5", "P5"], p7_relu: bool) -> None:
         extra = P6P7(c5_channels=in_channels[-1], channels=channels, source=p6_source, relu=p7_relu)
         super().__init__(list(in_channels), channels, extra_blocks=extra)
+        self.out_channels = channels
 
     def forward(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``."""

@@ -75,7 +75,7 @@ def train(
         folder: for log and checkpoints; only the first process writes.
         world: processes.
         macs_reduction: for ``schedule: paper``.
-        resume: go on from the newest checkpoint of the folder.
+        resume: go on from the newest checkpoint of the folder; before the first one, from the weights of ``model``, as at the start.
         evaluate: called with the averaged model and the step every ``train.evaluate_every`` epochs, its numbers are logged.
 
     Returns:
@@ -83,7 +83,7 @@ def train(
 
     Raises:
         TrainingError: if loss or gradient is not finite.
-        RunFolderError: if there is nothing to resume.
+        RunFolderError: if no checkpoint of a resumed run is whole, or it has done more steps than asked for.
     """
     settings, rule = config.train, model.conventions.input
     checkpoint = load_latest(folder.checkpoints) if resume else None
