@@ -18,9 +18,7 @@ def profile_command(
     width: int | None = typer.Option(None, min=8, max=4096, help="Channels of pyramid and towers (presets only) [default: 256]."),
     stride_in: str | None = typer.Option(None, help="Convolution of a bottleneck that strides: 3x3 or 1x1 (presets only) [default: 3x3]."),
     latency: bool = typer.Option(False, help="Also measure milliseconds an image, here and now."),
-    plot: Path | None = typer.Option(
-        None, help="Write a bar chart to this .png or .svg file, beside the full head if this is light."
-    ),
+    plot: Path | None = typer.Option(None, help="Write a bar chart to this .png or .svg file, beside the full head if this is light."),
     device: str = typer.Option("auto", help="For --latency: auto, cpu or cuda."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
