@@ -10,7 +10,7 @@ from PIL import Image
 from lw_retinanet.analyze.cost_chart import cost_figure, save_cost_chart
 from lw_retinanet.analyze.macs import BLOCKS
 from lw_retinanet.analyze.profile import Profile, profile
-from lw_retinanet.errors import ConfigError, DataError
+from lw_retinanet.errors import ConfigError, OutputError
 from lw_retinanet.models.build import build
 from lw_retinanet.models.variants import PRESETS
 
@@ -78,6 +78,6 @@ def test_bad_requests_are_refused_before_anything_is_written(profiles: list[Prof
     with pytest.raises(ConfigError, match="at least one profile"):
         save_cost_chart([], tmp_path / "chart.png")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         save_cost_chart(profiles, tmp_path / "file" / "chart.png")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -15,7 +15,7 @@ Norm = Literal["frozen", "batch", "group"]
 RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 BACKBONES = (*RESNETS, "mobilenet_v2")
 GROUPS = 32
-_PROBE_HW = (200, 264)  # multiples of 8 but not of 16: rounding shows
+_PROBE_HW = (224, 288)  # multiples of 32, as pictures are padded to, but not of 64
 
 
 class Backbone(nn.Module):

@@ -35,6 +35,7 @@ class RetinaNet(nn.Module):
     def forward(self, images: Tensor) -> Predictions:
         """(N, 3, H, W) float, normalised as ``conventions.input`` says -> predictions for all anchors.
 
-        Height and width need not be multiples of anything; anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`.
+        Any height and width will do for torchvision's backbones; some of timm's round down and need multiples of 32, which padding gives.
+        Anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`.
         """
         return self.head(self.fpn(self.backbone(images)))
