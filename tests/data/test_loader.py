@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
-from lw_retinanet.data.loader import Key, Sample, StepPlan, TrainingSet, collate, make_loader, require_files, with_sizes
+from lw_retinanet.data.image_sizes import require_files, with_sizes
+from lw_retinanet.data.loader import Key, Sample, StepPlan, TrainingSet, collate, make_loader
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError, ImageError, LwRetinaNetError
 from lw_retinanet.structures import Batch

@@ -15,9 +15,8 @@ from lw_retinanet.analyze.curves import save_curves
 from lw_retinanet.analyze.profile import profile
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
-from lw_retinanet.data.image_sizes import header_sizes
+from lw_retinanet.data.image_sizes import header_sizes, require_files, with_sizes
 from lw_retinanet.data.images import decode
-from lw_retinanet.data.loader import require_files, with_sizes
 from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
@@ -124,7 +123,7 @@ def run_training(
 
         def score(trained: RetinaNet, step: int) -> dict[str, Any]:
             assert held_out is not None
-            detector = _detector(trained, records, world.device)
+            detector = Detector(trained, records.categories, device=world.device)
             return {
                 key: value for key, value in evaluate(held_out, detect_records(detector, held_out)).as_dict().items() if key != "per_class"
             }
@@ -156,7 +155,7 @@ def run_training(
         if held_out is None:
             log.info("%s has no val split, so the model was not evaluated", source)
             return Outcome(folder=out, metrics=None)
-        detector = _detector(trained, records, world.device, name=f"{config.model.preset} on {source.name}")
+        detector = Detector(trained, records.categories, device=world.device, name=f"{config.model.preset} on {source.name}")
         metrics = evaluate_into(folder.path, detector, held_out, progress=progress)
         return Outcome(folder=out, metrics=metrics)
 
@@ -183,10 +182,6 @@ def macs_reduction(model: RetinaNet, config: Config) -> float:
     """MACs of the same network with RetinaNet's own head over this model's, at the training size."""
     counted = profile(model, name=config.model.preset, size_hw=(config.data.image_size, config.data.image_size))
     return max(1.0, counted.original_macs / counted.macs)
-
-
-def _detector(model: RetinaNet, records: Records, device: torch.device, name: str = "") -> Detector:
-    return Detector(model, records.categories, device=device, name=name)
 
 
 def _open_folder(stack: ExitStack, out: Path, config: Config, notes: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:

@@ -31,7 +31,7 @@ def check_command(
     from lw_retinanet.analyze.anchor_recall import anchor_recall
     from lw_retinanet.cli.console import existing, print_json
     from lw_retinanet.data.check import check
-    from lw_retinanet.data.loader import with_sizes
+    from lw_retinanet.data.image_sizes import with_sizes
     from lw_retinanet.data.source import open_data, splits
     from lw_retinanet.errors import DataError, ImageError
 

@@ -64,7 +64,7 @@ def _score_model(model: Path, data: Path, split: str | None, out: Path | None, p
     from lw_retinanet.analyze.experiment import evaluate_into
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing, output_folder
-    from lw_retinanet.data.loader import require_files, with_sizes
+    from lw_retinanet.data.image_sizes import require_files, with_sizes
     from lw_retinanet.data.source import open_data, require_boxes, splits
     from lw_retinanet.evaluate.coco_metrics import evaluate
     from lw_retinanet.evaluate.detect_records import detect_records

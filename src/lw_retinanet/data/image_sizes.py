@@ -1,16 +1,19 @@
-"""Sizes of many images from their headers, read side by side."""
+"""Sizes of many images from their headers, read side by side, and whether the images are there at all."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.problems import Problems
+from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ImageError
 
 HeaderSize = tuple[int, int] | ImageError | None
+_MISSING_REMEDY = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"
 _NUM_THREADS = 8  # the wait is for the disk or the network, not for the processor
 
 
@@ -45,3 +48,35 @@ def measure_sizes(root: Path, file_names: Sequence[str], problems: Problems) -> 
         else:
             sizes_hw[row] = size
     return sizes_hw
+
+
+def with_sizes(records: Records) -> Records:
+    """The same records with every unknown size read from the picture's header.
+
+    Raises:
+        ImageError: for a picture that is missing or unreadable.
+    """
+    unknown = np.flatnonzero((records.sizes_hw <= 0).any(axis=1))
+    if len(unknown) == 0:
+        return records
+    sizes = records.sizes_hw.copy()
+    paths = [records.path(int(image)) for image in unknown]
+    for image, path, size in zip(unknown, paths, header_sizes(paths), strict=True):
+        if isinstance(size, ImageError):
+            raise size
+        if size is None:
+            raise ImageError(f"{path} is missing; {_MISSING_REMEDY}")
+        sizes[image] = size
+    return replace(records, sizes_hw=sizes)
+
+
+def require_files(records: Records) -> None:
+    """Check that every picture is there, before hours of work and not in the middle of them.
+
+    Raises:
+        ImageError: naming the first missing picture and how many there are.
+    """
+    missing = [image for image in range(records.num_images) if not records.path(image).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ImageError(f"{records.path(missing[0])} is missing{more}; {_MISSING_REMEDY}")

@@ -1,7 +1,7 @@
 """Batches for training: which pictures make a step, and the worker-side work of loading them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.augment import MIN_VISIBLE, apply_colours, apply_geometry, plan_geometry
-from lw_retinanet.data.images import decode, read_size
+from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import pad_to, padded_size, to_tensor
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, ImageError, LwRetinaNetError
+from lw_retinanet.errors import DataError, LwRetinaNetError
 from lw_retinanet.structures import Batch, Targets
 
 
@@ -42,7 +42,7 @@ class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
     """Pictures with targets. A picture that fails comes back as the error, to be raised where the caller can handle it.
 
     Args:
-        records: with known sizes, see :func:`with_sizes`.
+        records: with known sizes, see :func:`~lw_retinanet.data.image_sizes.with_sizes`.
         usable: (B,) bool boxes to train on.
         seed: of augmentation.
         config: augmentation.
@@ -205,31 +205,3 @@ class StepPlan(Sampler[list[Key]]):
 def make_loader(dataset: TrainingSet, plan: StepPlan, *, workers: int, pin: bool) -> "DataLoader[Batch | LwRetinaNetError]":
     """A torch loader over the steps of ``plan``."""
     return DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, pin_memory=pin)  # type: ignore[arg-type]
-
-
-def with_sizes(records: Records) -> Records:
-    """The same records with every unknown size read from the picture's header.
-
-    Raises:
-        ImageError: for a picture that is missing or unreadable.
-    """
-    unknown = np.flatnonzero((records.sizes_hw <= 0).any(axis=1))
-    if len(unknown) == 0:
-        return records
-    sizes = records.sizes_hw.copy()
-    for image in unknown:
-        sizes[image] = read_size(records.path(int(image)))
-    return replace(records, sizes_hw=sizes)
-
-
-def require_files(records: Records) -> None:
-    """Check that every picture is there, before hours of work and not in the middle of them.
-
-    Raises:
-        ImageError: naming the first missing picture and how many there are.
-    """
-    missing = [image for image in range(records.num_images) if not records.path(image).is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        remedy = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"
-        raise ImageError(f"{records.path(missing[0])} is missing{more}; {remedy}")
