@@ -33,10 +33,12 @@ def test_encode_by_hand() -> None:
     torch.testing.assert_close(deltas, torch.tensor([[0.25, 0.25, math.log(2), -math.log(2)]]))
 
 
-def test_legacy_widths_count_both_border_pixels() -> None:
-    # 0..9 is ten pixels wide; twice as wide is 20 pixels, and dx = 0.5 moves the centre by five of them, from 5 to 10: 0..19.
-    box = decode(torch.tensor([0.5, 0.5, math.log(2), math.log(2)]), torch.tensor([0.0, 0.0, 9.0, 9.0]), BoxRule(legacy_plus_one=True))
-    torch.testing.assert_close(box, torch.tensor([0.0, 0.0, 19.0, 19.0]))
+def test_legacy_anchors_end_with_their_last_pixel_boxes_behind_it() -> None:
+    # 0..9 is ten pixels wide; twice as wide is 20 pixels, and dx = 0.5 moves the centre by five of them, from 5 to 10: 0..19, up to 20.
+    rule, anchor = BoxRule(legacy_plus_one=True), torch.tensor([0.0, 0.0, 9.0, 9.0])
+    box = decode(torch.tensor([0.5, 0.5, math.log(2), math.log(2)]), anchor, rule)
+    torch.testing.assert_close(box, torch.tensor([0.0, 0.0, 20.0, 20.0]))
+    torch.testing.assert_close(encode(torch.tensor([0.0, 0.0, 10.0, 10.0]), anchor, rule), torch.zeros(4))
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,17 @@ def encode(boxes: Tensor, anchors: Tensor, rule: BoxRule = BoxRule()) -> Tensor:
     """Express boxes relative to their anchors.
 
     Args:
-        boxes: (..., 4) xyxy, positive width and height.
+        boxes: (..., 4) xyxy, positive width and height; x2, y2 are where the last pixel ends, under every rule.
         anchors: (..., 4) xyxy, same pixels, broadcast against ``boxes``.
-        rule: of widths.
+        rule: of the anchors' widths.
 
     Returns:
         (..., 4) deltas (dx, dy, dw, dh): dx, dy in anchor widths and heights, dw, dh natural logarithms.
 
     Source: R-CNN (Girshick et al. 2014), appendix C.
     """
-    plus_one = float(rule.legacy_plus_one)
-    centres, sizes = _centres_and_sizes(boxes, plus_one)
-    anchor_centres, anchor_sizes = _centres_and_sizes(anchors, plus_one)
+    centres, sizes = _centres_and_sizes(boxes, 0.0)
+    anchor_centres, anchor_sizes = _centres_and_sizes(anchors, float(rule.legacy_plus_one))
     return torch.cat([(centres - anchor_centres) / anchor_sizes, torch.log(sizes / anchor_sizes)], dim=-1)
 
 
@@ -41,13 +40,12 @@ def decode(deltas: Tensor, anchors: Tensor, rule: BoxRule = BoxRule()) -> Tensor
     Args:
         deltas: (..., 4).
         anchors: (..., 4) xyxy, broadcast against ``deltas``.
-        rule: of widths and the clamp.
+        rule: of the anchors' widths and the clamp.
 
     Returns:
-        (..., 4) xyxy, same pixels as the anchors, not clipped.
+        (..., 4) xyxy, same pixels as the anchors, not clipped; x2, y2 are where the last pixel ends, under every rule.
     """
-    plus_one = float(rule.legacy_plus_one)
-    anchor_centres, anchor_sizes = _centres_and_sizes(anchors, plus_one)
+    anchor_centres, anchor_sizes = _centres_and_sizes(anchors, float(rule.legacy_plus_one))
     log_scales = deltas[..., 2:]
     if rule.clamp == "max":
         log_scales = log_scales.clamp(max=MAX_LOG_SCALE)
@@ -55,7 +53,7 @@ def decode(deltas: Tensor, anchors: Tensor, rule: BoxRule = BoxRule()) -> Tensor
         log_scales = log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
     centres = anchor_centres + deltas[..., :2] * anchor_sizes
     half_sizes = 0.5 * torch.exp(log_scales) * anchor_sizes
-    return torch.cat([centres - half_sizes, centres + half_sizes - plus_one], dim=-1)
+    return torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
 
 
 def iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:

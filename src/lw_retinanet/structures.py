@@ -65,7 +65,7 @@ class Detections:
     """Boxes after NMS, padded to D an image.
 
     Args:
-        boxes: (N, D, 4) xyxy pixels of the padded network input; zeros in padding.
+        boxes: (N, D, 4) xyxy pixels, of the picture or of the padded network input as the caller of ``detect`` chose; zeros in padding.
         scores: (N, D) in falling order; 0 in padding.
         labels: (N, D) int64; -1 in padding.
         counts: (N,) int64 detections of each image.

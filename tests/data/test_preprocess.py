@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,10 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from lw_retinanet.conventions import InputRule
-from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
+from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resize_scale, resized_size, to_tensor
+
+FLOATS: dict[str, Any] = {"antialias": False, "resample_as": "float32"}
+DETECTRON = InputRule(resize="short_side", size=24, rounding="detectron", **FLOATS)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,11 @@ from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize,
         ((480, 640), InputRule(resize="short_side", size=800, max_size=1333), (800, 1067)),  # 1066.7
         ((480, 640), InputRule(resize="short_side", size=800, max_size=1333, rounding="floor"), (800, 1066)),
         ((300, 900), InputRule(resize="short_side", size=800, max_size=1333), (444, 1333)),  # the long side decides
+        ((25, 16), InputRule(resize="short_side", size=24), (38, 24)),  # 37.5: halves go up
+        ((27, 16), InputRule(resize="short_side", size=24), (41, 24)),  # 40.5 too
+        ((27, 16), DETECTRON, (40, 24)),  # 40.5 goes to the even number
+        ((102, 100), DETECTRON.model_copy(update={"size": 60, "max_size": 61}), (61, 60)),  # 61.2 is not more than 61, once rounded
+        ((103, 100), DETECTRON.model_copy(update={"size": 60, "max_size": 61}), (61, 59)),  # 61.8 is
     ],
 )
 def test_sizes_by_hand(size_hw: tuple[int, int], rule: InputRule, expected: tuple[int, int]) -> None:
@@ -85,3 +95,36 @@ def test_antialias_is_the_rules_choice() -> None:
     image[:, 0] = 240
     assert resize(to_tensor(image), (1, 2), InputRule(antialias=True))[0, 0, 0] > 20
     assert resize(to_tensor(image), (1, 2), InputRule(antialias=False)).flatten().tolist() == [0] * 6
+
+
+def test_float_pictures_keep_the_values_between_levels() -> None:
+    image = np.repeat(np.array([[0, 3]], np.uint8)[..., None], 3, axis=2)
+    # Columns at -0.25, 0.25, 0.75 and 1.25 of two: 0, 0.75, 2.25, 3.
+    exact = resize(to_tensor(image), (1, 4), InputRule(**FLOATS))
+    assert exact[0, 0].tolist() == [0, 0.75, 2.25, 3]
+    whole = resize(to_tensor(image), (1, 4), InputRule(antialias=False))
+    assert (whole.dtype, whole[0, 0].tolist()) == (torch.uint8, [0, 1, 2, 3])
+    # Also where nothing is resized, or a batch of both could not be stacked.
+    same = resize(to_tensor(image), (1, 2), InputRule(**FLOATS))
+    batch = pad_to([exact, same], (1, 4))
+    assert batch.dtype == torch.float32
+    result = normalise(batch, torch.tensor([[1, 4], [1, 2]]), InputRule(scale=1.0, mean=(1.0, 1.0, 1.0), std=(1.0, 1.0, 1.0)))
+    assert result[:, 0, 0].tolist() == [[-1, -0.25, 1.25, 2], [-1, 2, 0, 0]]
+
+
+def test_detectron_samples_at_its_scale_and_not_at_the_ratio_of_the_sides() -> None:
+    # 16 -> 24 rows is a scale of 1.5; 27 columns become 40, not 40.5. Column 39 lies at 39.5 / 1.5 - 0.5 = 25.83 of a ramp 0..26, not at
+    # 39.5 * 27 / 40 - 0.5 = 26.16, beyond the end.
+    ramp = np.repeat(np.tile(np.arange(27, dtype=np.uint8), (16, 1))[..., None], 3, axis=2)
+    size_hw = resized_size((16, 27), DETECTRON)
+    assert (size_hw, resize_scale((16, 27), DETECTRON)) == ((24, 40), 1.5)
+    found = resize(to_tensor(ramp), size_hw, DETECTRON)[0, 0]
+    expected = [min(max((column + 0.5) / 1.5 - 0.5, 0.0), 26.0) for column in range(40)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    # A size that augmentation has chosen has no scale of its own.
+    assert resize(to_tensor(ramp), (24, 41), DETECTRON)[0, 0, 40] == 26
+
+
+def test_detectron_neither_filters_nor_rounds() -> None:
+    with pytest.raises(ValueError, match="set antialias=False, resample_as=float32"):
+        InputRule(rounding="detectron")

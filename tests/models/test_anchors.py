@@ -53,6 +53,16 @@ def test_the_centre_moves_by_its_share_of_a_stride() -> None:
         start += count
 
 
+def test_detectrons_anchors_by_hand() -> None:
+    rule = AnchorRule(rounding="detectron", octave_scales=(1.0,), aspect_ratios=(0.5, 1.0, 2.0), centre=0.5, inclusive=True)
+    # Stride 32: sqrt(32^2 / 0.5) = 45.25 -> 45 wide, 22.5 -> 22 high (to the even number); ratio 2: 22.6 -> 23 wide, 46 high; all times 4.
+    sides = [(180, 88), (128, 128), (92, 184)]
+    start = sum(anchors_per_level((64, 64), rule)[:2])
+    # The first cell's pixels are 0..31, its centre 15.5; a box of n pixels around it goes from 15.5 - (n - 1) / 2 to 15.5 + (n - 1) / 2.
+    expected = [[15.5 - (w - 1) / 2, 15.5 - (h - 1) / 2, 15.5 + (w - 1) / 2, 15.5 + (h - 1) / 2] for w, h in sides]
+    torch.testing.assert_close(make_anchors((64, 64), rule, CPU)[start : start + 3], torch.tensor(expected))
+
+
 def test_stride_rules_differ_where_the_size_is_no_multiple() -> None:
     # 75 rows: P3 has 10, and torchvision's stride is 75 // 10 = 7.
     fixed, fitted = (

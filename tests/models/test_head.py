@@ -168,7 +168,7 @@ def test_redrawing_keeps_the_modules_and_changes_the_weights() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"units": ("3x3", "5x5")}, "unknown unit '5x5'; known: 3x3, 1x1"),
+        ({"units": ("3x3", "5x5")}, "unknown unit '5x5'; known: 3x3, 3x3-gn, 1x1"),
         ({"units": ("1x1",), "predict": "7x7"}, "unknown prediction kernel '7x7'"),
         ({"units": ("1x1", "shared"), "width": 64}, "leave width out"),
         ({"units": ("1x1",), "width": 64, "predict": "shared"}, "leave width out"),
@@ -193,3 +193,17 @@ def test_head_plans_that_cannot_be_built_are_refused() -> None:
 def test_plans_survive_json(preset: str) -> None:
     plan = PRESETS[preset]()
     assert HeadPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "retinanet"])
+def test_the_full_head_of_a_light_one_is_the_shared_one_at_every_level(preset: str) -> None:
+    full, light = _head(HeadPlan()), _head(PRESETS[preset]())
+    light.load_state_dict({k: v for k, v in full.state_dict().items() if k in light.state_dict()}, strict=False)
+    with torch.no_grad():
+        for expected, found, own in zip(full(_pyramid()), light(_pyramid(), full=True), light(_pyramid()), strict=True):
+            assert torch.equal(found, expected)
+            assert own.shape == expected.shape
+    for branch in (light.cls, light.bbox):
+        units, predict = branch.layers("P3", full=True)
+        assert units == branch.layers("P5")[0]
+        assert predict is branch.layers("P5")[1]

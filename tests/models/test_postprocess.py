@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from lw_retinanet.boxes import clip, decode, encode
-from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions, OutputRule
+from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.models.anchors import anchors_per_level, make_anchors
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.structures import Detections, Predictions
@@ -91,17 +91,100 @@ def test_clipping_before_or_after_suppression() -> None:
         assert float(result.boxes[..., 3].max()) == pytest.approx(64, abs=1e-4)
 
 
-def test_legacy_widths_in_the_overlap() -> None:
-    # Pixels 0..9 and 0..5: 6 of 10 columns with the border pixels, 5 of 9 without; a limit between the two tells them apart.
-    kept = []
+def test_overlap_does_not_depend_on_how_the_origin_writes_corners() -> None:
+    # Ten columns and six of them: 0.6, which an origin with inclusive corners computes from 0..9 and 0..5; 5 of 9 would be 0.56.
     for legacy in (False, True):
         rule = BoxRule(legacy_plus_one=legacy)
+        for nms_iou, count in ((0.58, 1), (0.62, 2)):
+            predictions = silent(1, 1)
+            say(predictions, 0, 0, 0, 0.9, [0, 0, 10, 10], rule)
+            say(predictions, 0, 1, 0, 0.8, [0, 0, 6, 10], rule)
+            rules = Conventions(anchors=ANCHORS, boxes=rule, output=OutputRule(nms_iou=nms_iou))
+            assert int(run(predictions, rules).counts) == count
+
+
+@pytest.mark.parametrize(
+    ("clip_to", "legacy", "expected"),
+    [
+        ("picture", False, [0, 0, 90, 60]),
+        ("picture_minus_one", False, [0, 0, 89, 59]),
+        ("padded_minus_one", False, [0, 0, 95, 63]),
+        # The last pixel of an inclusive box is clipped, and the box ends behind it.
+        ("picture", True, [0, 0, 91, 61]),
+        ("picture_minus_one", True, [0, 0, 90, 60]),
+        ("padded_minus_one", True, [0, 0, 96, 64]),
+    ],
+)
+@pytest.mark.parametrize("order", ["before_nms", "after_nms"])
+def test_what_boxes_are_clipped_to(clip_to: str, legacy: bool, expected: list[float], order: str) -> None:
+    rule = BoxRule(legacy_plus_one=legacy)
+    predictions = silent(1, 1)
+    say(predictions, 0, 0, 0, 0.9, [-7, -7, 200, 200], rule)
+    rules = Conventions(anchors=ANCHORS, boxes=rule, output=OutputRule.model_validate({"clip_to": clip_to, "clip": order}))
+    result = detect(predictions, size_hw=SIZE, sizes_hw=torch.tensor([[60, 90]]), conventions=rules)
+    assert result.boxes[0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert (result.boxes[0, 1:] == 0).all()
+
+
+def test_padding_cannot_be_clipped_to_in_the_picture() -> None:
+    with pytest.raises(ValueError, match="padding has no place in the picture's pixels"):
+        OutputRule(frame="picture", clip_to="padded_minus_one")
+
+
+def test_back_to_the_picture_by_two_factors_or_by_one() -> None:
+    # 50 x 93 pixels at the scale 64 / 93 are 34.4 x 64, rounded to 34 x 64: the sides' ratios are 50 / 34 and 93 / 64, the scale 93 / 64.
+    predictions = silent(1, 1)
+    say(predictions, 0, 0, 0, 0.9, [10, 10, 30, 30])
+    for way, factor_y in (("per_axis", 50 / 34), ("uniform", 93 / 64)):
+        for frame in ("input", "picture"):
+            rules = conventions(scale_back=way, frame=frame).model_copy(update={"input": InputRule(size=64)})
+            arguments: dict[str, Any] = {"size_hw": SIZE, "sizes_hw": torch.tensor([[34, 64]]), "conventions": rules}
+            boxes = detect(predictions, **arguments, pictures_hw=[(50, 93)]).boxes[0, 0]
+            assert boxes.tolist() == pytest.approx([10 * 93 / 64, 10 * factor_y, 30 * 93 / 64, 30 * factor_y], rel=1e-5)
+            assert detect(predictions, **arguments).boxes[0, 0].tolist() == pytest.approx([10, 10, 30, 30], abs=1e-4)
+
+
+def test_suppression_in_picture_pixels_sees_what_clipping_there_leaves() -> None:
+    # Of inclusive corners the overlap depends on the scale: columns 0..9 and 0..5 are 6 of 10; at half size 0..4.5 and 0..2.5, 3.5 of 5.5.
+    rule = BoxRule(legacy_plus_one=True)
+    counts = []
+    for frame in ("input", "picture"):
         predictions = silent(1, 1)
-        say(predictions, 0, 0, 0, 0.9, [0, 0, 9, 9], rule)
-        say(predictions, 0, 1, 0, 0.8, [0, 0, 5, 9], rule)
-        rules = Conventions(anchors=ANCHORS, boxes=rule, output=OutputRule(nms_iou=0.58))
-        kept.append(int(run(predictions, rules).counts))
-    assert kept == [2, 1]
+        say(predictions, 0, 0, 0, 0.9, [0, 0, 10, 10], rule)
+        say(predictions, 0, 1, 0, 0.8, [0, 0, 6, 10], rule)
+        output = OutputRule.model_validate({"frame": frame, "nms_iou": 0.62})
+        rules = Conventions(anchors=ANCHORS, boxes=rule, output=output)
+        found = detect(predictions, size_hw=SIZE, sizes_hw=torch.tensor([[64, 96]]), conventions=rules, pictures_hw=[(32, 48)])
+        assert found.boxes[0, 0].tolist() == pytest.approx([0, 0, 5.5, 5.5], abs=1e-4)
+        counts.append(int(found.counts))
+    assert counts == [2, 1]
+
+
+def test_the_last_level_may_have_a_threshold_of_its_own() -> None:
+    numbers = anchors_per_level(SIZE, ANCHORS)
+    predictions = silent(1, 1)
+    for level, score in ((0, 0.04), (3, 0.04), (4, 0.03)):
+        say(predictions, 0, sum(numbers[:level]), 0, score, [20.0 * level, 10, 20.0 * level + 15, 30])
+    assert int(run(predictions, conventions()).counts) == 0
+    # P7's other anchors, at e^-20, pass 0 too, and lie elsewhere.
+    found = run(predictions, conventions(last_level_score_threshold=0.0))
+    assert found.scores[0, :2].tolist() == [pytest.approx(0.03), pytest.approx(0, abs=1e-6)]
+    assert int(run(predictions, conventions(last_level_score_threshold=0.035)).counts) == 0
+
+
+@pytest.mark.parametrize("order", ["before_nms", "after_nms"])
+def test_boxes_that_clipping_empties(order: str) -> None:
+    predictions = silent(2, 2)
+    say(predictions, 0, 0, 0, 0.9, [100, 10, 120, 30])  # right of the picture
+    say(predictions, 0, 1, 1, 0.8, [10, 10, 30, 30])
+    say(predictions, 0, 2, 1, 0.7, [10, -30, 30, -10])  # above it
+    say(predictions, 0, 3, 0, 0.6, [40, 10, 60, 30])
+    assert int(run(predictions, conventions(clip=order)).counts[0]) == 4
+    result = run(predictions, conventions(clip=order, drop_empty=True, max_detections=5))
+    assert result.counts.tolist() == [2, 0]
+    assert result.labels.tolist() == [[1, 0, -1, -1, -1], [-1] * 5]
+    torch.testing.assert_close(result.scores[0], torch.tensor([0.8, 0.6, 0, 0, 0]))
+    torch.testing.assert_close(result.boxes[0, :3], torch.tensor([[10.0, 10, 30, 30], [40, 10, 60, 30], [0, 0, 0, 0]]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -1,29 +1,36 @@
-"""The same weights in torchvision's RetinaNet and in ours: the same numbers at every stage."""
+"""The same weights in torchvision's RetinaNet, v1 and v2, and in ours: the same numbers at every stage, pictures to boxes."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.transforms.v2.functional import resize as resize_image
 
 from lw_retinanet.config import TrainConfig
-from lw_retinanet.conventions import AnchorRule, Conventions, InputRule, OutputRule
+from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size
+from lw_retinanet.data.records import Category
+from lw_retinanet.detect.detector import Detector
 from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.build import build
+from lw_retinanet.models.plan import HeadPlan, TowerPlan
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import retinanet
@@ -31,6 +38,7 @@ from lw_retinanet.structures import Batch, Predictions, Targets
 from lw_retinanet.train import step
 from lw_retinanet.train.distributed import World
 from lw_retinanet.train.step import accumulate_gradients
+from lw_retinanet.weights.origins import TORCHVISION_V1, TORCHVISION_V2
 
 NUM_CLASSES = 7
 SHORT_SIDE = 160
@@ -44,6 +52,9 @@ KEYS = {
 }
 
 
+PLANS = {"v1": retinanet(), "v2": HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4))}
+
+
 def our_key(key: str) -> str:
     prefix = next(prefix for prefix in KEYS if key.startswith(prefix))
     return KEYS[prefix] + key.removeprefix(prefix)
@@ -54,10 +65,19 @@ def _fill(model: TorchvisionRetinaNet) -> None:
     """Weights as a trained network has them: every norm differs, signals neither die nor explode, hundreds of scores pass 0.05."""
     random = torch.Generator().manual_seed(0)
     for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
+        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             for buffer, low, high in ((module.weight, 0.5, 1.0), (module.bias, -0.2, 0.2), (module.running_mean, -0.2, 0.2)):
                 buffer.uniform_(low, high, generator=random)
-            module.running_var.uniform_(0.5, 2.0, generator=random)
+            # Channels that hardly vary, as trained networks have some, are where the epsilon tells.
+            variance = module.running_var.uniform_(0.5, 2.0, generator=random)
+            if module is model.backbone.body.bn1:
+                variance[:8] = 1e-4
+                module.weight[:8] *= 1e-2
+        elif isinstance(module, nn.GroupNorm):
+            module.weight.uniform_(0.5, 1.5, generator=random)
+            module.bias.uniform_(-0.2, 0.2, generator=random)
         elif isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
             module.weight.normal_(std=(2 / fan_in) ** 0.5, generator=random)
@@ -66,6 +86,7 @@ def _fill(model: TorchvisionRetinaNet) -> None:
     for name, module in model.backbone.body.named_modules():
         if name.endswith("bn3"):
             module.weight.mul_(0.3)  # the sum of a stage's branches must not double from block to block
+    model.eval()
     images = torch.randn(1, 3, 96, 96, generator=random)
     features = model.backbone(images)
     for level in features.values():
@@ -83,28 +104,32 @@ def _fill(model: TorchvisionRetinaNet) -> None:
 Pair = tuple[TorchvisionRetinaNet, RetinaNet]
 
 
-@pytest.fixture(scope="module", params=["C5", "P5"])
+def with_their_weights(theirs: TorchvisionRetinaNet, conventions: Conventions, version: str) -> RetinaNet:
+    """Our network with torchvision's weights, for pictures of SHORT_SIDE."""
+    rule = conventions.input.model_copy(update={"size": SHORT_SIDE})
+    ours = build(PLANS[version], num_classes=NUM_CLASSES, backbone="resnet50", conventions=conventions.model_copy(update={"input": rule}))
+    state = {our_key(key): tensor for key, tensor in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
+    ours.load_state_dict(state, strict=True)
+    return ours.to(memory_format=torch.channels_last).eval()
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
 def pair(request: pytest.FixtureRequest) -> Pair:
-    """torchvision's network, of its v1 form (P6 from C5, L1) or with what v2 differs in (P6 from P5, GIoU), and ours with its weights."""
-    source = request.param
+    """torchvision's network and ours with its weights. Norms are frozen in both versions, so that training compares too."""
+    version = request.param
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-    extra = LastLevelP6P7(2048 if source == "C5" else 256, 256)
+    extra = LastLevelP6P7(256 if version == "v1" else 2048, 256)
     backbone = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
-    theirs = TorchvisionRetinaNet(backbone, NUM_CLASSES, anchor_generator=_default_anchorgen(), min_size=SHORT_SIDE, max_size=1333)
-    if source == "P5":
+    anchors = _default_anchorgen()
+    head = RetinaNetHead(256, 9, NUM_CLASSES, norm_layer=None if version == "v1" else lambda channels: nn.GroupNorm(32, channels))
+    theirs = TorchvisionRetinaNet(backbone, NUM_CLASSES, anchor_generator=anchors, head=head, min_size=SHORT_SIDE, max_size=1333)
+    if version == "v1":
+        overwrite_eps(theirs, 0.0)  # as torchvision does to the published weights
+    else:
         theirs.head.regression_head._loss_type = "giou"
     _fill(theirs)
-    rule = InputRule(resize="short_side", size=SHORT_SIDE, rounding="floor", antialias=False)
-    conventions = Conventions(
-        p6_source=source,
-        anchors=AnchorRule(rounding="torchvision", stride_rule="padded_over_feature"),
-        input=rule,
-        output=OutputRule(max_detections=300),
-    )
-    ours = build(retinanet(), num_classes=NUM_CLASSES, backbone="resnet50", norm="frozen", conventions=conventions)
-    ours.load_state_dict({our_key(key): tensor for key, tensor in theirs.state_dict().items()}, strict=True)
-    ours.to(memory_format=torch.channels_last)
-    return theirs.eval(), ours.eval()
+    ours = with_their_weights(theirs, TORCHVISION_V1 if version == "v1" else TORCHVISION_V2, version)
+    return theirs.eval(), ours
 
 
 def normalise_in_double(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
@@ -264,6 +289,60 @@ def test_logits_and_deltas(pair: Pair) -> None:
 
 def test_detections(pair: Pair) -> None:
     require_equal_detections(pair, random_images())
+
+
+def odd_pictures() -> list[NDArray[np.uint8]]:
+    """Smooth shapes under noise, of sizes that are enlarged, reduced and limited by the long side."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for height, width in ((97, 131), (333, 250), (160, 217)):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 11, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float64)
+        pictures.append(np.clip(smooth + random.normal(0, 30, smooth.shape), 0, 255).astype(np.uint8))
+    return pictures
+
+
+def require_same_answers(theirs: TorchvisionRetinaNet, ours: RetinaNet, pictures: list[NDArray[np.uint8]]) -> None:
+    """Each picture alone, as it is, through both."""
+    detector = Detector(ours, tuple(Category(id=number, name=str(number)) for number in range(NUM_CLASSES)))
+    for picture in pictures:
+        with torch.no_grad():
+            want = {key: values.numpy() for key, values in theirs([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])[0].items()}
+        found = detector.predict_arrays([picture])[0]
+        assert len(found) == len(want["scores"]) >= 100
+        free = np.ones(len(found), bool)
+        for box, score, label in zip(want["boxes"], want["scores"], want["labels"], strict=True):
+            fits = free & (found.labels == label) & (abs(found.scores - score) < 1e-5) & (abs(found.boxes - box) < 0.05).all(axis=1)
+            assert fits.any(), f"{picture.shape}: no detection of class {label} at {box} with score {score:.6f}"
+            free[np.flatnonzero(fits)[0]] = False
+
+
+def test_pictures_of_any_size_through_the_detector(pair: Pair) -> None:
+    require_same_answers(*pair, odd_pictures())
+
+
+@pytest.mark.parametrize(
+    ("version", "make", "conventions"),
+    [
+        # Trained from nothing, v1 has batch norms with their usual epsilon.
+        ("v1", retinanet_resnet50_fpn, TORCHVISION_V1.model_copy(update={"norm_eps": 1e-5})),
+        ("v2", retinanet_resnet50_fpn_v2, TORCHVISION_V2),
+    ],
+)
+def test_models_as_torchvision_makes_them(version: str, make: Any, conventions: Conventions) -> None:
+    theirs = make(weights=None, weights_backbone=None, num_classes=NUM_CLASSES, min_size=SHORT_SIDE)
+    _fill(theirs)
+    require_same_answers(theirs.eval(), with_their_weights(theirs, conventions, version), odd_pictures()[:1])
+
+
+def test_the_epsilon_of_the_norms_tells(pair: Pair) -> None:
+    # Were this not so, the tests above would pass with any epsilon.
+    theirs, ours = pair
+    conventions = ours.conventions.model_copy(update={"norm_eps": 1e-5 if ours.conventions.norm_eps == 0 else 0.0})
+    other = with_their_weights(theirs, conventions, "v1" if conventions.p6_source == "P5" else "v2")
+    inputs = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert float((other(inputs).logits - ours(inputs).logits).abs().max()) > 1e-3
 
 
 BOXES = [

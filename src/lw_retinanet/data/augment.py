@@ -71,6 +71,8 @@ def apply_geometry(image: Tensor, boxes: Tensor, geometry: Geometry, rule: Input
     height, width = image.shape[1:]
     scaled = boxes * torch.tensor([geometry.resized_hw[1] / width, geometry.resized_hw[0] / height] * 2)
     image = resize(image, geometry.resized_hw, rule)
+    if image.is_floating_point():
+        image = image.round().to(torch.uint8)  # what colour distortion expects, and a quarter of the memory on the way to the device
     image = F.crop(image, *geometry.crop)
     tracked = tv_tensors.BoundingBoxes(scaled, format="XYXY", canvas_size=geometry.resized_hw)
     tracked = F.crop(tracked, *geometry.crop)

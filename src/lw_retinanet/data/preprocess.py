@@ -1,5 +1,6 @@
 """From a decoded picture to the network's input: the one path that training, prediction and serving share."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,17 @@ from torchvision.transforms.v2 import functional as F
 from lw_retinanet.conventions import InputRule
 
 
+def resize_scale(size_hw: tuple[int, int], rule: InputRule) -> float:
+    """The factor from picture to input pixels, before the sides are rounded."""
+    shorter, longer = min(size_hw), max(size_hw)
+    if rule.resize == "long_side":
+        return rule.size / longer
+    scale = rule.size / shorter
+    # Detectron looks at the rounded side only: 1333.4 pixels are not more than 1333.
+    is_too_long = round(scale * longer) > rule.max_size if rule.rounding == "detectron" else scale * longer > rule.max_size
+    return rule.max_size / longer if is_too_long else scale
+
+
 def resized_size(size_hw: tuple[int, int], rule: InputRule, jitter: float = 1.0) -> tuple[int, int]:
     """Height and width of a picture after resizing (each at least 1).
 
@@ -19,10 +31,11 @@ def resized_size(size_hw: tuple[int, int], rule: InputRule, jitter: float = 1.0)
         rule: of the weights.
         jitter: extra factor, for augmentation.
     """
-    shorter, longer = min(size_hw), max(size_hw)
-    scale = rule.size / longer if rule.resize == "long_side" else min(rule.size / shorter, rule.max_size / longer)
-    sides = (size_hw[0] * scale * jitter, size_hw[1] * scale * jitter)
+    scale = resize_scale(size_hw, rule) * jitter
+    sides = (size_hw[0] * scale, size_hw[1] * scale)
     if rule.rounding == "round":
+        return max(1, math.floor(sides[0] + 0.5)), max(1, math.floor(sides[1] + 0.5))
+    if rule.rounding == "detectron":
         return max(1, round(sides[0])), max(1, round(sides[1]))
     # As torchvision does, of whose models this is the rule: a side of 97 scaled by 800 / 97 is 799.99... and becomes 799.
     return max(1, int(sides[0])), max(1, int(sides[1]))
@@ -40,9 +53,17 @@ def to_tensor(image: NDArray[np.uint8]) -> Tensor:
 
 
 def resize(image: Tensor, size_hw: tuple[int, int], rule: InputRule) -> Tensor:
-    """Bilinear, with a low-pass filter if the rule says so. (3, H, W) uint8 -> (3, *size_hw) uint8."""
-    if tuple(image.shape[1:]) == size_hw:
+    """Bilinear, with a low-pass filter if the rule says so. (3, H, W) uint8 -> (3, *size_hw) uint8, or float32 0..255 if it says so."""
+    if rule.resample_as == "float32":
+        image = image.float()
+    original = (int(image.shape[1]), int(image.shape[2]))
+    if original == size_hw:
         return image
+    if rule.rounding == "detectron" and size_hw == resized_size(original, rule):
+        # The step between samples is the exact scale, not the ratio of the rounded sides: up to half a pixel at the far border.
+        scale = resize_scale(original, rule)
+        resized: Tensor = torch.ops.aten.upsample_bilinear2d(image[None], list(size_hw), False, scale, scale)[0]
+        return resized
     return F.resize(image, list(size_hw), antialias=rule.antialias)
 
 
@@ -58,7 +79,7 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
     """Scale, subtract the mean, divide by the deviation, and zero what is padding (as torchvision, Detectron2 and MMDetection do).
 
     Args:
-        images: (N, 3, H, W) uint8 RGB.
+        images: (N, 3, H, W) RGB, uint8 or float of the same range.
         sizes_hw: (N, 2) picture inside the padding.
         rule: of the weights.
 

@@ -25,14 +25,24 @@ def cell_anchors(stride: int, rule: AnchorRule) -> Tensor:
     if rule.rounding == "torchvision":
         sizes = [float(int(size + 1e-6)) for size in sizes]  # 32 * 2^0 must not become 31
     scales = torch.tensor(sizes, dtype=torch.float32)
-    heights = torch.sqrt(ratios)
-    widths = 1 / heights
+    if rule.rounding == "detectron":
+        # Whole pixels for the anchor of the stride's own area; halves go to the even number, as numpy rounds.
+        widths = torch.round(torch.sqrt(stride**2 / ratios))
+        heights = torch.round(widths * ratios)
+        widths, heights = widths / stride, heights / stride
+    else:
+        heights = torch.sqrt(ratios)
+        widths = 1 / heights
     if rule.order == "ratio_major":
         w, h = (widths[:, None] * scales[None]).flatten(), (heights[:, None] * scales[None]).flatten()
     else:
         w, h = (scales[:, None] * widths[None]).flatten(), (scales[:, None] * heights[None]).flatten()
-    half = torch.stack([-w, -h, w, h], dim=1) / 2
-    return half.round() if rule.rounding == "torchvision" else half
+    corners = torch.stack([-w, -h, w, h], dim=1) / 2
+    if rule.rounding == "torchvision":
+        corners = corners.round()
+    if rule.inclusive:
+        corners[:, 2:] -= 1
+    return corners
 
 
 @lru_cache(maxsize=64)

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, resnet101
+from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, resnet101, resnet152
 
 from lw_retinanet.errors import ConfigError, MissingExtraError
 from lw_retinanet.models.frozen_norm import FrozenNorm, fold_frozen_norms, freeze_batch_norms
 
 Norm = Literal["frozen", "batch", "group"]
-RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
+RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101, "resnet152": resnet152}
 BACKBONES = (*RESNETS, "mobilenet_v2")
 GROUPS = 32
 _PROBE_HW = (224, 288)  # multiples of 32, as pictures are padded to, but not of 64

@@ -4,10 +4,24 @@ from collections.abc import Callable
 
 from torch import nn
 
+NORM_GROUPS = 32
+
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Module:
     """The original unit: 3x3 convolution, ReLU."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU(inplace=True))
+
+
+def conv3x3_group_norm(in_channels: int, out_channels: int) -> nn.Module:
+    """3x3 convolution without bias, group norm, ReLU: the tower of torchvision's RetinaNet v2.
+
+    Raises:
+        ValueError: for a width that 32 groups do not divide.
+    """
+    if out_channels % NORM_GROUPS:
+        raise ValueError(f"a tower with group norm has a multiple of {NORM_GROUPS} channels, got {out_channels}; choose another width")
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, out_channels), nn.ReLU(inplace=True))
 
 
 def conv1x1(in_channels: int, out_channels: int) -> nn.Module:
@@ -49,7 +63,13 @@ def predict_separable3x3(in_channels: int, out_channels: int) -> nn.Module:
 
 Unit = Callable[[int, int], nn.Module]
 
-UNITS: dict[str, Unit] = {"3x3": conv3x3, "1x1": conv1x1, "dw3x3+1x1": separable3x3, "dw5x5": depthwise5x5}
+UNITS: dict[str, Unit] = {
+    "3x3": conv3x3,
+    "3x3-gn": conv3x3_group_norm,
+    "1x1": conv1x1,
+    "dw3x3+1x1": separable3x3,
+    "dw5x5": depthwise5x5,
+}
 PREDICTIONS: dict[str, Unit] = {"3x3": predict3x3, "1x1": predict1x1, "dw3x3+1x1": predict_separable3x3}
 
 # Units of a tower and the kernel of its prediction. v1 and v3 lighten the prediction too, v2 does not: the reading that comes closest to

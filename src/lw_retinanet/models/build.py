@@ -17,6 +17,7 @@ def build(
     norm: Norm = "frozen",
     init: Init = "fan_in_light",
     conventions: Conventions = Conventions(),
+    full_output: bool = False,
 ) -> RetinaNet:
     """Build a detector with random weights.
 
@@ -28,6 +29,7 @@ def build(
         norm: of the backbone.
         init: of the head.
         conventions: decide stride, norm epsilon, P6, P7 and the number of anchors; the rest is carried along.
+        full_output: keep a second convolution that makes P3, for the full head of a lightened model.
 
     Raises:
         ConfigError: for a backbone that does not exist or does not fit.
@@ -35,7 +37,13 @@ def build(
     body = make_backbone(backbone, norm=norm, stride_in=conventions.stride_in, norm_eps=conventions.norm_eps)
     return RetinaNet(
         backbone=body,
-        fpn=FPN(in_channels=body.channels, channels=width, p6_source=conventions.p6_source, p7_relu=conventions.p7_relu),
+        fpn=FPN(
+            in_channels=body.channels,
+            channels=width,
+            p6_source=conventions.p6_source,
+            p7_relu=conventions.p7_relu,
+            full_output=full_output,
+        ),
         head=Head(in_channels=width, num_classes=num_classes, num_anchors=conventions.anchors.num_anchors, plan=plan, init=init),
         conventions=conventions,
     )

@@ -40,15 +40,30 @@ class FPN(FeaturePyramidNetwork):
         channels: of every level.
         p6_source: ``C5`` or ``P5``.
         p7_relu: ReLU between P6 and P7.
+        full_output: keep a second convolution that makes P3, the one that the full head was trained with. P3 is read by D3 alone, so a light
+            D3 can have its own at no cost, and everything else stays as it was.
     """
 
-    def __init__(self, *, in_channels: Sequence[int], channels: int, p6_source: Literal["C5", "P5"], p7_relu: bool) -> None:
+    def __init__(
+        self, *, in_channels: Sequence[int], channels: int, p6_source: Literal["C5", "P5"], p7_relu: bool, full_output: bool = False
+    ) -> None:
         extra = P6P7(c5_channels=in_channels[-1], channels=channels, source=p6_source, relu=p7_relu)
         super().__init__(list(in_channels), channels, extra_blocks=extra)
         self.out_channels = channels
+        self.full_output = nn.Conv2d(channels, channels, 3, padding=1) if full_output else None
 
-    def forward(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``."""
+    def forward(self, stages: Mapping[str, Tensor], *, full: bool = False) -> dict[str, Tensor]:
+        """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``; ``full`` makes P3 for the full head where the light one has its own."""
+        pyramid = self.merged(stages)
+        convolution = self.full_output if full and self.full_output is not None else self.layer_blocks[0]
+        return {**pyramid, "P3": convolution(pyramid["P3"])}
+
+    def merged(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All levels, but P3 before the convolution that makes it."""
         named = OrderedDict((f"P{name[1:]}", stages[name]) for name in ("C3", "C4", "C5"))
         pyramid = super().forward(named)
         return {level: pyramid[level] for level in LEVELS}
+
+    def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
+        """Called by torchvision for each level's output convolution."""
+        return x if idx == 0 else self.layer_blocks[idx](x)

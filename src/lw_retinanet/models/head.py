@@ -49,9 +49,9 @@ class Branch(nn.Module):
             if plan.predict != SHARED:
                 self.own_predict[level] = PREDICTIONS[plan.predict](plan.width or in_channels, out_channels)
 
-    def layers(self, level: str) -> tuple[list[nn.Module], nn.Module]:
-        """The units of a level's tower in order, and its prediction convolution."""
-        plan = self.plans[level]
+    def layers(self, level: str, *, full: bool = False) -> tuple[list[nn.Module], nn.Module]:
+        """The units of a level's tower in order, and its prediction convolution; ``full`` asks for the shared ones in any case."""
+        plan = None if full else self.plans[level]
         if plan is None:
             assert self.shared_predict is not None
             return [self.shared_units[str(i)] for i in range(self.num_shared_units)], self.shared_predict
@@ -62,9 +62,9 @@ class Branch(nn.Module):
         assert predict is not None
         return units, predict
 
-    def forward(self, features: Tensor, level: str) -> Tensor:
+    def forward(self, features: Tensor, level: str, *, full: bool = False) -> Tensor:
         """(N, C, H, W) features of one level -> (N, out_channels, H, W)."""
-        units, predict = self.layers(level)
+        units, predict = self.layers(level, full=full)
         for unit in units:
             features = unit(features)
         return predict(features)
@@ -91,7 +91,10 @@ class Head(nn.Module):
 
     def __init__(self, *, in_channels: int, num_classes: int, num_anchors: int, plan: HeadPlan, init: Init = "fan_in_light") -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.num_classes = num_classes
+        self.num_anchors = num_anchors
+        self.plan = plan
         self.cls = Branch(
             in_channels=in_channels,
             out_channels=num_anchors * num_classes,
@@ -125,10 +128,13 @@ class Head(nn.Module):
             assert last.bias is not None
             nn.init.constant_(last.bias, -math.log((1 - PRIOR) / PRIOR))
 
-    def forward(self, pyramid: Mapping[str, Tensor]) -> Predictions:
-        """Features by level -> predictions of all levels, in the order of the levels, then rows, columns, anchors of a cell."""
-        logits = [_flatten(self.cls(pyramid[level], level), self.num_classes) for level in LEVELS]
-        deltas = [_flatten(self.bbox(pyramid[level], level), 4) for level in LEVELS]
+    def forward(self, pyramid: Mapping[str, Tensor], *, full: bool = False) -> Predictions:
+        """Features by level -> predictions of all levels, in the order of the levels, then rows, columns, anchors of a cell.
+
+        ``full`` runs the shared towers at every level, whoever owns others.
+        """
+        logits = [_flatten(self.cls(pyramid[level], level, full=full), self.num_classes) for level in LEVELS]
+        deltas = [_flatten(self.bbox(pyramid[level], level, full=full), 4) for level in LEVELS]
         return Predictions(torch.cat(logits, dim=1), torch.cat(deltas, dim=1))
 
 

@@ -32,10 +32,11 @@ class RetinaNet(nn.Module):
     def num_classes(self) -> int:
         return self.head.num_classes
 
-    def forward(self, images: Tensor) -> Predictions:
+    def forward(self, images: Tensor, *, full_head: bool = False) -> Predictions:
         """(N, 3, H, W) float, normalised as ``conventions.input`` says -> predictions for all anchors.
 
         Any height and width will do for torchvision's backbones; some of timm's round down and need multiples of 32, which padding gives.
-        Anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`.
+        Anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`. ``full_head`` runs the shared head at every level: of a lightened
+        model that is the head that it had before.
         """
-        return self.head(self.fpn(self.backbone(images)))
+        return self.head(self.fpn(self.backbone(images), full=full_head), full=full_head)

@@ -1,0 +1,56 @@
+import torch
+from torch import Tensor
+
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.models.build import build
+from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.variants import PRESETS
+
+WIDTH = 8
+
+
+def pyramid_network(*, full_output: bool) -> FPN:
+    torch.manual_seed(0)
+    return FPN(in_channels=(4, 6, 10), channels=WIDTH, p6_source="C5", p7_relu=True, full_output=full_output)
+
+
+def stages() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = {"C3": (4, 16, 12), "C4": (6, 8, 6), "C5": (10, 4, 3)}
+    return {name: torch.randn(1, *size, generator=generator) for name, size in sizes.items()}
+
+
+def test_the_full_heads_p3_has_its_own_convolution_and_nothing_else_has() -> None:
+    network = pyramid_network(full_output=True)
+    assert network.full_output is not None
+    with torch.no_grad():
+        light, full, merged = network(stages()), network(stages(), full=True), network.merged(stages())
+        assert torch.equal(full["P3"], network.full_output(merged["P3"]))
+        assert torch.equal(light["P3"], network.layer_blocks[0](merged["P3"]))
+    assert not torch.equal(full["P3"], light["P3"])
+    assert tuple(light) == tuple(full) == tuple(merged) == LEVELS
+    assert all(torch.equal(light[level], full[level]) and torch.equal(light[level], merged[level]) for level in LEVELS[1:])
+
+
+def test_without_one_the_full_head_reads_the_same_p3() -> None:
+    network = pyramid_network(full_output=False)
+    assert not [name for name in network.state_dict() if "full" in name]
+    with torch.no_grad():
+        light, full = network(stages()), network(stages(), full=True)
+    assert all(torch.equal(light[level], full[level]) for level in LEVELS)
+
+
+def test_a_network_with_both_heads_runs_either() -> None:
+    torch.manual_seed(0)
+    model = build(PRESETS["lw-v3"](), num_classes=2, backbone="resnet18", width=WIDTH, full_output=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert model.fpn.full_output is not None
+        before = model(images), model(images, full_head=True)
+        model.fpn.full_output.weight.add_(0.1)
+        after = model(images), model(images, full_head=True)
+    p3 = 8 * 8 * 9
+    for place in range(2):
+        assert torch.equal(before[0][place], after[0][place])
+        assert not torch.equal(before[1][place][:, :p3], after[1][place][:, :p3])
+        assert torch.equal(before[1][place][:, p3:], after[1][place][:, p3:])
