@@ -66,6 +66,17 @@ def test_other_splits_and_batches(cli: Any, lively: Path, data: Path) -> None:
     assert cli("evaluate", lively, data / "val.json", "--batch-size", "3", "--json").json["images"] == 4
 
 
+def test_a_lightened_model_is_scored_with_either_head(cli: Any, full_and_light: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    full, light = full_and_light
+    found = {}
+    for name, model, head in (("expected", full, "light"), ("full", light, "full"), ("light", light, "light")):
+        assert cli("evaluate", model, data, "--head", head, "--out", tmp_path / name).code == 0
+        found[name] = json.loads((tmp_path / name / "detections.json").read_text())
+    assert found["full"] == found["expected"] != found["light"]
+    forms = ("--ground-truth", data / "val.json", "--detections", tmp_path / "full" / "detections.json")
+    assert cli("evaluate", light, data, "--head", "full", "--json").json == cli("evaluate", *forms, "--json").json
+
+
 def test_classes_that_the_data_set_lacks_are_left_out_with_a_note(
     cli: Any, lively: Path, edited_data: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,6 +105,8 @@ def test_classes_that_the_data_set_lacks_are_left_out_with_a_note(
         (["{model}", "{data}/val.json", "--split", "val"], ["no splits"]),
         (["{model}", "{data}", "--precision", "fp8"], ["--precision fp8", "did you mean fp32?"]),
         (["{model}", "{data}", "--device", "gpu"], ["unknown device 'gpu'"]),
+        (["{model}", "{data}", "--head", "full", "--out", "new"], ["model.safetensors", "holds one head only", "`lw-retinanet lighten`"]),
+        (["{model}", "{data}", "--head", "Full"], ["head 'Full'", "did you mean full?"]),
         (["{model}", "{data}", "--out", "{data}/val.json"], ["val.json is a file", "--out"]),
         (["--ground-truth", "gone.json", "--detections", "{data}/val.json"], ["gone.json does not exist"]),
         (["--ground-truth", "{data}/val.json", "--detections", "gone.json"], ["gone.json does not exist"]),

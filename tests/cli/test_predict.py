@@ -69,6 +69,16 @@ def test_the_score_decides_how_much_is_shown(cli: Any, lively: Path, data: Path)
     assert scores(0.999) == []
 
 
+def test_a_lightened_model_answers_with_either_head(cli: Any, full_and_light: tuple[Path, Path], data: Path) -> None:
+    full, light = full_and_light
+    picture = data / "images" / "val_0001.jpg"
+    expected = cli("predict", full, picture, "--score", "0.1", "--json").json
+    assert expected["images"][0]["detections"]
+    assert cli("predict", light, picture, "--score", "0.1", "--head", "full", "--json").json == expected
+    assert cli("predict", full, picture, "--score", "0.1", "--head", "full", "--json").json == expected
+    assert cli("predict", light, picture, "--score", "0.1", "--json").json != expected
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_an_unreadable_picture_in_the_middle(cli: Any, lively: Path, data: Path, as_json: bool, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -119,6 +129,8 @@ def test_originals_are_never_drawn_over(
         (["{model}", "{picture}", "--out", "broken.safetensors/deep/out"], ["broken.safetensors is a file"]),
         (["{model}", "{picture}", "--precision", "half"], ["--precision half"]),
         (["{model}", "{picture}", "--device", "cuda:77"], ["cuda:77"]),
+        (["{model}", "{picture}", "--head", "full"], ["model.safetensors", "holds one head only", "`lw-retinanet lighten`"]),
+        (["{model}", "{picture}", "--head", "ful"], ["head 'ful'", "did you mean full?"]),
     ],
 )
 def test_bad_input(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.detect.result import Result
-from lw_retinanet.errors import ImageError, InputError
+from lw_retinanet.errors import ConfigError, ImageError, InputError
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -20,6 +20,33 @@ def same(one: Result, other: Result, atol: float = 1e-4) -> None:
     np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=atol)
     np.testing.assert_allclose(one.boxes, other.boxes, rtol=0, atol=100 * atol)
     np.testing.assert_array_equal(one.labels, other.labels)
+
+
+@pytest.fixture(scope="module")
+def full_and_light(detector: Detector) -> tuple[Detector, Detector]:
+    """A plain RetinaNet, and the same with a light head of random weights beside its own."""
+    import torch
+
+    from lw_retinanet.lighten.surgery import lighten_copy
+    from lw_retinanet.models.build import build
+    from lw_retinanet.models.plan import HeadPlan
+    from lw_retinanet.models.variants import PRESETS
+    from lw_retinanet.weights.model_file import make_record
+
+    torch.manual_seed(0)
+    names = {"backbone": "resnet18", "width": 16, "norm": "frozen"}
+    full = build(HeadPlan(), num_classes=3, init="fan_in", conventions=detector.conventions, **names)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(full.head.cls.get_parameter("shared_predict.bias"))
+    light, _ = lighten_copy(full, PRESETS["lw-v3"]())
+    record = make_record(
+        light,
+        preset="lw-v3",
+        plan=light.head.plan,
+        categories=detector.categories,
+        notes={},
+        **names,  # type: ignore[arg-type]
+    ).model_copy(update={"switchable": True, "full_output": True})
+    return Detector(full, detector.categories), Detector(light, detector.categories, record=record, name="two heads")
 
 
 @pytest.fixture
@@ -149,3 +176,44 @@ def test_predicting_leaves_no_gradient_and_nothing_in_training_mode(detector: De
     assert not detector.model.training
     assert all(parameter.grad is None for parameter in detector.model.parameters())
     assert detector.class_names == ("red", "green", "blue")
+
+
+def test_a_lightened_model_still_answers_with_its_full_head(full_and_light: tuple[Detector, Detector], folder: Path) -> None:
+    full, light = full_and_light
+    file, picture = folder / "a.png", noise(48, 64, 3)
+    (expected,), (from_file,) = full.predict(picture), full.predict(file)
+    same(light.predict(picture, head="full")[0], expected, atol=0)
+    same(light.predict_arrays([picture], head="full")[0], expected, atol=0)
+    same(light.predict(file, head="full")[0], from_file, atol=0)
+    (listed,) = light.predict_files([file], head="full")
+    assert isinstance(listed, Result)
+    same(listed, from_file, atol=0)
+    assert light.switchable
+    assert not np.array_equal(light.predict(picture)[0].scores, expected.scores)
+
+
+def test_a_detector_can_be_told_which_head_to_use_from_now_on(full_and_light: tuple[Detector, Detector]) -> None:
+    full, light = full_and_light
+    picture = noise(48, 64, 3)
+    switched = light.with_head("full")
+    same(switched.predict(picture)[0], full.predict(picture)[0], atol=0)
+    same(switched.predict(picture, head="light")[0], light.predict(picture)[0], atol=0)
+    assert (light.head, switched.head) == ("light", "full")
+    assert switched.model is light.model
+
+
+def test_a_model_with_nothing_but_its_full_head_has_both_names_for_it(full_and_light: tuple[Detector, Detector]) -> None:
+    full, _ = full_and_light
+    assert not full.switchable
+    same(full.predict(noise(48, 64, 3), head="full")[0], full.predict(noise(48, 64, 3))[0], atol=0)
+
+
+def test_a_head_that_is_not_there_is_refused(detector: Detector) -> None:
+    # Trained light from the start: the shared tower has never seen P3.
+    assert not detector.switchable
+    with pytest.raises(InputError, match=r"^tiny holds one head only.*`lw-retinanet lighten`"):
+        detector.predict(noise(32, 32, 3), head="full")
+    with pytest.raises(InputError, match="one head only"):
+        detector.with_head("full")
+    with pytest.raises(ConfigError, match="head 'ful': expected light or full; did you mean full"):
+        detector.with_head("ful")

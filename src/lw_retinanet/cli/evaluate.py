@@ -16,6 +16,7 @@ def evaluate_command(
     ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),
     detections: Path | None = typer.Option(None, help="COCO results file to score, instead of a model."),
     out: Path | None = typer.Option(None, help="Folder for detections.json, metrics.json and pictures."),
+    head: str = typer.Option("light", help="Of a lightened model: light, or full, the one it had before."),
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16 or auto."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Pictures at a time."),
@@ -31,7 +32,7 @@ def evaluate_command(
             raise InputError("give either MODEL and DATA, or --ground-truth and --detections")
         metrics = _score_file(ground_truth, detections, split, out)
     elif model and data:
-        metrics = _score_model(model, data, split, out, precision, device, batch_size)
+        metrics = _score_model(model, data, split, out, head, precision, device, batch_size)
     else:
         raise InputError("give MODEL and DATA, or --ground-truth and --detections")
     if json:
@@ -60,7 +61,9 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
     return metrics
 
 
-def _score_model(model: Path, data: Path, split: str | None, out: Path | None, precision: str, device: str, batch_size: int) -> "Metrics":
+def _score_model(
+    model: Path, data: Path, split: str | None, out: Path | None, head: str, precision: str, device: str, batch_size: int
+) -> "Metrics":
     from lw_retinanet.analyze.experiment import evaluate_into
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing, output_folder
@@ -73,7 +76,7 @@ def _score_model(model: Path, data: Path, split: str | None, out: Path | None, p
     existing(data, "data set")
     if out:
         output_folder(out)
-    detector = load(model, device=device, precision=checked)
+    detector = load(model, device=device, precision=checked).with_head(head)
     records = open_data(data, split=split or ("val" if splits(data) else None))
     require_boxes(records, data)
     require_files(records)

@@ -13,6 +13,7 @@ def predict_command(
         None, help="Folder for pictures with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."
     ),
     score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score that is shown."),
+    head: str = typer.Option("light", help="Of a lightened model: light, or full, the one it had before."),
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16 or auto."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
@@ -28,7 +29,7 @@ def predict_command(
     files = find_images(sources)
     folder = out or (None if json else Path("predictions"))
     collection = Collection(folder and output_folder(folder), files)
-    detector = load(model, device=device, precision=checked)
+    detector = load(model, device=device, precision=checked).with_head(head)
     failed = 0
     for result in with_bar(detector.predict_files(files, score=score), len(files), what="predict"):
         if isinstance(result, ImageError):

@@ -112,7 +112,7 @@ def evaluate(records: Records, detections: DetectionTable, *, max_detections: tu
     """
     if len(max_detections) != 3 or not 0 < max_detections[0] < max_detections[1] < max_detections[2]:
         raise ConfigError(f"max_detections must be three increasing positive numbers such as (1, 10, 100), got {max_detections}")
-    _check_ground_truth(records)
+    check_ground_truth(records)
     check_detections(detections, records)
     precision, recall = _precision_and_recall(records, detections, max_detections)
     return Metrics(
@@ -190,7 +190,12 @@ def match_categories(model_classes: Sequence[Category], records: Records) -> Cat
     return CategoryMatch(labels=np.array(labels, dtype=np.int32), notes=tuple(notes))
 
 
-def _check_ground_truth(records: Records) -> None:
+def check_ground_truth(records: Records) -> None:
+    """Refuse what would be scored without a word.
+
+    Raises:
+        DataError: for a box or area that is not finite, naming its annotation.
+    """
     finite = np.isfinite(records.boxes_xywh).all(axis=1) & np.isfinite(records.areas)
     if not finite.all():
         row = int(np.argmin(finite))
@@ -205,7 +210,7 @@ def _precision_and_recall(
     """Precision (10 IoUs, 101 recalls, K, 4 areas, 3 limits) and recall (10, K, 4, 3); -1 where there is nothing to find."""
     import hotcoco
 
-    numbers = _image_numbers(records)
+    numbers = image_numbers(records)
     image_of_box = np.repeat(np.arange(records.num_images), np.diff(records.offsets))
     voc_ignored = records.is_difficult & ~records.is_crowd
     # An ignored box that is no crowd takes one detection; VOC's takes any number, so it is repeated once a detection it could meet.
@@ -235,7 +240,7 @@ def _precision_and_recall(
     return np.asarray(accumulated["precision"]), np.asarray(accumulated["recall"])
 
 
-def _image_numbers(records: Records) -> NDArray[np.int64]:
+def image_numbers(records: Records) -> NDArray[np.int64]:
     """(I,) 1..I in the order of the data set's image ids, which settles ties between images as pycocotools does."""
     ids = records.image_ids
     order = sorted(range(records.num_images), key=lambda row: (isinstance(ids[row], str), ids[row]))

@@ -1,7 +1,7 @@
 """A detector over a whole data set: pictures -> detection table."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,20 +31,40 @@ def detect_records(detector: Detector, records: Records, *, batch_size: int = 1,
         DataError: if no class of the model is in the data set, or a picture has another size than its annotation says.
         ImageError: for a picture that is missing or cannot be read.
     """
-    match = match_categories(detector.categories, records)
-    for note in match.notes:
+    return detect_records_together([detector], records, batch_size=batch_size, progress=progress)[0]
+
+
+def detect_records_together(
+    detectors: Sequence[Detector], records: Records, *, batch_size: int = 1, progress: Progress | None = None
+) -> list[DetectionTable]:
+    """Run several detectors over a data set side by side: every picture is decoded once, and goes through all before the next one.
+
+    Args:
+        detectors: at least one; each has classes of its own, see :func:`detect_records`.
+        records, batch_size, progress: as there.
+
+    Returns:
+        One table a detector, the same as it would have alone.
+
+    Raises:
+        DataError, ImageError: as there.
+    """
+    if not detectors:
+        raise ValueError("give at least one detector")
+    matches = [match_categories(detector.categories, records) for detector in detectors]
+    for note in dict.fromkeys(note for match in matches for note in match.notes):
         log.warning("%s", note)
     order = np.lexsort((np.arange(records.num_images), records.sizes_hw[:, 0] > records.sizes_hw[:, 1]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    tables = []
+    tables: list[list[DetectionTable]] = [[] for _ in detectors]
     shown = progress(batches, len(batches)) if progress else batches
     for rows, images in zip(shown, _decoded(records, batches), strict=True):
-        results = detector.predict_arrays(images)
-        for row, result in zip(rows, results, strict=True):
-            labels = match.labels[result.labels]
-            known = labels >= 0
-            tables.append(DetectionTable.from_image(int(row), result.boxes[known], result.scores[known], labels[known]))
-    return concatenate(tables)
+        for detector, match, found in zip(detectors, matches, tables, strict=True):
+            for row, result in zip(rows, detector.predict_arrays(images), strict=True):
+                labels = match.labels[result.labels]
+                known = labels >= 0
+                found.append(DetectionTable.from_image(int(row), result.boxes[known], result.scores[known], labels[known]))
+    return [concatenate(found) for found in tables]
 
 
 def _decoded(records: Records, batches: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.uint8]]]:
