@@ -68,6 +68,46 @@ def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
     assert not any(tensor.is_meta for tensor in [*loaded.model.parameters(), *loaded.model.buffers()])
 
 
+def switchable(path: Path) -> torch.nn.Module:
+    """A light model that keeps its full head and the convolution that makes its P3."""
+    torch.manual_seed(1)
+    plan = PRESETS["lw-v3"]()
+    model = build(plan, num_classes=3, backbone="resnet18", width=16, full_output=True).eval()
+    record = make_record(
+        model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=plan, categories=CATEGORIES, notes={}
+    ).model_copy(update={"switchable": True, "full_output": True})
+    save_model(path, model, record)
+    return model
+
+
+def test_both_heads_of_a_light_model_come_back(tmp_path: Path) -> None:
+    model = switchable(tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert (loaded.record.switchable, loaded.record.full_output) == (True, True)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for full_head in (False, True):
+            expected, found = model(images, full_head=full_head), loaded.model(images, full_head=full_head)
+            assert torch.equal(found.logits, expected.logits)
+            assert torch.equal(found.deltas, expected.deltas)
+    assert not torch.equal(loaded.model(images).logits, found.logits)
+
+
+def test_the_full_heads_convolution_is_there_exactly_if_the_record_says_so(tmp_path: Path) -> None:
+    switchable(tmp_path / "both.safetensors")
+    with pytest.raises(WeightsError, match=r"2 not known, first fpn\.full_output\.bias"):
+        load_model(changed(tmp_path / "both.safetensors", tmp_path, lambda tensors, record: record.update(full_output=False)))
+    with pytest.raises(WeightsError, match=r"1 missing, first fpn\.full_output\.weight"):
+        load_model(changed(tmp_path / "both.safetensors", tmp_path, lambda tensors, record: tensors.pop("fpn.full_output.weight")))
+
+
+def test_files_from_before_there_were_two_heads_still_load(good: Path, tmp_path: Path) -> None:
+    def older(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        del record["switchable"], record["full_output"]
+
+    assert not load_model(changed(good, tmp_path, older)).record.switchable
+
+
 def test_the_file_is_plain_tensors_and_text(good: Path) -> None:
     with safe_open(good, framework="pt") as file:
         record = json.loads(file.metadata()[KEY])

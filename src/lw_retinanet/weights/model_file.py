@@ -42,6 +42,8 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
         plan: of the head.
         classes: names and original ids, in the order of the labels.
         conventions: anchors, input, output.
+        switchable: the full head of before lightening is still there, see :meth:`RetinaNet.forward`.
+        full_output: it has its own convolution that makes P3.
         notes: how the weights came about: data, settings, metrics.
     """
 
@@ -54,6 +56,8 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
     plan: HeadPlan
     classes: tuple[_Class, ...] = Field(min_length=1, max_length=100_000)
     conventions: Conventions
+    switchable: bool = False
+    full_output: bool = False
     notes: dict[str, Any] = {}
 
     @property
@@ -146,6 +150,7 @@ def load_model(path: Path) -> LoadedModel:
                 width=record.width,
                 norm=record.norm,
                 conventions=record.conventions,
+                full_output=record.full_output,
             )
     except ConfigError as error:
         raise WeightsError(f"the record of model file {path} cannot be used: {error}") from None

@@ -1,0 +1,68 @@
+"""Conventions that people set by hand: ``stride_in=1x1``, ``input.size=416``."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lw_retinanet.config import nearest
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.errors import ConfigError
+
+BACKBONE = "backbone"
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts as plain values, the last one winning.
+
+    Raises:
+        ConfigError: for a text without ``=``.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {setting!r}: expected name=value, for example input.size=416{nearest(key, convention_names())}")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[key.strip()] = text
+    return values
+
+
+def override_conventions(conventions: Conventions, overrides: Mapping[str, Any]) -> Conventions:
+    """Conventions with other values at dotted names; ``backbone`` is passed over.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one, or a value that does not go there.
+    """
+    values = conventions.model_dump()
+    for key, value in overrides.items():
+        if key == BACKBONE:
+            continue
+        if key not in convention_names():
+            raise ConfigError(f"unknown convention {key!r}{nearest(key, convention_names())}; known: {', '.join(convention_names())}")
+        section, _, name = key.rpartition(".")
+        place = values[section] if section else values
+        if isinstance(value, bool) != isinstance(place[name], bool):  # pydantic reads true as 1
+            raise ConfigError(f"{key}={value}: expected {'true or false' if isinstance(place[name], bool) else 'no switch'}")
+        place[name] = value
+    try:
+        return Conventions.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"]) or ", ".join(overrides)
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{key}={overrides.get(key, problem['input'])!r}: {message[0].lower()}{message[1:]}") from None
+
+
+def convention_names() -> list[str]:
+    """Every name that can be set, ``backbone`` first."""
+    names = [BACKBONE]
+    for name, field in Conventions.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        else:
+            names.append(name)
+    return names
