@@ -10,8 +10,8 @@ import numpy as np
 from lw_retinanet.errors import InputError
 from lw_retinanet.files import replacing
 
-COLOURS = {"loss": "#0072B2", "classification": "#D55E00", "bbox_regression": "#009E73"}
-LABELS = {"loss": "total", "classification": "classification", "bbox_regression": "box"}
+COLOURS = {"loss": "#0072B2", "classification": "#D55E00", "bbox_regression": "#009E73", "distillation": "#CC79A7"}
+LABELS = {"loss": "total", "classification": "classification", "bbox_regression": "box", "distillation": "teacher"}
 
 
 def read_log(log_file: Path) -> list[dict[str, Any]]:
@@ -45,6 +45,8 @@ def save_curves(log_file: Path, path: Path, *, title: str) -> None:
     FigureCanvasAgg(figure)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for key, colour in COLOURS.items():
+        if key not in steps[0]:
+            continue  # without a teacher
         numbers, values = _smoothed(steps, key)
         losses.plot(numbers, values, color=colour, label=LABELS[key], linewidth=1.6)
     if scored:

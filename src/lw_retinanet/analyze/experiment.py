@@ -22,19 +22,19 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.drawing import contact_sheet, save_picture
-from lw_retinanet.errors import DataError, ImageError, RunFolderError
+from lw_retinanet.errors import ConfigError, DataError, ImageError, RunFolderError
 from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate, match_categories
 from lw_retinanet.evaluate.detect_records import Progress, detect_records
 from lw_retinanet.evaluate.detections import write_results
 from lw_retinanet.evaluate.write import write_metrics
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.train.distributed import World, joined_world
 from lw_retinanet.train.loop import TrainingData, train
 from lw_retinanet.train.run_folder import RunFolder
-from lw_retinanet.weights.create import create_model
-from lw_retinanet.weights.model_file import make_record, save_model
+from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
+from lw_retinanet.weights.start import file_start, new_start
 
+START_FILE = "start.safetensors"  # in the folder of a run that goes on from a model file: that model, with the classes of the data set
 PICTURES = 8
 PICTURE_SCORE = 0.3  # of the boxes drawn; scoring uses all
 log = logging.getLogger(__name__)
@@ -92,10 +92,10 @@ def run_training(
     """Train, evaluate on ``val``, and leave everything in one folder.
 
     Args:
-        config: settings; the recipe's values are filled in.
+        config: settings; the recipe's values are filled in. With ``model.start`` the run goes on from that model file.
         source: data set with a training split, and a ``val`` split to evaluate on.
         out: run folder, new or, with ``resume``, an earlier one.
-        resume: go on where the run of ``out`` stopped; ``config`` must then be that run's.
+        resume: go on where the run of ``out`` stopped; ``config`` must then be that run's. Its ``model.start`` is no longer needed.
         device: to compute on; None takes CUDA where there is one.
         progress: wraps the batches of the evaluation, to show a bar.
 
@@ -106,19 +106,21 @@ def run_training(
     config = config.resolved()
     records, held_out = open_training_data(source)
     with joined_world(device) as world, ExitStack() as stack:
-        model = create_model(
-            config.model, num_classes=len(records.categories), image_size=config.data.image_size, seed=config.train.seed
-        ).to(world.device)
         notes = {
             "data": str(source),
             "fingerprint": fingerprint(records),
             "processes": world.size,
             "version": __version__,
         }
+        start = _start(config, records, out if resume else None)
+        teacher = _teacher(config, start.record)
+        model, name = start.model.to(world.device), start.record.preset
         folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
         if world.is_main:
-            log.info("%s: %s; %s on %s", source, records.summary(), config.model.preset, world.device)
-            if config.model.backbone_weights == "none" and not resume:
+            if config.model.start is not None and not resume:
+                save_model(out / START_FILE, model, start.record)
+            log.info("%s: %s; %s on %s", source, records.summary(), name, world.device)
+            if config.model.start is None and config.model.backbone_weights == "none" and not resume:
                 log.warning("the backbone starts from random weights; model.backbone_weights=imagenet learns far faster on small data")
 
         def score(trained: RetinaNet, step: int) -> dict[str, Any]:
@@ -134,28 +136,21 @@ def run_training(
             config=config,
             folder=folder,
             world=world,
-            macs_reduction=macs_reduction(model, config) if config.train.schedule == "paper" else 1.0,
+            macs_reduction=macs_reduction(model) if config.train.schedule == "paper" else 1.0,
             resume=resume,
             evaluate=score if held_out is not None else None,
+            teacher=teacher.model.to(world.device) if teacher else None,
+            teacher_full_head=teacher is not None and teacher.record.switchable,
         )
         if not world.is_main:
             return Outcome(folder=out, metrics=None)
-        record = make_record(
-            trained,
-            preset=config.model.preset,
-            backbone=config.model.backbone,
-            width=config.model.head_width,
-            norm=config.model.norm,
-            plan=PRESETS[config.model.preset](),
-            categories=records.categories,
-            notes={"data": source.name, "settings": config.model_dump(mode="json")},
-        )
-        save_model(folder.model_file, trained, record)
-        save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{config.model.preset} on {source.name}")
+        made = {"data": source.name, "settings": config.model_dump(mode="json"), **start.record.notes}
+        save_model(folder.model_file, trained, start.record.model_copy(update={"notes": made}))
+        save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{name} on {source.name}")
         if held_out is None:
             log.info("%s has no val split, so the model was not evaluated", source)
             return Outcome(folder=out, metrics=None)
-        detector = Detector(trained, records.categories, device=world.device, name=f"{config.model.preset} on {source.name}")
+        detector = Detector(trained, records.categories, device=world.device, name=f"{name} on {source.name}")
         metrics = evaluate_into(folder.path, detector, held_out, progress=progress)
         return Outcome(folder=out, metrics=metrics)
 
@@ -178,10 +173,40 @@ def save_detection_sheet(path: Path, detector: Detector, records: Records, *, co
     save_picture(sheet, path)
 
 
-def macs_reduction(model: RetinaNet, config: Config) -> float:
-    """MACs of the same network with RetinaNet's own head over this model's, at the training size."""
-    counted = profile(model, name=config.model.preset, size_hw=(config.data.image_size, config.data.image_size))
+def macs_reduction(model: RetinaNet) -> float:
+    """MACs of the same network with RetinaNet's own head over this model's, at its input size."""
+    side = model.conventions.input.size
+    counted = profile(model, name="model", size_hw=(side, side))
     return max(1.0, counted.original_macs / counted.macs)
+
+
+def _start(config: Config, records: Records, resumed: Path | None) -> LoadedModel:
+    """The network before its first step: new, of the model file that the settings name, or as the resumed run noted it down."""
+    if config.model.start is None:
+        return new_start(config, records.categories)
+    if resumed is None:
+        return file_start(Path(config.model.start), records.categories, image_size=config.data.image_size, seed=config.train.seed)
+    if not (resumed / START_FILE).is_file():
+        raise RunFolderError(f"{resumed} has no {START_FILE}, so it stopped before its first step; start the run anew, elsewhere")
+    return load_model(resumed / START_FILE)
+
+
+def _teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
+    """The network to learn from.
+
+    Raises:
+        ConfigError: if its classes or anchors are others than the student's.
+    """
+    if config.train.teacher is None:
+        return None
+    path = find_model_file(Path(config.train.teacher))
+    loaded = load_model(path)
+    theirs, ours = ([category.name for category in record.categories] for record in (loaded.record, student))
+    if theirs != ours:
+        raise ConfigError(f"train.teacher {path} knows other classes than the student, or in another order; teach with a model of the same")
+    if loaded.record.conventions.anchors != student.conventions.anchors or loaded.record.conventions.boxes != student.conventions.boxes:
+        raise ConfigError(f"train.teacher {path} has other anchors than the student, so its answers mean something else")
+    return loaded
 
 
 def _open_folder(stack: ExitStack, out: Path, config: Config, notes: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:
@@ -202,7 +227,8 @@ def _require_same(out: Path, earlier: Config, earlier_notes: Mapping[str, Any], 
     differences = []
     for section in ("model", "data", "train"):
         old, new = getattr(earlier, section).model_dump(), getattr(config, section).model_dump()
-        differences += [f"{section}.{key}: {old[key]} then, {new[key]} now" for key in old if old[key] != new[key] and key != "workers"]
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key != "workers"]
+        differences += [f"{section}.{key}: {old.get(key)} then, {new.get(key)} now" for key in keys]
     if differences:
         raise RunFolderError(f"{out} was started with other settings ({'; '.join(differences)}); resume without changing them")
     if earlier_notes.get("fingerprint") != notes["fingerprint"]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
 from lw_retinanet.analyze.macs import Cost, count_blocks, count_head, pyramid_sizes
 from lw_retinanet.models.backbone import TimmBackbone
 from lw_retinanet.models.head import Head
@@ -29,6 +31,7 @@ class Profile:
         blocks: C1..C5, P3..P7, D3..D7 in this order; they add up to the model.
         original_d3_macs: D3's MACs if this model had RetinaNet's own head, shared by all levels.
         original_macs: the whole model's in that case.
+        remarks: sentences for the reader, beside the usual notes.
         latency_ms: as :func:`~lw_retinanet.analyze.latency.measure_latency` gives it for one model.
     """
 
@@ -39,6 +42,7 @@ class Profile:
     blocks: Mapping[str, Cost]
     original_d3_macs: int
     original_macs: int
+    remarks: tuple[str, ...] = ()
     latency_ms: Mapping[str, Mapping[str, float]] | None = None
 
     @property
@@ -105,6 +109,7 @@ class Profile:
             f"Counted for one image of {self.setting}: {self.layers} only;"
             " normalisation, activations, resizing, anchors and NMS are left out.",
             "FLOPs = 2 x MACs. Weights used by several blocks stand at the first of them.",
+            *self.remarks,
         ]
         if self.macs < self.original_macs:
             notes.append(
@@ -128,19 +133,21 @@ class Profile:
 
 
 def profile(
-    model: RetinaNet, *, name: str, size_hw: tuple[int, int], latency_ms: Mapping[str, Mapping[str, float]] | None = None
+    model: nn.Module, *, name: str, size_hw: tuple[int, int], latency_ms: Mapping[str, Mapping[str, float]] | None = None
 ) -> Profile:
     """Count a detector. Nothing is run, so the weights do not matter, nor does the device (``meta`` will do).
 
     Args:
-        model: the network.
+        model: a network of this package, or a detector of torchvision's. Of the latter the gain over an original head is not known.
         name: shown in the table and the JSON.
         size_hw: height and width of the network input in pixels, padding included.
         latency_ms: measured elsewhere, to be shown along.
 
     Raises:
-        ConfigError: if the size is too small for the network, or its backbone cannot be counted.
+        ConfigError: if the size is too small for the network, or it is of a kind that cannot be counted.
     """
+    if not isinstance(model, RetinaNet):
+        return profile_of(count_detector(model, size_hw), model, name=name, size_hw=size_hw)
     blocks = count_blocks(model, size_hw)
     original_head = count_head(with_original_head(model).head, pyramid_sizes(model, size_hw))
     return Profile(
@@ -152,6 +159,20 @@ def profile(
         original_d3_macs=original_head["D3"].macs,
         original_macs=sum((original_head.get(block) or cost).macs for block, cost in blocks.items()),
         latency_ms=latency_ms,
+    )
+
+
+def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tuple[int, int]) -> Profile:
+    """The same of a detector from elsewhere that is counted already."""
+    return Profile(
+        name=name,
+        size_hw=size_hw,
+        num_classes=cost.num_classes,
+        layers="convolutions and linear layers" if any(isinstance(layer, nn.Linear) for layer in model.modules()) else "convolutions",
+        blocks=cost.blocks,
+        original_d3_macs=cost.blocks["D3"].macs if "D3" in cost.blocks else 0,
+        original_macs=cost.macs,
+        remarks=cost.remarks,
     )
 
 

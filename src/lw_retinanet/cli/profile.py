@@ -1,5 +1,6 @@
 """``lw-retinanet profile``: where the arithmetic goes."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,50 +8,97 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lw_retinanet.models.retinanet import RetinaNet
+    from torch import nn
+
+    from lw_retinanet.analyze.imbalance import Ranking
+    from lw_retinanet.analyze.profile import Profile
+    from lw_retinanet.lighten.budget import Proposal
+
+TORCHVISION = "torchvision:"
 
 
 def profile_command(
-    model: str = typer.Argument(help="Preset (retinanet, lw-v3, ...), model file or run folder."),
-    size: str = typer.Option("", help="Network input: one side, or height and width. Presets: 800; files: their own."),
-    classes: int | None = typer.Option(None, min=1, max=100_000, help="Number of classes (presets only) [default: 80]."),
+    model: str = typer.Argument(
+        help="Preset (retinanet, lw-v3, ...), model file, run folder, or torchvision:NAME for any of its detectors."
+    ),
+    size: str = typer.Option("", help="Network input: one side, or height and width. Presets: 800; others: their own."),
+    classes: int | None = typer.Option(
+        None, min=1, max=100_000, help="Number of classes of a preset [80], or of torchvision:NAME with the background as one [91]."
+    ),
     backbone: str | None = typer.Option(None, help="resnet18|34|50|101, mobilenet_v2 or timm:NAME (presets only) [default: resnet50]."),
     width: int | None = typer.Option(None, min=8, max=4096, help="Channels of pyramid and towers (presets only) [default: 256]."),
     stride_in: str | None = typer.Option(None, help="Convolution of a bottleneck that strides: 3x3 or 1x1 (presets only) [default: 3x3]."),
+    budget: float | None = typer.Option(None, help="GMACs to reach: rank what is worth lightening and propose the least harmful plan."),
     latency: bool = typer.Option(False, help="Also measure milliseconds an image, here and now."),
-    plot: Path | None = typer.Option(None, help="Write a bar chart to this .png or .svg file, beside the full head if this is light."),
+    plot: Path | None = typer.Option(
+        None, help="Write a bar chart to this .png or .svg file: every block, or with --budget what is saved where."
+    ),
     device: str = typer.Option("auto", help="For --latency: auto, cpu or cuda."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Count multiply-accumulates and parameters of every block, and show where they are."""
-    from lw_retinanet.analyze.latency import measure_latency
-    from lw_retinanet.analyze.profile import profile, with_original_head
+    from lw_retinanet.analyze.imbalance import rank
+    from lw_retinanet.analyze.profile import profile
     from lw_retinanet.cli.console import print_json
+    from lw_retinanet.lighten.budget import propose_for
 
+    budget_macs = _budget(budget)
     settings = {"classes": classes, "backbone": backbone, "width": width, "stride-in": stride_in}
     network, default_size = _network(model, settings, needs_weights=latency)
     size_hw = _size(size) or default_size
-    latency_ms = None
+    ranking = proposal = latency_ms = None
+    if budget_macs is not None or model.startswith(TORCHVISION):
+        ranking = rank(network, size_hw)
+    if ranking is not None and budget_macs is not None:
+        proposal = propose_for(network, ranking.cost, budget_macs)
     if latency:
+        from lw_retinanet.analyze.latency import measure_latency
         from lw_retinanet.devices import choose_device
 
         latency_ms = measure_latency({model: network}, size_hw=size_hw, device=choose_device(device))[model]
     counted = profile(network, name=model, size_hw=size_hw, latency_ms=latency_ms)
     if plot:
-        from lw_retinanet.analyze.cost_chart import save_cost_chart
-
-        beside = [counted]
-        if counted.macs < counted.original_macs:
-            beside.insert(0, profile(with_original_head(network), name="retinanet", size_hw=size_hw))
-        save_cost_chart(beside, plot)
+        _plot(plot, network, counted, ranking, proposal)
     if json:
-        print_json(counted.as_dict())
+        result = counted.as_dict()
+        if ranking is not None:
+            result["ranking"] = ranking.as_list()
+        if proposal is not None:
+            result["proposal"] = proposal.as_dict()
+        print_json(result)
     else:
         is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        print("\n".join(counted.lines(unicode=is_unicode)))
+        sections = [counted.lines(unicode=is_unicode), *(part.lines() for part in (ranking, proposal) if part is not None)]
+        print("\n\n".join("\n".join(lines) for lines in sections))
 
 
-def _network(model: str, settings: dict[str, int | str | None], *, needs_weights: bool) -> tuple["RetinaNet", tuple[int, int]]:
+def _budget(gmacs: float | None) -> int | None:
+    from lw_retinanet.errors import InputError
+
+    if gmacs is None:
+        return None
+    if not (math.isfinite(gmacs) and gmacs > 0):
+        raise InputError(f"--budget {gmacs:g}: expected a positive number of GMACs, for instance 100")
+    return round(gmacs * 1e9)
+
+
+def _plot(path: Path, network: "nn.Module", counted: "Profile", ranking: "Ranking | None", proposal: "Proposal | None") -> None:
+    from lw_retinanet.analyze.cost_chart import save_cost_chart
+    from lw_retinanet.analyze.imbalance_chart import save_imbalance_chart
+    from lw_retinanet.analyze.profile import profile, with_original_head
+    from lw_retinanet.models.retinanet import RetinaNet
+
+    if ranking is not None and proposal is not None:
+        planned = {step.place: (step.block, step.macs_after) for step in proposal.steps}
+        save_imbalance_chart(ranking, path, name=f"{counted.name}, {counted.setting}", planned=planned)
+        return
+    beside = [counted]
+    if isinstance(network, RetinaNet) and counted.macs < counted.original_macs:
+        beside.insert(0, profile(with_original_head(network), name="retinanet", size_hw=counted.size_hw))
+    save_cost_chart(beside, path)
+
+
+def _network(model: str, settings: dict[str, int | str | None], *, needs_weights: bool) -> tuple["nn.Module", tuple[int, int]]:
     import torch
 
     from lw_retinanet.config import nearest, parse_config
@@ -60,10 +108,15 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
     from lw_retinanet.weights.model_file import load_model
 
     path = Path(model)
+    given = [f"--{name}" for name, value in settings.items() if value is not None]
+    if model.startswith(TORCHVISION):
+        return _torchvision_network(model, settings["classes"], [option for option in given if option != "--classes"], needs_weights)
     if model not in PRESETS:
         if not path.exists():
-            raise InputError(f"{model!r} is no preset, model file or run folder{nearest(model, PRESETS)}; presets: {', '.join(PRESETS)}")
-        given = [f"--{name}" for name, value in settings.items() if value is not None]
+            raise InputError(
+                f"{model!r} is no preset, model file or run folder{nearest(model, PRESETS)}; presets: {', '.join(PRESETS)}; "
+                "or torchvision:NAME"
+            )
         if given:
             raise InputError(f"{', '.join(given)} is for presets, and {model} says itself what it is; leave it out")
         loaded = load_model(path).model
@@ -81,6 +134,21 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
     assert isinstance(num_classes, int)
     with torch.device("cpu" if needs_weights else "meta"):
         return create_model(config.model, num_classes=num_classes), (800, 800)
+
+
+def _torchvision_network(
+    model: str, num_classes: int | str | None, given: list[str], needs_weights: bool
+) -> tuple["nn.Module", tuple[int, int]]:
+    from lw_retinanet.analyze.torchvision_model import native_size, torchvision_detector
+    from lw_retinanet.errors import InputError
+
+    if given:
+        raise InputError(f"{', '.join(given)} is for presets, and {model} says itself what it is; leave it out")
+    if needs_weights:
+        raise InputError(f"--latency is for this package's own models, and {model} is only counted; leave it out")
+    assert num_classes is None or isinstance(num_classes, int)
+    network = torchvision_detector(model.removeprefix(TORCHVISION), num_classes=num_classes)
+    return network, native_size(network)
 
 
 def _size(text: str) -> tuple[int, int] | None:
