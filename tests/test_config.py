@@ -78,9 +78,9 @@ def test_overriding_leaves_the_files_values_alone() -> None:
 def test_a_resolved_config_leaves_nothing_open_and_survives_its_file(recipe: str, tmp_path: Path) -> None:
     resolved = parse(f"train.recipe={recipe}").resolved()
     open_settings = {name for name in setting_names() if getattr(getattr(resolved, name.split(".")[0]), name.split(".")[1]) is None}
-    # `steps` stays open in favour of epochs; the paper's rate is computed from the batch.
-    assert open_settings == {"train.steps"} | ({"train.rate"} if recipe == "paper" else set())
-    assert resolved.model.norm == "batch"
+    # `steps` stays open in favour of epochs, `start` of a new network; the paper's rate is computed from the batch.
+    assert open_settings == {"train.steps", "model.start"} | ({"train.rate"} if recipe == "paper" else set())
+    assert (resolved.model.norm, resolved.data.image_size) == ("batch", 640)
     file = tmp_path / "config.yaml"
     file.write_text(resolved.to_yaml())
     assert parse_config(load_config(file)) == resolved
@@ -98,6 +98,19 @@ def test_pretrained_weights_freeze_the_norm_and_the_stem() -> None:
     resolved = parse("model.backbone_weights=imagenet").resolved()
     assert (resolved.model.norm, resolved.train.freeze) == ("frozen", 1)
     assert parse("model.backbone_weights=imagenet", "model.norm=group").resolved().model.norm == "group"
+
+
+def test_a_model_file_to_start_from_decides_all_of_the_model(tmp_path: Path) -> None:
+    resolved = parse("model.start=runs/1", "train.recipe=paper").resolved()
+    # Its stem is frozen as that of pretrained weights; its size rule is its own until another is asked for.
+    assert (resolved.train.freeze, resolved.data.image_size) == (1, None)
+    file = tmp_path / "config.yaml"
+    file.write_text(resolved.to_yaml())
+    assert load_config(file)["model"] == {"start": "runs/1"}
+    assert parse_config(load_config(file)) == resolved == resolved.resolved()
+    assert parse("model.start=runs/1", "data.image_size=96", "train.freeze=0").resolved().data.image_size == 96
+    with pytest.raises(ConfigError, match=r"^settings: model: the file of start='runs/1' says itself what it is; leave out preset, norm$"):
+        parse("model.start=runs/1", "model.preset=lw-v3", "model.norm=batch")
 
 
 def test_the_file_of_a_run_can_be_given_to_another(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
+    model_validator,
 )
 
 from lw_retinanet.errors import ConfigError
@@ -24,7 +27,8 @@ from lw_retinanet.errors import ConfigError
 Preset = Literal[
     "retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-v3-released", "bbox-v1", "bbox-v2", "bbox-v3", "lw-narrow", "lw-dw5"
 ]  # the names of models.variants.PRESETS, which imports torch; a test compares the two
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+IMAGE_SIZE = 640
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
 
 
 def _takes_number(annotation: Any) -> bool:
@@ -54,6 +58,9 @@ class ModelConfig(_Settings):
         norm: of the backbone; ``auto`` is ``frozen`` with pretrained weights and ``batch`` without.
         stride_in: convolution of a bottleneck that strides; ``auto`` asks the weights file and is ``3x3`` without one.
         init: of the head; None takes the recipe's.
+        start: model file or run folder whose weights to go on from. It says itself what it is, so all the others must be left out; classes
+            that the data set shares with it by name are kept. The recipe's ``train.rate`` is made for ImageNet weights; a lower one moves
+            the file's weights less.
     """
 
     preset: Preset = "lw-v3"
@@ -63,6 +70,7 @@ class ModelConfig(_Settings):
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
     stride_in: Literal["auto", "3x3", "1x1"] = "auto"
     init: Literal["fan_in", "fan_in_light", "paper"] | None = None
+    start: str | None = Field(default=None, min_length=1)
 
     @field_validator("backbone")
     @classmethod
@@ -71,19 +79,31 @@ class ModelConfig(_Settings):
             return backbone
         raise ValueError(f"unknown backbone {backbone!r}{nearest(backbone, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME")
 
+    @model_validator(mode="after")
+    def _start_stands_alone(self) -> Self:
+        others = [name for name in type(self).model_fields if name in self.model_fields_set and name != "start"]
+        if self.start is not None and others:
+            raise ValueError(f"the file of start={self.start!r} says itself what it is; leave out {', '.join(others)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_start_decides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return values if self.start is None else {"start": self.start}
+
 
 class DataConfig(_Settings):
     """What to feed.
 
     Args:
-        image_size: the longer side of every picture, pixels.
+        image_size: the longer side of every picture, pixels; None is 640, and with ``model.start`` the size rule of that file.
         workers: loader processes; results do not depend on it.
         augment: ``none``, ``flip``, ``jitter`` (flip and scale) or ``full`` (and colours); None takes the recipe's.
         jitter: range of the scale factor of ``jitter`` and ``full``.
         group_by_shape: batches of portrait or landscape pictures only, so that little is padded.
     """
 
-    image_size: int = Field(default=640, ge=32, le=4096)
+    image_size: int | None = Field(default=None, ge=32, le=4096)
     workers: NonNegativeInt = 2
     augment: Literal["none", "flip", "jitter", "full"] | None = None
     jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)
@@ -120,7 +140,10 @@ class TrainConfig(_Settings):
         seed: of weights, order and augmentation.
         save_every: steps between checkpoints; 0 saves at the end of every epoch.
         evaluate_every: epochs between evaluations; 0 evaluates at the end only.
-        freeze: backbone stages that are not trained (1: stem, 2: stem and C2, ...); None: 1 with pretrained weights, else 0.
+        freeze: backbone stages that are not trained (1: stem, 2: stem and C2, ...); None: 1 with pretrained weights or
+            ``model.start``, else 0.
+        teacher: model file whose answers are learned along with the labels (its full head, where it has two); None takes labels alone.
+        distill_weight: of the teacher's loss beside that of the labels.
     """
 
     recipe: Literal["default", "paper"] = "default"
@@ -144,6 +167,8 @@ class TrainConfig(_Settings):
     save_every: NonNegativeInt = 0
     evaluate_every: NonNegativeInt = 0
     freeze: int | None = Field(default=None, ge=0, le=5)
+    teacher: str | None = None
+    distill_weight: PositiveFloat = 1.0
 
 
 # Filled in where a setting is None. `rate` of the paper's recipe depends on the batch and is computed.
@@ -196,10 +221,15 @@ class Config(_Settings):
         for name, defaults in recipe.items():
             section = getattr(self, name)
             filled[name] = section.model_copy(update={k: v for k, v in defaults.items() if getattr(section, k) is None})
-        pretrained = self.model.backbone_weights != "none"
-        model, train = filled["model"], filled["train"]
-        if model.norm == "auto":
+        started = self.model.start is not None
+        pretrained = started or self.model.backbone_weights != "none"
+        model, data, train = filled["model"], filled["data"], filled["train"]
+        if started:
+            filled["model"] = self.model
+        elif model.norm == "auto":
             filled["model"] = model.model_copy(update={"norm": "frozen" if pretrained else "batch"})
+        if data.image_size is None and not started:
+            filled["data"] = data.model_copy(update={"image_size": IMAGE_SIZE})
         if train.freeze is None:
             filled["train"] = train.model_copy(update={"freeze": 1 if pretrained else 0})
         return self.model_copy(update=filled)
@@ -291,6 +321,8 @@ def _explain(error: ValidationError) -> str:
         choices = get_args(Preset) if key == "model.preset" else _choices(key)
         return f"{key}={value!r} is not one of {', '.join(map(str, choices))}{nearest(str(value), [str(c) for c in choices])}"
     message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], Mapping):
+        return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -182,3 +182,26 @@ def test_resuming_a_finished_run_changes_nothing(
         second = weights(train(make_model(seed=9), data, config=found, folder=folder, world=World(), resume=True))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [entry["step"] for entry in entries(run_path)] == [1, 2]
+
+
+def test_training_with_a_teacher(run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+    teacher = make_model("batch", seed=1).train()
+    before = weights(teacher)
+    model = make_model()
+    run(model, data, make_config(steps=2, distill_weight=2.0, ema=0), run_path / "taught", teacher=teacher)
+    run(make_model(), data, make_config(steps=2, ema=0), run_path / "alone")
+    taught, alone = entries(run_path / "taught"), entries(run_path / "alone")
+    for entry in taught:
+        assert entry["distillation"] > 0
+        assert entry["loss"] == pytest.approx(entry["classification"] + entry["bbox_regression"] + entry["distillation"])
+    # The labels' parts of the first step, before anything has been learned, do not know of the teacher.
+    assert all(taught[0][part] == alone[0][part] for part in ("classification", "bbox_regression"))
+    assert taught[1]["classification"] != alone[1]["classification"]
+    assert "distillation" not in alone[0]
+    after = weights(teacher)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not teacher.training
+    checkpoint = load_latest(run_path / "taught" / "checkpoints")
+    assert checkpoint is not None
+    assert {name.partition(".")[0] for name in checkpoint.tensors} == {"model", "optimiser"}
+    assert checkpoint.part("model").keys() == model.state_dict().keys()

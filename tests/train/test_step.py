@@ -1,5 +1,7 @@
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -7,15 +9,22 @@ from torch import Tensor
 
 from lw_retinanet.config import Config
 from lw_retinanet.data.loader import StepPlan, TrainingSet, collate
+from lw_retinanet.data.preprocess import normalise
 from lw_retinanet.errors import TrainingError
+from lw_retinanet.lighten.surgery import lighten_copy
+from lw_retinanet.models.build import build
+from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.models.variants import lw_v3
 from lw_retinanet.structures import Batch, Targets
+from lw_retinanet.train.distillation import distillation
 from lw_retinanet.train.distributed import World
 from lw_retinanet.train.loop import TrainingData
 from lw_retinanet.train.step import StepResult, accumulate_gradients, require_finite
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
+ALONE = World()
 
 
 def batches_of(data: TrainingData, model: RetinaNet, config: Config, *, batch_size: int, accumulate: int) -> list[Batch]:
@@ -38,9 +47,13 @@ def batches_of(data: TrainingData, model: RetinaNet, config: Config, *, batch_si
     return found
 
 
-def run(model: RetinaNet, batches: list[Batch], config: Config) -> tuple[StepResult, dict[str, Tensor]]:
+def run(
+    model: RetinaNet, batches: list[Batch], config: Config, world: World = ALONE, **teaching: Any
+) -> tuple[StepResult, dict[str, Tensor]]:
     model.zero_grad(set_to_none=True)
-    result = accumulate_gradients(model, batches, config=config.train, conventions=model.conventions, world=World(), use_bf16=False)
+    result = accumulate_gradients(
+        model, batches, config=config.train, conventions=model.conventions, world=world, use_bf16=False, **teaching
+    )
     return result, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -127,6 +140,7 @@ def test_bf16_stays_near_and_its_losses_are_single(data: TrainingData, make_mode
         ([1.0, float("inf")], 1.0, "bbox_regression not finite"),
         ([1.0, 1.0], float("inf"), "gradient norm not finite"),
         ([float("nan"), -float("inf")], 1.0, "classification and bbox_regression not finite"),
+        ([1.0, 1.0, float("nan")], 1.0, "distillation not finite"),
     ],
 )
 def test_what_is_not_finite_is_named(losses: list[float], norm: float, part: str) -> None:
@@ -136,3 +150,96 @@ def test_what_is_not_finite_is_named(losses: list[float], norm: float, part: str
 
 def test_finite_numbers_pass() -> None:
     require_finite([0.0, 1e30], 0.0, step=1, images=[])
+
+
+class Twins(World):
+    """Two processes that hold the very same pictures."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return 2 * values
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        # As above: rounding of sums over millions of products.
+        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
+
+
+def sure(teacher: RetinaNet) -> RetinaNet:
+    """Without the prior of 0.01: below 0.02 a teacher's boxes do not count."""
+    with torch.no_grad():
+        for name, parameter in teacher.head.cls.named_parameters():
+            if "predict" in name and name.endswith("bias"):
+                parameter.zero_()
+    return teacher.eval()
+
+
+def test_who_says_what_the_teacher_says_learns_from_labels_alone(
+    data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+) -> None:
+    model = make_model()
+    batches = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
+    alone, expected = run(model, batches, make_config())
+    taught, found = run(model, batches, make_config(), teacher=copy.deepcopy(model).eval())
+    assert alone.losses.shape == (2,)
+    assert torch.equal(taught.losses[:2], alone.losses)
+    # Generalised IoU of a box with itself is 1 but for the 1e-7 that keeps empty boxes from dividing by zero.
+    assert float(taught.losses[2]) == pytest.approx(0, abs=1e-5)
+    assert_same_gradients(found, expected)
+
+
+def test_the_teachers_part_by_its_definition(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+    model, teacher = make_model(), sure(make_model("batch", seed=1))
+    (batch,) = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
+    images = normalise(batch.images, batch.sizes_hw, model.conventions.input)
+    with torch.no_grad():
+        by_branch = distillation(model(images), teacher(images))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    taught, gradients = run(model, [batch], make_config(distill_weight=0.5), teacher=teacher)
+    torch.testing.assert_close(taught.losses[2], 0.5 * (by_branch[0] + 2 * by_branch[1]))
+    assert float(by_branch.min()) > 0
+    assert gradients.keys() == {name for name, _ in model.named_parameters()}
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(("times", "world"), [(3, ALONE), (1, Twins(size=2)), (2, Twins(size=2))])
+def test_the_teacher_weighs_as_much_in_many_parts_as_in_one(
+    times: int, world: World, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+) -> None:
+    # The same pictures again, in further micro-batches or processes, change no mean; averaging over equal processes changes nothing.
+    model, teacher = make_model(), sure(make_model(seed=1))
+    batches = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
+    one, expected = run(model, batches, make_config(), teacher=teacher)
+    many, found = run(model, batches * times, make_config(), world, teacher=teacher)
+    torch.testing.assert_close(many.losses, one.losses)
+    assert_same_gradients(found, expected)
+
+
+def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(
+    data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+) -> None:
+    model = make_model()
+    torch.manual_seed(1)
+    full = build(HeadPlan(), num_classes=3, backbone="resnet18", width=32, init="fan_in", conventions=model.conventions).eval()
+    both, _ = lighten_copy(full, lw_v3())
+    batches = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
+    expected, with_full, with_light = (
+        run(model, batches, make_config(), teacher=teacher, teacher_full_head=teacher_full_head)[0].losses
+        for teacher, teacher_full_head in ((full, False), (both, True), (both, False))
+    )
+    assert torch.equal(with_full, expected)
+    assert not torch.equal(with_light, expected)
+
+
+def test_a_teacher_sees_the_pictures_as_it_was_trained_to(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+    model, teacher = make_model(), make_model(seed=1).eval()
+    rule = model.conventions.input.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)})
+    teacher.conventions = teacher.conventions.model_copy(update={"input": rule})
+    seen: list[Tensor] = []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    (batch,) = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
+    run(model, [batch], make_config(), teacher=teacher)
+    assert torch.equal(seen[0], normalise(batch.images, batch.sizes_hw, rule))
+    assert not torch.equal(seen[0], normalise(batch.images, batch.sizes_hw, model.conventions.input))

@@ -1,13 +1,18 @@
 """``lw-retinanet train``."""
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from lw_retinanet.config import ModelConfig
 
 
 def train_command(
     data: Path | None = typer.Argument(None, help="Data set with a train and, better, a val split; with --resume, the run knows its own."),
-    model: str | None = typer.Option(None, help="Preset [default: lw-v3]."),
+    model: str | None = typer.Option(None, help="Preset, or model file or run folder to go on from [default: lw-v3]."),
     config: Path | None = typer.Option(None, help="YAML file with settings."),
     settings: list[str] = typer.Option([], "--set", help="A setting, for example train.epochs=12; may be repeated."),
     out: Path | None = typer.Option(None, help="New run folder [default: runs/MODEL-DATA-NUMBER]."),
@@ -29,7 +34,11 @@ def train_command(
     file = resume / "config.yaml" if resume else config
     values = load_config(file) if file else {}
     notes = values.pop("run", None)
-    values = override(values, [*([f"model.preset={model}"] if model else []), *settings])
+    section = values.get("model")
+    began = section.get("start") if isinstance(section, dict) else None
+    if resume and model and _model_setting(model).startswith("model.start") and model != began:
+        raise RunFolderError(f"{resume} did not start from {model}; resume it without --model, or start a new run")
+    values = override(values, [*([_model_setting(model)] if model else []), *settings])
     checked = parse_config(values, where=str(file or "settings"))
     noted = notes.get("data") if isinstance(notes, dict) else None
     source = data or (Path(str(noted)) if noted else None)
@@ -38,7 +47,7 @@ def train_command(
     if not data and not source.exists():
         raise InputError(f"{file} was made with the data set {source}, which does not exist here; name it: lw-retinanet train DATA")
     existing(source, "data set")
-    folder = resume or output_folder(out or _new_folder(f"{checked.model.preset}-{source.resolve().stem}"))
+    folder = resume or output_folder(out or _new_folder(f"{_name(checked.model)}-{source.resolve().stem}"))
     # torchrun names the device of each process itself.
     chosen = None if device == "auto" else choose_device(device)
     outcome = run_training(checked, source, folder, resume=resume is not None, device=chosen, progress=evaluation_bar)
@@ -49,6 +58,26 @@ def train_command(
         print()
     if (outcome.folder / "model.safetensors").exists():
         print(f"run folder: {outcome.folder} (model.safetensors, metrics.json, log.jsonl, pictures/)")
+
+
+def _model_setting(model: str) -> str:
+    """What ``--model`` sets: ``model.start`` for a path, ``model.preset`` for a name, mistyped ones included."""
+    from typing import get_args
+
+    from lw_retinanet.config import Preset
+
+    path = Path(model)
+    looks_like_one = path.name != model or path.suffix in (".safetensors", ".pth", ".pt", ".pkl")
+    is_path = model not in get_args(Preset) and (looks_like_one or path.exists())
+    return f"model.start={json.dumps(model)}" if is_path else f"model.preset={model}"
+
+
+def _name(model: "ModelConfig") -> str:
+    """Of the model, for the run folder: the preset, or the run or file that it goes on from."""
+    if model.start is None:
+        return model.preset
+    start = Path(model.start).resolve()
+    return start.name if start.is_dir() else start.parent.name if start.stem == "model" else start.stem
 
 
 def _new_folder(name: str) -> Path:

@@ -65,6 +65,8 @@ def train(
     macs_reduction: float = 1.0,
     resume: bool = False,
     evaluate: Evaluate | None = None,
+    teacher: RetinaNet | None = None,
+    teacher_full_head: bool = False,
 ) -> RetinaNet:
     """Train a model.
 
@@ -77,6 +79,9 @@ def train(
         macs_reduction: for ``schedule: paper``.
         resume: go on from the newest checkpoint of the folder; before the first one, from the weights of ``model``, as at the start.
         evaluate: called with the averaged model and the step every ``train.evaluate_every`` epochs, its numbers are logged.
+        teacher: a network on ``world.device`` whose answers are learned beside the labels, weighted by ``train.distill_weight``; it has the
+            model's anchors and classes. It is put into evaluation mode, stays as it is, and is in no checkpoint: resuming needs it again.
+        teacher_full_head: of a lightened teacher, the head that it had before teaches.
 
     Returns:
         The trained model: the moving average of the weights if there is one.
@@ -120,6 +125,8 @@ def train(
     wrapped: nn.Module = model
     if world.size > 1:
         wrapped = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+    if teacher:
+        teacher.eval().to(memory_format=torch.channels_last)
     use_bf16 = uses_bf16(settings.precision, world.device)
     dataset = TrainingSet(data.records, usable=data.usable, seed=settings.seed, config=config.data, rule=rule)
     loader = make_loader(dataset, plan, workers=config.data.workers, pin=world.device.type == "cuda")
@@ -138,7 +145,14 @@ def train(
                 set_rates(optimiser, rate_factor(step, total_steps=steps, warmup_steps=settings.warmup_steps or 0, schedule=schedule))
                 micro_batches = next(batches)
                 result = accumulate_gradients(
-                    wrapped, micro_batches, config=settings, conventions=model.conventions, world=world, use_bf16=use_bf16
+                    wrapped,
+                    micro_batches,
+                    config=settings,
+                    conventions=model.conventions,
+                    world=world,
+                    use_bf16=use_bf16,
+                    teacher=teacher,
+                    teacher_full_head=teacher_full_head,
                 )
                 norm = nn.utils.clip_grad_norm_(learned, settings.clip or float("inf"))
                 # The one moment of a step at which the host waits for the device.
@@ -157,7 +171,7 @@ def train(
                     "step": done,
                     "epoch": step // plan.steps_per_epoch,
                     "loss": sum(losses),
-                    **dict(zip(LOSS_PARTS, losses, strict=True)),
+                    **dict(zip(LOSS_PARTS[: len(losses)], losses, strict=True)),
                     "positives": int(positives),
                     "gradient_norm": norm_value,
                     "rate": rate,

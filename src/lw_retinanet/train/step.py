@@ -14,18 +14,21 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.preprocess import normalise
 from lw_retinanet.errors import TrainingError
 from lw_retinanet.models.anchors import make_anchors
-from lw_retinanet.structures import Batch
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.structures import Batch, Predictions
+from lw_retinanet.train.distillation import BOX_WEIGHT, distillation
 from lw_retinanet.train.distributed import World
 from lw_retinanet.train.losses import box_loss, focal_loss
 from lw_retinanet.train.matching import Matches, match
 
-LOSS_PARTS = ("classification", "bbox_regression")
+LOSS_PARTS = ("classification", "bbox_regression", "distillation")
+"""What a loss is the sum of; the last part is there with a teacher only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """Args:
-    losses: (2,) classification and box loss of the whole step over all processes, as divided.
+    losses: (2,) classification and box loss of the whole step over all processes, as divided and weighted; (3,) with a teacher.
     num_positive: (1,) positive anchors of the whole step.
     """
 
@@ -39,21 +42,34 @@ def autocast(device: torch.device, use_bf16: bool) -> contextlib.AbstractContext
 
 
 def accumulate_gradients(
-    model: nn.Module, batches: Sequence[Batch], *, config: TrainConfig, conventions: Conventions, world: World, use_bf16: bool
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    config: TrainConfig,
+    conventions: Conventions,
+    world: World,
+    use_bf16: bool,
+    teacher: RetinaNet | None = None,
+    teacher_full_head: bool = False,
 ) -> StepResult:
     """Forward and backward over the micro-batches of one step.
 
     All are matched before the first forward pass, so that each can be divided by the positives of the whole step over all processes: the
-    sum of their gradients is then the gradient of the one large batch.
+    sum of their gradients is then the gradient of the one large batch. What a teacher says is divided by its own scores, micro-batch by
+    micro-batch, and then averaged over these.
 
     Args:
         model: on ``world.device``, possibly wrapped for distributed training.
         batches: micro-batches of this process.
-        config: loss settings, resolved.
+        config: loss settings, resolved; ``distill_weight`` is of the teacher's part.
         conventions: of the model.
         world: other processes.
         use_bf16: run the network under autocast.
+        teacher: a network whose answers are learned beside the labels: in evaluation mode, on ``world.device``, with the anchors, classes
+            and box coding of the model, and no weights in common with it. It sees the same pictures, prepared as it needs them.
+        teacher_full_head: its full head is the one that teaches.
     """
+    assert teacher is None or not teacher.training
     device = world.device
     matched: list[tuple[Tensor, Matches]] = []
     for batch in batches:
@@ -64,9 +80,13 @@ def accumulate_gradients(
     num_positive = world.sum(torch.stack([matches.num_positive.sum() for _, matches in matched]).sum())
     assert config.box_loss is not None
     assert config.box_weight is not None
-    totals = torch.zeros(2, device=device)
+    totals = torch.zeros(len(LOSS_PARTS) if teacher else len(LOSS_PARTS) - 1, device=device)
     for number, (batch, (anchors, matches)) in enumerate(zip(batches, matched, strict=True), start=1):
-        images = normalise(batch.images.to(device, non_blocking=True), batch.sizes_hw, conventions.input)
+        pictures = batch.images.to(device, non_blocking=True)
+        images = normalise(pictures, batch.sizes_hw, conventions.input)
+        if teacher:
+            seen = normalise(pictures, batch.sizes_hw, teacher.conventions.input)
+            taught = _answers(teacher, seen, full_head=teacher_full_head, use_bf16=use_bf16)
         waits = isinstance(model, DistributedDataParallel) and number < len(batches)
         with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(device, use_bf16):
@@ -81,10 +101,21 @@ def accumulate_gradients(
                 losses = per_image.sum(dim=1) / num_positive.clamp(min=1)
             else:
                 losses = (per_image / matches.num_positive.clamp(min=1)).sum(dim=1) / num_images
+            if teacher:
+                by_branch = distillation(predictions, taught)
+                imitation = config.distill_weight * (by_branch[0] + BOX_WEIGHT * by_branch[1])
+                losses = torch.cat([losses, imitation[None] / (len(batches) * world.size)])
             # DistributedDataParallel averages gradients over processes; the loss is already a share of the whole.
             (losses.sum() * world.size).backward()
         totals += losses.detach()
     return StepResult(losses=world.sum(totals), num_positive=num_positive)
+
+
+@torch.no_grad()
+def _answers(teacher: RetinaNet, images: Tensor, *, full_head: bool, use_bf16: bool) -> Predictions:
+    # Under an autocast of its own: one that is shared with the student keeps weights that were cast without gradients.
+    with autocast(images.device, use_bf16):
+        return teacher(images, full_head=full_head)
 
 
 def require_finite(losses: Sequence[float], gradient_norm: float, *, step: int, images: Sequence[str]) -> None:
@@ -93,7 +124,7 @@ def require_finite(losses: Sequence[float], gradient_norm: float, *, step: int, 
     Raises:
         TrainingError: naming the step, the part and the images of this process.
     """
-    values = zip((*LOSS_PARTS, "gradient norm"), (*losses, gradient_norm), strict=True)
+    values = zip((*LOSS_PARTS[: len(losses)], "gradient norm"), (*losses, gradient_norm), strict=True)
     bad = [name for name, value in values if not math.isfinite(value)]
     if bad:
         raise TrainingError(

@@ -1,0 +1,73 @@
+"""A student network learns what a teacher network says, without labels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from lw_retinanet.boxes import decode
+from lw_retinanet.structures import Predictions
+
+# (0, 0) is the anchor's centre and its sides are 1: generalised IoU does not change when x and y are stretched, so any anchor will do.
+UNIT_ANCHOR = (-0.5, -0.5, 0.5, 0.5)
+BOX_WEIGHT = 2.0  # of the box loss beside the class loss
+SURE = 0.02  # boxes of anchors that the teacher is less sure of do not count
+_LEAST_DISTANCE = 1e-3  # of FCOS's sides from the point, so that no box vanishes
+_EMPTY_SLOPE = 0.01
+
+
+def class_distillation(logits: Tensor, taught_logits: Tensor) -> Tensor:
+    """Cross entropy against the teacher's scores, each weighted by how far the student's score is from it.
+
+    Args:
+        logits: (N, A, K) student's.
+        taught_logits: (N, A, K) teacher's.
+
+    Returns:
+        The sum over everything, divided by the sum of the teacher's scores (at least 1). fp32.
+
+    Source: the weight is that of Generalized Focal Loss (Li et al. 2020), equation 4, with beta = 1 and a teacher's score as quality.
+    """
+    logits, scores = logits.float(), taught_logits.float().sigmoid()
+    weight = (logits.detach().sigmoid() - scores).abs()
+    losses = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
+    return (weight * losses).sum() / scores.sum().clamp(min=1)
+
+
+def box_distillation(deltas: Tensor, taught_deltas: Tensor, taught_logits: Tensor) -> Tensor:
+    """Generalised IoU loss against the teacher's boxes, weighted by the teacher's best score for the anchor.
+
+    Args:
+        deltas: (N, A, 4) student's dx, dy, dw, dh.
+        taught_deltas: (N, A, 4) teacher's.
+        taught_logits: (N, A, K) teacher's.
+
+    Returns:
+        The sum over anchors that the teacher is sure of, divided as :func:`class_distillation`. fp32.
+    """
+    anchor = torch.tensor(UNIT_ANCHOR, device=deltas.device)
+    return _sure_giou(decode(deltas.float(), anchor), decode(taught_deltas.float(), anchor), taught_logits)
+
+
+def distance_distillation(distances: Tensor, taught_distances: Tensor, taught_logits: Tensor) -> Tensor:
+    """The same for FCOS, whose boxes are (N, A, 4) distances to the left, top, right and bottom side, before their ReLU."""
+    signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=distances.device)
+    distances = distances.float()
+    # The value is the ReLU's, as in use, but the gradient has a slope below 0, so that a side that is empty can grow again.
+    sloped = F.leaky_relu(distances, _EMPTY_SLOPE)
+    sides = sloped + (distances.relu() - sloped).detach() + _LEAST_DISTANCE
+    return _sure_giou(sides * signs, (taught_distances.float().relu() + _LEAST_DISTANCE) * signs, taught_logits)
+
+
+def _sure_giou(boxes: Tensor, taught: Tensor, taught_logits: Tensor) -> Tensor:
+    scores = taught_logits.float().sigmoid()
+    best = scores.amax(dim=2)
+    losses = generalized_box_iou_loss(boxes, taught)
+    return torch.where(best > SURE, best * losses, 0.0).sum() / scores.sum().clamp(min=1)
+
+
+def distillation(predictions: Predictions, taught: Predictions) -> Tensor:
+    """(2,) class and box loss of a whole network against its teacher."""
+    return torch.stack(
+        [class_distillation(predictions.logits, taught.logits), box_distillation(predictions.deltas, taught.deltas, taught.logits)]
+    )
