@@ -95,3 +95,64 @@ def test_load_refuses_what_is_no_model(tmp_path: Path) -> None:
         lw.load(tmp_path / "gone.safetensors")
     with pytest.raises(lw.LwRetinaNetError, match=r"holds no model\.safetensors"):
         lw.load(tmp_path)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """A model file whose head is not light."""
+    torch.manual_seed(0)
+    model = lw.create("retinanet", num_classes=2, backbone="mobilenet_v2", head_width=32, image_size=64)
+    categories = (Category(id=4, name="cat"), Category(id=9, name="dog"))
+    plan = PRESETS["retinanet"]()
+    settings = {"preset": "retinanet", "backbone": "mobilenet_v2", "width": 32, "norm": "batch", "notes": {}}
+    save_model(tmp_path / "full.safetensors", model, make_record(model, plan=plan, categories=categories, **settings))  # type: ignore[arg-type]
+    return tmp_path / "full.safetensors"
+
+
+def test_lighten_a_model_file(full: Path, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(array).save(tmp_path / "pictures" / "a.png")
+    before = full.read_bytes()
+    blind = lw.lighten(full)
+    seeing = lw.lighten(lw.load(full, device="cpu"), images=tmp_path / "pictures", fit_steps=2)
+    assert full.read_bytes() == before
+    for light in (blind, seeing):
+        assert isinstance(light, lw.Detector)
+        assert light.name == "lw-v3"
+        assert light.class_names == ("cat", "dog")
+        assert light.model.head.plan.cls == PRESETS["lw-v3"]().cls
+    # The pictures arrived: the towers are not those of the old weights alone.
+    name = "head.cls.own_predict.P3.weight"
+    assert not torch.equal(blind.model.state_dict()[name], seeing.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"to": "lw-v33"}, r"unknown preset 'lw-v33'; did you mean lw-v3\?"),
+        ({"fit_steps": 3}, "fit_steps=3 needs images"),
+        ({"images": []}, "images is empty"),
+        ({"images": [np.zeros((8, 8, 3), dtype=np.uint8)]}, "images must be files, a folder or a data set"),
+    ],
+)
+def test_lighten_refuses_what_means_nothing(full: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(lw.InputError, match=message):
+        lw.lighten(full, **arguments)  # type: ignore[call-overload]
+
+
+def test_lighten_says_what_it_takes(full: Path) -> None:
+    with pytest.raises(lw.InputError, match="a bare network has no classes"):
+        lw.lighten(tiny())
+    with pytest.raises(lw.InputError, match="cannot lighten a Linear: only torchvision's RetinaNet and FCOS"):
+        lw.lighten(torch.nn.Linear(1, 1))
+    with pytest.raises(lw.InputError, match="cannot lighten a int; give a torchvision detector"):
+        lw.lighten(7)  # type: ignore[call-overload]
+
+
+def test_lighten_stays_a_function_beside_the_package_of_its_name() -> None:
+    from lw_retinanet.lighten.tower import Tower
+
+    assert Tower.__module__ == "lw_retinanet.lighten.tower"
+    assert callable(lw.lighten)
+    assert lw.lighten.__module__ == "lw_retinanet.api"

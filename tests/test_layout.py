@@ -15,7 +15,21 @@ PACKAGE = Path(lw_retinanet.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # May be imported by all, and import only one another.
 FOUNDATION = {"errors", "config", "conventions", "structures", "boxes", "files", "devices", "drawing"}
-STAGES = {"data": 1, "models": 2, "weights": 3, "detect": 4, "train": 5, "evaluate": 5, "analyze": 6, "api": 7, "cli": 8}
+STAGES = {
+    "data": 1,
+    "models": 2,
+    "weights": 3,
+    "detect": 4,
+    "train": 5,
+    "evaluate": 5,
+    "analyze": 6,
+    "lighten": 7,
+    "interop": 8,
+    "api": 9,
+    "cli": 10,
+}
+# Detectron and Detectron2 publish pickles; this reader builds NumPy arrays from them and refuses every other name.
+MAY_UNPICKLE = "weights/pickled_arrays.py"
 
 
 def part(module: str) -> str:
@@ -78,7 +92,8 @@ def test_start_is_cheap(what: str) -> None:
 
 
 def test_help_of_every_command_is_cheap() -> None:
-    commands = [["train"], ["data", "check"], ["data", "convert"], ["evaluate"], ["predict"], ["profile"], ["quickstart"]]
+    single = ["quickstart", "profile", "train", "convert", "lighten", "evaluate", "compare", "predict"]
+    commands = [*([name] for name in single), ["data", "check"], ["data", "convert"]]
     code = f"import sys\nimport lw_retinanet.cli.main as m\nfor c in {commands}: assert m._run([*c, '--help'], False) == 0"
     run = subprocess.run([sys.executable, "-c", f"{code}\nprint('torch' in sys.modules)"], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "False"
@@ -97,12 +112,16 @@ def test_nothing_runs_code_that_a_file_brought_along() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         loaded = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         loaded |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        wrong += [f"{path.name}: {name}" for name in loaded & {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}]
+        forbidden = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+        if path.relative_to(PACKAGE).as_posix() == MAY_UNPICKLE:
+            forbidden.remove("pickle")
+        wrong += [f"{path.name}: {name}" for name in loaded & forbidden]
         for name, call in calls(path):
             settings = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             is_guarded_load = name in ("torch.load", "torch.hub.load_state_dict_from_url") or name.endswith(".get_state_dict")
             if (
                 name in ("eval", "exec", "compile", "__import__", "os.system", "yaml.load", "yaml.full_load", "yaml.unsafe_load")
+                or name in ("pickle.load", "pickle.loads")  # without limits, even where the module may be used
                 or (is_guarded_load and settings.get("weights_only") != "True")
                 or settings.get("allow_pickle") == "True"
                 or settings.get("shell") == "True"

@@ -1,9 +1,11 @@
-"""Light-weight RetinaNet detectors: build, count, train, evaluate and predict.
+"""Light-weight RetinaNet detectors: build, count, train, evaluate, predict, and make trained ones cheaper.
 
-``create`` and ``load`` import torch when first used; importing the package does not.
+``create``, ``load``, ``lighten`` and the like import torch when first used; importing the package does not.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -15,18 +17,51 @@ _HOMES = {
     "LwRetinaNetError": "errors",
     "Result": "detect.result",
     "RetinaNet": "models.retinanet",
+    "convert": "weights.convert",
     "create": "api",
+    "from_pretrained": "interop.hugging_face",
+    "from_torchvision": "weights.torchvision_model",
+    "lighten": "api",
     "load": "api",
+    "save_pretrained": "interop.hugging_face",
 }
-__all__ = ["Conventions", "Detector", "InputError", "LwRetinaNetError", "Result", "RetinaNet", "create", "load"]
+__all__ = [
+    "Conventions",
+    "Detector",
+    "InputError",
+    "LwRetinaNetError",
+    "Result",
+    "RetinaNet",
+    "convert",
+    "create",
+    "from_pretrained",
+    "from_torchvision",
+    "lighten",
+    "load",
+    "save_pretrained",
+]
 
 if TYPE_CHECKING:
-    from lw_retinanet.api import create, load
+    from lw_retinanet.api import create, lighten, load
     from lw_retinanet.conventions import Conventions
     from lw_retinanet.detect.detector import Detector
     from lw_retinanet.detect.result import Result
     from lw_retinanet.errors import InputError, LwRetinaNetError
+    from lw_retinanet.interop.hugging_face import from_pretrained, save_pretrained
     from lw_retinanet.models.retinanet import RetinaNet
+    from lw_retinanet.weights.convert import convert
+    from lw_retinanet.weights.torchvision_model import from_torchvision
+
+
+class _Package(ModuleType):
+    """Keeps ``lighten`` the function: importing from the sub-package of that name would put the sub-package in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

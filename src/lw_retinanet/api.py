@@ -1,14 +1,24 @@
 """The Python functions that people call first."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from torch import nn
 
 from lw_retinanet.config import parse_config
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import InputError
+from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import load_model
+
+if TYPE_CHECKING:
+    from lw_retinanet.interop.calibration import Images
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def create(
@@ -71,4 +81,103 @@ def load(path: str | Path, *, device: str = "auto", precision: Literal["fp32", "
         device=chosen,
         use_bf16=uses_bf16(precision, chosen),
         name=f"{path.name} ({loaded.record.preset})",
+        record=loaded.record,
     )
+
+
+@overload
+def lighten(
+    model: Detector | str | Path,
+    to: str | HeadPlan = ...,
+    *,
+    images: "Images | None" = ...,
+    fit_steps: int = ...,
+    keep_pyramid: bool = ...,
+    seed: int = ...,
+    progress: Progress | None = ...,
+) -> Detector: ...
+
+
+@overload
+def lighten(
+    model: ModelT,
+    to: str | HeadPlan = ...,
+    *,
+    images: "Images | None" = ...,
+    fit_steps: int = ...,
+    keep_pyramid: bool = ...,
+    seed: int = ...,
+    progress: Progress | None = ...,
+) -> ModelT: ...
+
+
+def lighten(
+    model: Detector | str | Path | nn.Module,
+    to: str | HeadPlan = "lw-v3",
+    *,
+    images: "Images | None" = None,
+    fit_steps: int = 0,
+    keep_pyramid: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Detector | nn.Module:
+    """Make a trained detector cheaper: its finest level gets light towers of its own, fitted to what the old ones say.
+
+    Everything that the plan does not name keeps its very weights, and the levels P4..P7 their very answers. The given model stays as it is.
+
+    ::
+
+        light = lw.lighten(retinanet_resnet50_fpn(weights="DEFAULT"), "lw-narrow", images="photos", fit_steps=1500)
+        light = lw.lighten("runs/base", "lw-narrow", images="data/aquarium", fit_steps=1500)
+
+    Args:
+        model: torchvision's ``RetinaNet`` or ``FCOS`` (or a subclass: the answer is of the same class, and goes on in the same training
+            code); or a :class:`~lw_retinanet.detect.detector.Detector`, a model file or a run folder.
+        to: ``lw-v3``, ``lw-narrow``, ``bbox-v3``, ... (:data:`lw_retinanet.models.variants.PRESETS`), or a plan.
+        images: like those the model will see; labels are not used. A folder, a data set (its training split; at most 512 are drawn), or a
+            list of files. For a torchvision model the list may also hold PIL pictures, (H, W, 3) uint8 arrays, or (3, H, W) float tensors
+            as the model takes them. None uses the old weights alone, which costs much accuracy until the model is trained on.
+        fit_steps: of distillation after the closed form; 1500 take minutes on two cores.
+        keep_pyramid: leave the convolution that makes the finest map as it is. By default it is fitted too where both branches are new,
+            since nothing else reads its map; that costs no arithmetic.
+        seed: of what is drawn at random.
+        progress: wraps what takes long, for instance to show a bar; gets the items, their number and what is being done.
+
+    Returns:
+        The light model: for a torchvision model one of its class, in the same mode and on the same device; else a detector, which holds
+        both heads.
+
+    Raises:
+        InputError: if this model cannot be lightened so, or the images are of no use, with the reason.
+        ImageError: for a picture that cannot be read.
+        ConfigError: for an unknown preset, with the nearest known one.
+        WeightsError: if a model file cannot be used.
+    """
+    if isinstance(model, RetinaNet):
+        raise InputError("a bare network has no classes to answer with; give its model file or the Detector that lw_retinanet.load returns")
+    if isinstance(model, nn.Module):
+        from lw_retinanet.interop.torchvision_lighten import lighten_torchvision
+
+        return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)
+    if not isinstance(model, Detector | str | Path):
+        raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
+    from lw_retinanet.interop.calibration import read_pictures
+    from lw_retinanet.interop.torchvision_lighten import head_plan, require_steps
+    from lw_retinanet.lighten.distil import FitSettings
+    from lw_retinanet.lighten.run import LightenSettings, lighten_detector
+
+    plan = head_plan(to)
+    require_steps(fit_steps, has_images=images is not None)
+    pictures = [] if images is None else read_pictures(images, seed=seed)
+    files = [picture for picture in pictures if isinstance(picture, Path)]
+    if len(files) < len(pictures):
+        raise InputError("for this model images must be files, a folder or a data set; save the pictures first")
+    lightened = lighten_detector(
+        model if isinstance(model, Detector) else load(model),
+        plan,
+        name=to if isinstance(to, str) else "custom",
+        files=files,
+        settings=LightenSettings(fit=FitSettings(steps=fit_steps, seed=seed), own_output=not keep_pyramid, seed=seed),
+        progress=progress,
+    )
+    return lightened.detector

@@ -128,3 +128,35 @@ def lively(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lively") / "model.safetensors"
     save_model(path, loaded.model, loaded.record)
     return path
+
+
+@pytest.fixture(scope="session")
+def full_and_light(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Files of a RetinaNet that finds plenty, and of the same with a light head beside its own."""
+    import torch
+
+    from lw_retinanet.lighten.surgery import lighten_copy
+    from lw_retinanet.models.build import build
+    from lw_retinanet.models.plan import HeadPlan
+    from lw_retinanet.models.variants import PRESETS
+    from lw_retinanet.weights.model_file import load_model, save_model
+
+    torch.manual_seed(0)
+    record = load_model(trained).record
+    plan = HeadPlan()
+    full = build(
+        plan,
+        num_classes=len(record.classes),
+        backbone=record.backbone,
+        width=record.width,
+        norm=record.norm,
+        init="fan_in",
+        conventions=record.conventions,
+    ).eval()
+    torch.nn.init.zeros_(full.head.cls.get_parameter("shared_predict.bias"))
+    light, _ = lighten_copy(full, PRESETS["lw-v3"]())
+    folder = tmp_path_factory.mktemp("two heads")
+    save_model(folder / "full.safetensors", full, record.model_copy(update={"plan": plan, "preset": "retinanet"}))
+    both = {"plan": light.head.plan, "switchable": True, "full_output": True}
+    save_model(folder / "light.safetensors", light, record.model_copy(update=both))
+    return folder / "full.safetensors", folder / "light.safetensors"

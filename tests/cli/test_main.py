@@ -18,7 +18,7 @@ def test_version_and_help(cli: Any) -> None:
     assert cli("--version").out == f"lw-retinanet {__version__}\n"
     listed = cli("--help")
     assert listed.code == 0
-    for command in ("quickstart", "profile", "train", "evaluate", "predict", "data"):
+    for command in ("quickstart", "profile", "data", "train", "convert", "lighten", "evaluate", "compare", "predict"):
         assert command in listed.out
         assert cli(command, "--help").code == 0
 

@@ -1,7 +1,9 @@
 """What the commands share: bars, JSON, and settings from the command line."""
 
 import json
+import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from lw_retinanet.devices import Precision
 
 Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 15.0
+log = logging.getLogger(__name__)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -18,14 +22,28 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def with_bar(items: Iterable[Item], total: int, *, what: str) -> Iterator[Item]:
-    """Pass items on, with a bar on standard error if that is a terminal."""
+    """Pass items on, with a bar on standard error if that is a terminal, else with a log line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from _with_lines(items, total, what)
+        return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         yield from progress.track(items, total=total)
+
+
+def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    started = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = round((now - started) / max(1, done) * (total - done))
+            log.info("%s: %d/%d, %d:%02d left", what, done, total, left // 60, left % 60)
+        yield item
 
 
 def evaluation_bar(batches: Iterable[Item], total: int) -> Iterable[Item]:

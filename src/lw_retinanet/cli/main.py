@@ -6,8 +6,11 @@ import sys
 import typer
 
 from lw_retinanet import __version__
+from lw_retinanet.cli.compare import compare_command
+from lw_retinanet.cli.convert import convert_command
 from lw_retinanet.cli.data import app as data_app
 from lw_retinanet.cli.evaluate import evaluate_command
+from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.cli.predict import predict_command
 from lw_retinanet.cli.profile import profile_command
 from lw_retinanet.cli.quickstart import quickstart_command
@@ -27,7 +30,10 @@ app.command("quickstart")(quickstart_command)
 app.command("profile")(profile_command)
 app.add_typer(data_app, name="data")
 app.command("train")(train_command)
+app.command("convert")(convert_command)
+app.command("lighten")(lighten_command)
 app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
 app.command("predict")(predict_command)
 
 INTERRUPTED = 130

@@ -1,0 +1,227 @@
+"""Models in the form of the Hugging Face hub: a folder with ``model.safetensors``, ``config.json`` and a model card."""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lw_retinanet.analyze.profile import profile
+from lw_retinanet.data.preprocess import padded_size
+from lw_retinanet.detect.detector import Detector
+from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError
+from lw_retinanet.evaluate.coco_metrics import Metrics
+from lw_retinanet.files import write_text
+from lw_retinanet.interop.model_card import ModelCard
+from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
+
+MODEL_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+Model = LoadedModel | Detector | str | Path
+log = logging.getLogger(__name__)
+
+
+def save_pretrained(
+    model: Model,
+    folder: str | Path,
+    *,
+    metrics: Metrics | Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    dataset: str | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write a model as a folder that :func:`from_pretrained` reads and the hub shows.
+
+    Args:
+        model: model file or run folder, or one that was loaded.
+        folder: where to; made if it is not there. A ``README.md`` in it is kept, since people write in it; the other files are replaced.
+        metrics: of an evaluation; None takes the ``metrics.json`` beside the file, if there is one.
+        licence: of the weights, as the hub spells it (``apache-2.0``); None says that it is not known.
+        dataset: trained and evaluated on; None takes the name that the model file notes.
+        name: what the card tells people to load; None is the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: if the model file cannot be used.
+        InputError: for a detector that does not know how it was built, a licence that is no identifier, or metrics without an AP.
+        OutputError: if the folder cannot be written.
+    """
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise InputError(f"licence {licence!r} is no identifier of the hub; give one such as apache-2.0, or leave it out")
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give a folder to write {MODEL_FILE}, {CONFIG_FILE} and {CARD_FILE} into")
+    loaded = _loaded(model)
+    card = _card(loaded, _metrics(model, metrics), licence, dataset)
+    save_model(folder / MODEL_FILE, loaded.model, loaded.record)
+    write_text(folder / CONFIG_FILE, json.dumps(card.config(), indent=2) + "\n")
+    if (folder / CARD_FILE).exists():
+        log.info("%s is kept as it is; delete it for a new one", folder / CARD_FILE)
+    else:
+        write_text(folder / CARD_FILE, card.text(name or str(folder)))
+    return folder
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+) -> Detector:
+    """Open a model of the hub, or of a folder.
+
+    Only ``model.safetensors`` is fetched and read; it holds no code.
+
+    Args:
+        source: a folder or model file if there is one of this name, else the hub's ``OWNER/NAME``.
+        revision: branch, tag or commit.
+        token: for private repositories; None takes the one that ``hf auth login`` stored.
+        cache_dir: where downloads are kept; None is the hub's own cache.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: of the network; ``auto`` is bf16 where the device multiplies in bf16.
+
+    Raises:
+        WeightsError: if there is no such folder, repository or revision, it cannot be reached, or its model cannot be used.
+        MissingExtraError: if it is on the hub and ``huggingface_hub`` is not installed.
+    """
+    path = Path(source)
+    file = find_model_file(path) if path.exists() else _download(str(source), revision, token, cache_dir)
+    chosen = choose_device(device)
+    loaded = load_model(file)
+    name = f"{source} ({loaded.record.preset})"
+    return Detector(
+        loaded.model, loaded.record.categories, device=chosen, use_bf16=uses_bf16(precision, chosen), name=name, record=loaded.record
+    )
+
+
+def push_to_hub(
+    model: Model,
+    repo_id: str,
+    *,
+    metrics: Metrics | Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    dataset: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    message: str = "Upload an lw-retinanet model",
+) -> str:
+    """Upload what :func:`save_pretrained` writes; a model card that is already there is kept.
+
+    Args:
+        repo_id: ``OWNER/NAME``; made if it is not there.
+        private: of a new repository; None is the owner's default.
+        message: of the commit.
+        model, metrics, licence, dataset: as in :func:`save_pretrained`.
+        revision, token: as in :func:`from_pretrained`.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        InputError: as :func:`save_pretrained`.
+        OutputError: if the hub refuses or cannot be reached.
+        MissingExtraError: if ``huggingface_hub`` is not installed.
+    """
+    hub = _hub(f"uploading to {repo_id}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(model, Path(temporary) / "model", metrics=metrics, licence=licence, dataset=dataset, name=repo_id)
+        try:
+            api = hub.HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if api.file_exists(repo_id, CARD_FILE, revision=revision):
+                (folder / CARD_FILE).unlink()
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message).commit_url)
+        except Exception as error:  # the hub's own errors, its HTTP client's and the system's have no common base in all of its versions
+            raise OutputError(f"cannot upload to {repo_id} on the hub: {_reason(error)}") from error
+
+
+def _download(source: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) or source.endswith(".safetensors"):
+        raise WeightsError(f"{source} is not there, and no repository of the hub either; give a folder, a model file or OWNER/NAME")
+    hub = _hub(f"{source} is no folder here, and fetching it from the hub")
+    try:
+        return Path(hub.hf_hub_download(source, MODEL_FILE, revision=revision, token=token, cache_dir=cache_dir))
+    except Exception as error:  # see push_to_hub
+        place = f"{source} at {revision}" if revision else source
+        raise WeightsError(f"there is no folder {source}, and the hub does not give {place}: {_reason(error)}") from error
+
+
+def _hub(what: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtraError(f"{what} needs huggingface_hub; install it with: pip install 'lw-retinanet[hub]'") from None
+    return huggingface_hub
+
+
+# By name, the more special first: where these classes live, and what they derive from, changes between versions of the hub's library.
+_REASONS = {
+    "GatedRepoError": "its owner must let you in first; ask on its page, then give token=",
+    "RepositoryNotFoundError": "no such repository, or a private one; check the name or give token=",
+    "RevisionNotFoundError": "no such revision; check revision=",
+    "LocalEntryNotFoundError": "it is not in the cache and the hub cannot be reached; check the network",
+    "OfflineModeIsEnabled": "offline mode is on (HF_HUB_OFFLINE) and it is not in the cache",
+    "EntryNotFoundError": f"it holds no {MODEL_FILE}, so it is no model of this program",
+}
+
+
+def _reason(error: Exception) -> str:
+    bases = {base.__name__ for base in type(error).__mro__}
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return next((reason for name, reason in _REASONS.items() if name in bases), said)
+
+
+def _loaded(model: Model) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    if not isinstance(model, Detector):
+        return load_model(Path(model))
+    record = getattr(model, "record", None)
+    if not isinstance(record, ModelRecord):
+        raise InputError("this detector does not say how it was built; give its model file or run folder instead")
+    return LoadedModel(model=model.model, record=record)
+
+
+def _metrics(model: Model, given: Metrics | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if isinstance(given, Metrics):
+        return given.as_dict()
+    where = "metrics"
+    if given is None and isinstance(model, str | Path):
+        file = find_model_file(Path(model)).with_name("metrics.json")
+        if not file.is_file():
+            return None
+        where = str(file)
+        try:
+            given = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"cannot read {file} ({type(error).__name__}); evaluate again, or give metrics=") from None
+    if given is not None and (not isinstance(given, Mapping) or not isinstance(given.get("AP"), int | float)):
+        raise InputError(f"{where}: expected a mapping with AP in 0..1, as `evaluate --json` prints it")
+    return given
+
+
+def _card(loaded: LoadedModel, metrics: Mapping[str, Any] | None, licence: str | None, dataset: str | None) -> ModelCard:
+    rule = loaded.record.conventions.input
+    size_hw = padded_size([(rule.size, rule.size)], rule.pad_multiple)
+    try:
+        macs = profile(loaded.model, name="", size_hw=size_hw).macs
+    except ConfigError:  # a backbone whose layers cannot all be counted
+        macs = None
+    noted = loaded.record.notes.get("data")
+    return ModelCard(
+        record=loaded.record,
+        size_hw=size_hw,
+        macs=macs,
+        params=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        metrics=metrics,
+        licence=licence,
+        dataset=dataset or (str(noted) if noted else None),
+    )

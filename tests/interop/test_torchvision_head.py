@@ -1,0 +1,129 @@
+"""What is read of a torchvision head: pairs of towers, the maps it is fed, and what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from lw_retinanet.errors import InputError
+from lw_retinanet.interop.torchvision_head import finest_features, level_heads
+from lw_retinanet.interop.torchvision_lighten import light_copy
+from lw_retinanet.models.plan import HeadPlan, d_block
+from lw_retinanet.models.variants import lw_v3, lw_v3_released
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2", "fcos"])
+def test_towers_of_a_pair_compute_what_the_head_computes(kind: str, make_detector: Make, images: list[Tensor]) -> None:
+    old = make_detector(kind)
+    light = light_copy(old, lw_v3())
+    maps, _ = finest_features(light, images)
+    pairs = level_heads(light, "P3")
+    assert [pair.branch for pair in pairs] == ["cls", "bbox"]
+    assert level_heads(light, "P4") == []
+    assert level_heads(old, "P3") == []
+    for pair in pairs:
+        assert len(pair.teacher.units) == len(pair.student.units) == 4
+        for tower, model in ((pair.teacher, old), (pair.student, light)):
+            answers = tower(maps[0])
+            predictions = model.head(maps)
+            names = {"cls_logits": "cls_logits", "bbox_reg": "bbox_regression", "bbox_ctrness": "bbox_ctrness"}
+            expected = {"cls": {"cls_logits"}, "bbox": {"bbox_reg", "bbox_ctrness"} if kind == "fcos" else {"bbox_reg"}}
+            assert set(answers) == expected[pair.branch]
+            for name, answer in answers.items():
+                anchors = 1 if kind == "fcos" else 9
+                # (N, anchors * values, H, W) -> (N, H * W * anchors, values)
+                flat = answer.unflatten(1, (anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+                flat = flat.relu() if kind == "fcos" and name == "bbox_reg" else flat
+                assert torch.equal(flat, predictions[names[name]][:, : flat.shape[1]])
+
+
+def test_shared_prediction_is_the_very_same_layer(make_detector: Make) -> None:
+    light = light_copy(make_detector("v1"), lw_v3_released())
+    cls, bbox = level_heads(light, "P3")
+    assert bbox.student.predictions["bbox_reg"] is bbox.teacher.predictions["bbox_reg"]
+    assert cls.student.predictions["cls_logits"] is not cls.teacher.predictions["cls_logits"]
+
+
+def test_features_are_the_heads_inputs_and_flags_stay(make_detector: Make, images: list[Tensor]) -> None:
+    # Training would draw one of the sizes; evaluation takes the last.
+    model = make_detector("v1", min_size=(32, 48, 64)).train()
+    model.backbone.eval()
+    seen: list[Tensor] = []
+    hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    maps, sizes_hw = finest_features(model, images)
+    hook.remove()
+    assert model.training
+    assert model.head.training
+    assert not model.backbone.training
+    assert not model.backbone.stem.training
+    assert sizes_hw == [(64, 80), (70, 64)]
+    assert [tuple(each.shape[2:]) for each in maps] == [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]  # padded to 96 x 96
+    assert all(torch.equal(one, two) for one, two in zip(maps, seen, strict=True))
+    assert not maps[0].requires_grad
+    losses = model(images, [{"boxes": torch.tensor([[4.0, 4.0, 30.0, 30.0]]), "labels": torch.tensor([1])}] * 2)
+    assert set(losses) == {"classification", "bbox_regression"}
+
+
+def test_features_need_images(make_detector: Make) -> None:
+    with pytest.raises(InputError, match="at least one"):
+        finest_features(make_detector("v1"), [])
+
+
+def test_other_models_are_refused_with_what_is_possible(make_detector: Make) -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 8, 8))
+    backbone.out_channels = 8  # type: ignore[assignment]
+    faster = FasterRCNN(backbone, 3, rpn_anchor_generator=AnchorGenerator(((32,),), ((1.0,),)))
+    with pytest.raises(InputError, match=r"cannot lighten a FasterRCNN: only torchvision's RetinaNet and FCOS.*profile"):
+        light_copy(faster, lw_v3())
+    with pytest.raises(InputError, match=r"wrapped in a DataParallel; lighten the RetinaNet inside"):
+        light_copy(nn.DataParallel(make_detector("v1")), lw_v3())
+
+
+def test_heads_of_another_make_are_refused(make_detector: Make) -> None:
+    model = make_detector("v1")
+    head = model.head.regression_head
+    head.boxes = head.bbox_reg
+    del head.bbox_reg
+    with pytest.raises(InputError, match=r"regression_head.*`bbox_reg` \(Conv2d\)"):
+        light_copy(model, lw_v3())
+    light_copy(model, HeadPlan(cls={"P3": d_block("v3")}))  # the other branch is as it should be
+    model = make_detector("v1")
+    del model.head.classification_head
+    with pytest.raises(InputError, match=r"no head\.classification_head"):
+        light_copy(model, lw_v3())
+    model = make_detector("v1")
+    model.head.classification_head.forward = model.head.classification_head.forward
+    with pytest.raises(InputError, match="attribute `forward` of its own"):
+        light_copy(model, lw_v3())
+
+
+def test_a_head_whose_levels_are_not_alike_is_refused(make_detector: Make) -> None:
+    model = make_detector("v1")
+    original = type(model.head.regression_head)
+
+    class Scaled(original):  # type: ignore[misc, valid-type]
+        """A scale a level, all alike until it is trained."""
+
+        def forward(self, x: list[Tensor]) -> Tensor:
+            return torch.cat([scale * super(Scaled, self).forward([maps]) for scale, maps in zip(self.scales, x, strict=False)], dim=1)
+
+    class Counting(original):  # type: ignore[misc, valid-type]
+        def forward(self, x: list[Tensor]) -> Tensor:
+            if len(x) != 5:
+                raise RuntimeError("five maps, please")
+            answer: Tensor = super().forward(x)
+            return answer
+
+    before = torch.get_rng_state()
+    for kind, message in ((Scaled, "other answers for one map alone"), (Counting, "RuntimeError: five maps, please")):
+        model.head.regression_head.__class__ = kind
+        model.head.regression_head.scales = nn.ParameterList(torch.ones(1) for _ in range(5))
+        with pytest.raises(InputError, match=message):
+            light_copy(model, lw_v3())
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,52 @@
+"""One of two processes that train a light detector together: ``two_processes.py MEETING_FILE RANK P3|all``."""
+
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from lw_retinanet.interop.torchvision_lighten import light_copy
+from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
+from lw_retinanet.models.variants import lw_v3_released
+
+
+class TwoLevels(nn.Module):
+    out_channels = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 8, 8)
+        self.down = nn.Conv2d(16, 16, 3, 2, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        finest = self.stem(images)
+        return {"0": finest, "1": self.down(finest.relu())}
+
+
+def main(meeting_file: str, rank: int, levels: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    anchors = AnchorGenerator(((16, 24), (32, 48)), ((0.5, 1.0),) * 2)
+    model = RetinaNet(TwoLevels(), 3, anchor_generator=anchors, min_size=64, max_size=64)
+    own: dict[Level, TowerPlan] = {"P3": d_block("v3"), "P4": d_block("v3")}
+    light = light_copy(model, HeadPlan(cls=own, bbox=own) if levels == "all" else lw_v3_released()).train()
+    # A parameter that gets no gradient would stop the second step: unused ones are not looked for.
+    parallel = DistributedDataParallel(light)
+    optimiser = torch.optim.SGD([parameter for parameter in light.parameters() if parameter.requires_grad], lr=0.01)
+    torch.manual_seed(rank)
+    for _ in range(3):
+        image = torch.rand(3, 64, 64)
+        losses = parallel([image], [{"boxes": torch.tensor([[8.0, 8.0, 30.0 + 20 * rank, 40.0]]), "labels": torch.tensor([rank])}])
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        optimiser.step()
+    print(f"{sum(parameter.double().abs().sum().item() for parameter in light.parameters()):.12f}")  # noqa: T201
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
