@@ -124,7 +124,7 @@ class Detector:
             if isinstance(item, str | Path):
                 results += [self.predict_file(path, score=score, head=head) for path in find_images([item])]
             else:
-                results += self.predict_arrays([_as_array(item)], score=score, head=head)
+                results += self.predict_arrays([as_array(item)], score=score, head=head)
         return results
 
     def predict_file(self, path: Path, *, score: float | None = None, head: HeadChoice | None = None) -> Result:
@@ -194,7 +194,7 @@ class Detector:
                 yield error
 
 
-def _as_array(image: object) -> NDArray[np.uint8]:
+def as_array(image: object) -> NDArray[np.uint8]:
     """A PIL picture or an array as (H, W, 3) uint8 RGB."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:

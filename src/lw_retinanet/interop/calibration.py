@@ -18,7 +18,7 @@ from lw_retinanet.conventions import LEVELS
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import to_tensor
-from lw_retinanet.detect.detector import _as_array
+from lw_retinanet.detect.detector import as_array
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.torchvision_head import HEADS, branch_head, evaluating, finest_features, level_heads, tower_of
@@ -62,7 +62,7 @@ def read_pictures(images: "Images", *, channels: int = 3, seed: int = 0) -> list
             pictures.append(_checked(item, place, channels))
         else:
             try:
-                pictures.append(_as_array(item))
+                pictures.append(as_array(item))
             except InputError as error:
                 raise type(error)(f"images[{place}]: {error}") from None
     if not pictures:

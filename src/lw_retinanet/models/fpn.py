@@ -40,8 +40,8 @@ class FPN(FeaturePyramidNetwork):
         channels: of every level.
         p6_source: ``C5`` or ``P5``.
         p7_relu: ReLU between P6 and P7.
-        full_output: keep a second convolution that makes P3, the one that the full head was trained with. P3 is read by D3 alone, so a light
-            D3 can have its own at no cost, and everything else stays as it was.
+        full_output: keep a second convolution that makes P3, the one that the full head was trained with. Only D3 reads P3, so a light D3
+            can have its own at no cost, and everything else stays as it was.
     """
 
     def __init__(
