@@ -106,6 +106,8 @@ def test_a_budget_finds_its_plan(cli: Any, full: Path, data: Path, tmp_path: Pat
     assert outcome.code == 0, outcome
     assert outcome.json["stages"][-1]["macs"] <= 0.9 * macs
     assert cli("profile", out, "--json").json["macs"] == outcome.json["stages"][-1]["macs"]
+    assert cli("lighten", full, "--to", "lw-v3", "--budget", 0.95 * macs / 1e9, "--out", out, "--no-latency").code == 0
+    assert load_model(out).record.preset == "lw-v3"
 
 
 def test_a_lightened_model_is_trained_on_with_its_old_head_as_teacher(cli: Any, full: Path, data: Path, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_lightened_model_is_trained_on_with_its_old_head_as_teacher(cli: Any, 
         (["FULL", "--out", "FULL"], ["the model to lighten itself"]),
         (["FULL", "--to", "lw-v4", "--out", "a.safetensors"], ["lw-v4", "did you mean lw-v"]),
         (["FULL", "--to", "retinanet", "--out", "a.safetensors"], ["nothing would change"]),
-        (["FULL", "--to", "lw-v3", "--budget", "1", "--out", "a.safetensors"], ["one of them"]),
+        (["FULL", "--to", "lw-v3", "--budget", "0.001", "--out", "a.safetensors"], ["lw-v3 needs", "more than the 0.001"]),
         (["FULL", "--budget", "0.000001", "--out", "a.safetensors"], ["no plan"]),
         (["FULL", "--budget", "1000", "--out", "a.safetensors"], ["within the budget already"]),
         (["FULL", "--data", "gone", "--out", "a.safetensors"], ["data set gone does not exist"]),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def lighten_command(
     model: Path = typer.Argument(help="Trained model file or run folder (foreign weights: convert them first)."),
     to: str = typer.Option("", help="Preset: lw-narrow, lw-v3, bbox-v3, ... [default: lw-narrow, without --budget]."),
-    budget: float | None = typer.Option(None, min=0.0, help="GMACs to stay under, at the model's input size; the plan is found."),
+    budget: float | None = typer.Option(None, min=0.0, help="GMACs to stay within at the model's size; without --to the plan is found."),
     data: Path | None = typer.Option(
         None, help="Pictures to fit on, labels are not used: a folder or a data set, whose val split then gives the AP."
     ),
@@ -81,15 +81,14 @@ def _report_folder(model: Path, out: Path) -> Path:
 
 
 def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "HeadPlan"]:
+    """The plan and its name: the one that was asked for, which must be within the budget if there is one, or what a budget leads to."""
     from lw_retinanet.config import nearest
     from lw_retinanet.errors import ConfigError, InputError
     from lw_retinanet.lighten.budget import propose
     from lw_retinanet.models.variants import PRESETS
 
-    if budget is not None:
-        if to:
-            raise InputError("--to names the plan and --budget asks for one; give one of them")
-        side = detector.conventions.input.size
+    side = detector.conventions.input.size
+    if budget is not None and not to:
         proposal = propose(detector.model, (side, side), round(budget * 1e9))
         if proposal.is_met_already:
             raise InputError(f"the model needs {proposal.macs / 1e9:.2f} GMACs at {side} x {side}, within the budget already; ask for less")
@@ -97,7 +96,25 @@ def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "He
     to = to or "lw-narrow"
     if to not in PRESETS:
         raise ConfigError(f"--to {to}: no such preset{nearest(to, PRESETS)}; known: {', '.join(PRESETS)}")
-    return to, PRESETS[to]()
+    plan = PRESETS[to]()
+    if budget is not None:
+        _require_within(detector, to, plan, budget)
+    return to, plan
+
+
+def _require_within(detector: "Detector", name: str, plan: "HeadPlan", budget: float) -> None:
+    from lw_retinanet.analyze.profile import profile
+    from lw_retinanet.errors import InputError
+    from lw_retinanet.lighten.surgery import lighten_copy
+
+    side = detector.conventions.input.size
+    light, _ = lighten_copy(detector.model, plan)
+    macs = profile(light, name=name, size_hw=(side, side)).macs
+    if macs > budget * 1e9:
+        raise InputError(
+            f"{name} needs {macs / 1e9:.2f} GMACs at {side} x {side}, more than the {budget:g} of --budget; "
+            "leave --to out, and a plan is found"
+        )
 
 
 def _held_out(data: Path, detector: "Detector") -> "Records | None":
