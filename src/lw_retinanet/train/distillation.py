@@ -17,21 +17,26 @@ _EMPTY_SLOPE = 0.01
 
 
 def class_distillation(logits: Tensor, taught_logits: Tensor) -> Tensor:
-    """Cross entropy against the teacher's scores, each weighted by how far the student's score is from it.
+    """How far the student's scores are from the teacher's: Kullback-Leibler divergence of the two, anchor by anchor and class by class.
+
+    Weighting each by its distance, as quality focal losses do, was tried and is slower here: a lightened head starts close, and what
+    remains are many small distances.
 
     Args:
         logits: (N, A, K) student's.
         taught_logits: (N, A, K) teacher's.
 
     Returns:
-        The sum over everything, divided by the sum of the teacher's scores (at least 1). fp32.
+        The sum over everything, divided by the sum of the teacher's scores (at least 1); 0 where both say the same. fp32.
 
-    Source: the weight is that of Generalized Focal Loss (Li et al. 2020), equation 4, with beta = 1 and a teacher's score as quality.
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network (2015), for independent classes.
     """
-    logits, scores = logits.float(), taught_logits.float().sigmoid()
-    weight = (logits.detach().sigmoid() - scores).abs()
-    losses = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
-    return (weight * losses).sum() / scores.sum().clamp(min=1)
+    logits, taught_logits = logits.float(), taught_logits.float()
+    scores = taught_logits.sigmoid()
+    # Term by term: the difference of the sums would drown in their rounding.
+    least = F.binary_cross_entropy_with_logits(taught_logits, scores, reduction="none")
+    losses = F.binary_cross_entropy_with_logits(logits, scores, reduction="none") - least
+    return losses.sum() / scores.sum().clamp(min=1)
 
 
 def box_distillation(deltas: Tensor, taught_deltas: Tensor, taught_logits: Tensor) -> Tensor:
