@@ -79,7 +79,7 @@ def test_a_resolved_config_leaves_nothing_open_and_survives_its_file(recipe: str
     resolved = parse(f"train.recipe={recipe}").resolved()
     open_settings = {name for name in setting_names() if getattr(getattr(resolved, name.split(".")[0]), name.split(".")[1]) is None}
     # `steps` stays open in favour of epochs, `start` of a new network; the paper's rate is computed from the batch.
-    assert open_settings == {"train.steps", "model.start"} | ({"train.rate"} if recipe == "paper" else set())
+    assert open_settings == {"train.steps", "train.teacher", "model.start"} | ({"train.rate"} if recipe == "paper" else set())
     assert (resolved.model.norm, resolved.data.image_size) == ("batch", 640)
     file = tmp_path / "config.yaml"
     file.write_text(resolved.to_yaml())
