@@ -1,7 +1,7 @@
 """A torchvision RetinaNet, trained in torchvision's plain loop, made lighter, and trained on in the very same loop.
 
     python benchmarks/torchvision_loop.py DATA [--weights resnet50.safetensors] [--size 416] [--steps-before 1000] [--steps-after 300]
-        [--to lw-v3 --to lw-narrow] [--out loop.json]
+        [--rate-after 2e-5] [--to lw-v3 --to lw-narrow] [--out loop.json]
 
 DATA is a data set with the splits train and val, for instance a folder with train.json, val.json and images/. The loop is that of
 torchvision's reference scripts: the model gives a dict of losses in training, their sum is differentiated, the optimiser steps; nothing in
@@ -98,11 +98,13 @@ def training_batches(records: Records, batch_size: int, seed: int) -> Iterator[t
         yield images, targets
 
 
-def train(model: nn.Module, records: Records, arguments: argparse.Namespace, *, steps: int, seed: int) -> tuple[dict[str, float], float]:
+def train(
+    model: nn.Module, records: Records, arguments: argparse.Namespace, *, steps: int, rate: float, seed: int
+) -> tuple[dict[str, float], float]:
     """torchvision's loop: mean losses of the last steps, and seconds."""
     device = next(model.parameters()).device
     use_bf16 = uses_bf16("auto", device)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=arguments.rate, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=1e-4)
     warmup = max(1, min(100, steps // 10))
     # Up to the full rate, then straight down to zero.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
@@ -179,7 +181,10 @@ def main() -> None:
     parser.add_argument("--steps-before", type=int, default=1000)
     parser.add_argument("--steps-after", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--rate", type=float, default=2e-4, help="from the ImageNet backbone on")
+    parser.add_argument(
+        "--rate-after", type=float, default=2e-5, help="from a trained detector on: a fresh AdamW at the full rate unlearns"
+    )
     parser.add_argument("--to", action="append", help="presets; lw-v3 and lw-narrow if none is given")
     parser.add_argument("--images", type=int, default=64, help="training pictures that the closed form looks at")
     parser.add_argument("--device", default="auto")
@@ -205,23 +210,24 @@ def main() -> None:
         model.load_state_dict(torch.load(arguments.save, weights_only=True))
         losses, seconds = dict[str, float](), 0.0
     else:
-        losses, seconds = train(model, train_records, arguments, steps=arguments.steps_before, seed=1)
+        losses, seconds = train(model, train_records, arguments, steps=arguments.steps_before, rate=arguments.rate, seed=1)
         if arguments.save:
             torch.save(model.state_dict(), arguments.save)
     note("full", "trained", model, losses, seconds)
     wanted = contract(model, train_records)
     pictures = [train_records.path(int(row)) for row in np.random.default_rng(0).permutation(train_records.num_images)[: arguments.images]]
+    after: dict[str, Any] = {"steps": arguments.steps_after, "rate": arguments.rate_after, "seed": 2}
     for preset in arguments.to or ["lw-v3", "lw-narrow"]:
         started = time.monotonic()
         light = lw.lighten(model, preset, images=pictures)
         seconds = time.monotonic() - started
         assert contract(light, train_records) == wanted, f"{preset} changed what torchvision promises"
         note(preset, "lightened", light, {}, seconds)
-        note(preset, "trained on", light, *train(light, train_records, arguments, steps=arguments.steps_after, seed=2))
+        note(preset, "trained on", light, *train(light, train_records, arguments, **after))
         assert contract(light, train_records) == wanted
         del light
     # The last of all, for it changes the model that the others start from.
-    note("full", "trained on", model, *train(model, train_records, arguments, steps=arguments.steps_after, seed=2))
+    note("full", "trained on", model, *train(model, train_records, arguments, **after))
     print()
     print("\n".join(_table(rows)))
     print("keys, types and shapes of losses and outputs are the same for all")
