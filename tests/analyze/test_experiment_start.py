@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.weights.model_files import write_model
 
 from lw_retinanet.analyze.experiment import run_training
 from lw_retinanet.config import Config, parse_config
@@ -16,9 +17,8 @@ from lw_retinanet.data.source import open_data
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluate.detect_records import detect_records
-from lw_retinanet.models.build import build
 from lw_retinanet.models.variants import PRESETS
-from lw_retinanet.weights.model_file import load_model, make_record, save_model
+from lw_retinanet.weights.model_file import load_model
 from lw_retinanet.weights.origins import TORCHVISION_V1
 
 CPU = torch.device("cpu")
@@ -40,19 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of two of the data set's four classes and one of its own, which finds something in every picture."""
-    torch.manual_seed(0)
-    model = build(PRESETS["retinanet"](), num_classes=3, backbone="resnet18", width=16, norm="frozen", conventions=TORCHVISION)
-    with torch.no_grad():
-        for name, parameter in model.head.cls.named_parameters():
-            if "predict" in name:
-                parameter.normal_(std=0.3)
     classes = (Category(id=5, name="star"), Category(id=6, name="fish"), Category(id=7, name="disc"))
-    record = make_record(
-        model, preset="retinanet", backbone="resnet18", width=16, norm="frozen", plan=PRESETS["retinanet"](), categories=classes, notes={}
-    )
     path = tmp_path_factory.mktemp("file") / "fish.safetensors"
-    save_model(path, model, record)
-    return path
+    return write_model(path, "retinanet", classes, norm="frozen", conventions=TORCHVISION, spread=0.3)
 
 
 @pytest.fixture(scope="module")

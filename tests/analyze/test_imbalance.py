@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lw_retinanet.analyze.detector_cost import LevelBranch
+from lw_retinanet.analyze.dense_head import LevelBranch
 from lw_retinanet.analyze.imbalance import LIGHT_BLOCKS, light_macs, light_plan, rank, tower_plan
 from lw_retinanet.analyze.imbalance_chart import imbalance_figure
 from lw_retinanet.analyze.macs import Size, count_blocks

@@ -7,9 +7,10 @@ from functools import cache
 import pytest
 import torch
 
-from lw_retinanet.analyze.profile import Profile, profile
+from lw_retinanet.analyze.profile import Profile, profile, with_head
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models.build import build
+from lw_retinanet.models.plan import HeadPlan, TowerPlan
 from lw_retinanet.models.variants import PRESETS
 
 BLOCKS = ["C1", "C2", "C3", "C4", "C5", "P3", "P4", "P5", "P6", "P7", "D3", "D4", "D5", "D6", "D7"]
@@ -70,6 +71,18 @@ def test_the_original_head_claims_no_gain() -> None:
     full = _profile("retinanet")
     assert (full.original_macs, full.original_d3_macs) == (full.macs, full.blocks["D3"].macs)
     assert not any("fewer" in line for line in full.lines())
+
+
+def test_another_head_is_counted_without_its_weights() -> None:
+    with torch.device("meta"):
+        model, light = (build(PRESETS[name](), num_classes=7, backbone="resnet18", width=64) for name in ("retinanet", "lw-narrow"))
+    found = with_head(model, PRESETS["lw-narrow"]())
+    size = (256, 192)
+    assert profile(found, name="", size_hw=size) == profile(light, name="", size_hw=size)
+    assert found.backbone is model.backbone
+    assert all(parameter.is_meta for parameter in found.head.parameters())
+    with pytest.raises(ConfigError, match="for a head 64 wide: a depthwise unit keeps its width, got 64 -> 8"):
+        with_head(model, HeadPlan(cls={"P3": TowerPlan(units=("dw5x5",), width=8)}))
 
 
 def test_gain_is_against_the_same_backbone_width_and_classes() -> None:

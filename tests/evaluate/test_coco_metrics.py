@@ -1,6 +1,3 @@
-import contextlib
-import copy
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.evaluate.drawn_cases import Case, built, cases, pycocotools_evaluation, table
 
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Category
 from lw_retinanet.errors import ConfigError, DataError
 from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate, match_categories
 from lw_retinanet.evaluate.detections import DetectionTable, read_results
@@ -22,87 +20,12 @@ def twelve(metrics: Metrics) -> list[float]:
     return [getattr(metrics, key) for key in KEYS]
 
 
-def table(*rows: tuple[int, int, tuple[float, float, float, float], float]) -> DetectionTable:
-    """From (image, label, xywh, score)."""
-    images, labels, boxes, scores = zip(*rows, strict=True)
-    return DetectionTable.from_arrays(images, boxes, scores, labels)
-
-
-def oracle(records: Records, detections: DetectionTable, ground_truth: dict[str, Any]) -> Any:
-    """A pycocotools evaluation that has been summarised."""
-    coco = pytest.importorskip("pycocotools.coco")
-    cocoeval = pytest.importorskip("pycocotools.cocoeval")
-    results = [
-        {
-            "image_id": records.image_ids[image],
-            "category_id": records.category_ids[label],
-            "bbox": box,
-            "score": score,
-        }
-        for image, label, box, score in zip(
-            detections.image.tolist(),
-            detections.labels.tolist(),
-            detections.boxes_xywh.tolist(),
-            detections.scores.tolist(),
-            strict=True,
-        )
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        reference = coco.COCO()
-        reference.dataset = copy.deepcopy(ground_truth)
-        reference.createIndex()
-        evaluation = cocoeval.COCOeval(reference, reference.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
-
-
-# Few sites and sizes, so that boxes meet, thresholds are hit exactly and scores tie; sides 32 and 96 are the area borders.
-sites = st.sampled_from([0.0, 4.0, 10.0, 13.5, 40.0, 100.0])
-sides = st.sampled_from([0.0, 1.0, 9.5, 10.0, 20.0, 31.9, 32.0, 33.0, 96.0, 97.0])
-boxes_xywh = st.tuples(sites, sites, sides, sides)
-scores = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, 1.0]), st.floats(0, 1))
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[Any], list[int], list[int]]:
-    image_ids = draw(st.lists(st.integers(0, 10**12), min_size=1, max_size=4, unique=True))
-    category_ids = draw(st.lists(st.integers(0, 1000), min_size=1, max_size=3, unique=True).map(sorted))
-    images, labels = st.integers(0, len(image_ids) - 1), st.integers(0, len(category_ids) - 1)
-    truth: list[dict[str, Any]] = draw(
-        st.lists(
-            st.fixed_dictionaries(
-                {
-                    "image": images,
-                    "label": labels,
-                    "xywh": boxes_xywh,
-                    "crowd": st.sampled_from([False, False, False, True]),
-                    "area": st.sampled_from([None, None, 0.0, 1023.9, 1024.0, 9216.0, 9216.1]),
-                }
-            ),
-            max_size=12,
-        )
-    )
-    rows = draw(st.lists(st.tuples(images, labels, boxes_xywh, scores), min_size=1, max_size=20))
-    for box in truth:  # a detector that works: near the truth
-        if draw(st.booleans()):
-            x, y, w, h = box["xywh"]
-            rows.append((box["image"], box["label"], (x + draw(st.sampled_from([0.0, 1.0])), y, w, h), draw(scores)))
-    if draw(st.integers(0, 4)) == 0:  # more than 100 detections of one image and class
-        row = draw(st.tuples(images, labels, boxes_xywh, scores))
-        rows[draw(st.integers(0, len(rows))) : 0] = [row] * draw(st.integers(95, 120))
-    return truth, rows, image_ids, category_ids
-
-
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(case=cases())
-def test_equal_to_pycocotools(case: Any, box: Any, make_records: Any, as_coco: Any) -> None:
-    truth, rows, image_ids, category_ids = case
-    records = make_records([box(**entry) for entry in truth], image_ids=image_ids, categories=[(key, f"c{key}") for key in category_ids])
-    detections = table(*rows)
+@given(case=cases(min_rows=1))
+def test_equal_to_pycocotools(case: Case, box: Any, make_records: Any, as_coco: Any) -> None:
+    records, detections = built(case, box, make_records)
     metrics = evaluate(records, detections)
-    reference = oracle(records, detections, as_coco(records))
+    reference = pycocotools_evaluation(records, detections, as_coco(records))
     np.testing.assert_allclose(twelve(metrics), reference.stats, rtol=0, atol=1e-9)  # the same sums, in the same order
     np.testing.assert_allclose(metrics.precision50, reference.eval["precision"][0, :, :, 0, 2].T, rtol=0, atol=1e-9)
 
@@ -181,19 +104,16 @@ def test_a_difficult_box_is_neither_right_nor_wrong(box: Any, make_records: Any)
 
 @settings(deadline=None, max_examples=25)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
-def test_the_order_of_images_changes_nothing(case: Any, seed: int, box: Any, make_records: Any) -> None:
-    truth, rows, image_ids, category_ids = case
-    categories = [(key, f"c{key}") for key in category_ids]
-    expected = evaluate(make_records([box(**entry) for entry in truth], image_ids=image_ids, categories=categories), table(*rows))
+def test_the_order_of_images_changes_nothing(case: Case, seed: int, box: Any, make_records: Any) -> None:
+    expected = evaluate(*built(case, box, make_records))
     # The same images, listed and detected in another order.
-    order = np.random.default_rng(seed).permutation(len(image_ids)).tolist()
-    shuffled = make_records(
-        [box(**{**entry, "image": order.index(entry["image"])}) for entry in truth],
-        image_ids=[image_ids[image] for image in order],
-        categories=categories,
+    order = np.random.default_rng(seed).permutation(len(case.image_ids)).tolist()
+    shuffled = case._replace(
+        truth=[{**entry, "image": order.index(entry["image"])} for entry in case.truth],
+        rows=sorted(((order.index(row[0]), *row[1:]) for row in case.rows), key=lambda row: row[0]),
+        image_ids=[case.image_ids[image] for image in order],
     )
-    rows = sorted(((order.index(row[0]), *row[1:]) for row in rows), key=lambda row: row[0])
-    assert evaluate(shuffled, table(*rows)).as_dict() == expected.as_dict()
+    assert evaluate(*built(shuffled, box, make_records)).as_dict() == expected.as_dict()
 
 
 def test_another_limit_of_detections(box: Any, make_records: Any) -> None:
@@ -253,5 +173,5 @@ def test_published_numbers(truth: str, results: str, published: str, shared: Pat
     metrics = evaluate(records, detections)
     digits = published.split()
     assert [f"{value:.{len(text) - 2}f}" for value, text in zip(twelve(metrics), digits, strict=False)] == digits
-    reference = oracle(records, detections, json.loads((shared / "fixtures" / truth).read_text()))
+    reference = pycocotools_evaluation(records, detections, json.loads((shared / "fixtures" / truth).read_text()))
     np.testing.assert_allclose(twelve(metrics), reference.stats, rtol=0, atol=1e-9)

@@ -1,5 +1,3 @@
-import contextlib
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.evaluate.drawn_cases import Case, Row, built, cases, pycocotools_evaluation, table
 
 import lw_retinanet.evaluate.match_tables as match_tables
 from lw_retinanet.data.records import Records
@@ -14,61 +13,6 @@ from lw_retinanet.errors import DataError
 from lw_retinanet.evaluate.coco_metrics import evaluate
 from lw_retinanet.evaluate.detections import DetectionTable
 from lw_retinanet.evaluate.match_tables import METRICS, match
-
-# Few sites and sizes: overlaps that hit an IoU level exactly, tied scores, areas on the borders 32^2 and 96^2.
-sites = st.sampled_from([0.0, 4.0, 10.0, 13.5, 40.0, 100.0])
-sides = st.sampled_from([0.0, 1.0, 9.5, 10.0, 20.0, 31.9, 32.0, 33.0, 96.0, 97.0])
-boxes_xywh = st.tuples(sites, sites, sides, sides)
-scores = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, 1.0]), st.floats(0, 1))
-
-Case = tuple[list[dict[str, Any]], list[Any], list[int], int]
-
-
-@st.composite
-def cases(draw: st.DrawFn, *, tied_scores: bool = True) -> Case:
-    """Boxes, detections as (image, label, xywh, score), image ids in any order, number of classes."""
-    image_ids = draw(st.lists(st.integers(0, 10**12), min_size=1, max_size=5, unique=True))
-    num_classes = draw(st.integers(1, 3))
-    images, labels = st.integers(0, len(image_ids) - 1), st.integers(0, num_classes - 1)
-    truth: list[dict[str, Any]] = draw(
-        st.lists(
-            st.fixed_dictionaries(
-                {
-                    "image": images,
-                    "label": labels,
-                    "xywh": boxes_xywh,
-                    "crowd": st.sampled_from([False, False, False, True]),
-                    "difficult": st.sampled_from([False, False, False, True]),
-                    "area": st.sampled_from([None, None, 0.0, 1023.9, 1024.0, 9216.0, 9216.1]),
-                }
-            ),
-            max_size=14,
-        )
-    )
-    rows = draw(st.lists(st.tuples(images, labels, boxes_xywh, scores), max_size=20))
-    for box in truth:  # a detector that works, and sometimes says it twice
-        for _ in range(draw(st.sampled_from([0, 1, 1, 2]))):
-            x, y, w, h = box["xywh"]
-            rows.append((box["image"], box["label"], (x + draw(st.sampled_from([0.0, 1.0])), y, w, h), draw(scores)))
-    if draw(st.integers(0, 4)) == 0:  # more than 100 detections of one image and class
-        row = draw(st.tuples(images, labels, boxes_xywh, scores))
-        rows[draw(st.integers(0, len(rows))) : 0] = [row] * draw(st.integers(95, 120))
-    if not tied_scores:
-        rows = [(*row[:3], float(score)) for row, score in zip(rows, draw(st.permutations(range(len(rows)))), strict=True)]
-    return truth, rows, image_ids, num_classes
-
-
-def table(rows: list[Any]) -> DetectionTable:
-    if not rows:
-        return DetectionTable.empty()
-    images, labels, boxes, found_scores = zip(*rows, strict=True)
-    return DetectionTable.from_arrays(images, boxes, found_scores, labels)
-
-
-def build(case: Case, box: Any, make_records: Any) -> tuple[Records, DetectionTable]:
-    truth, rows, image_ids, num_classes = case
-    categories = [(key, f"c{key}") for key in range(num_classes)]
-    return make_records([box(**entry) for entry in truth], image_ids=image_ids, categories=categories), table(rows)
 
 
 def six(records: Records, detections: DetectionTable) -> list[float]:
@@ -84,57 +28,45 @@ SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=SLOW)
-@given(case=cases())
+@given(case=cases(has_difficult=True))
 def test_every_image_once_gives_the_metrics(case: Case, box: Any, make_records: Any) -> None:
-    records, detections = build(case, box, make_records)
+    records, detections = built(case, box, make_records)
     # The same precisions, averaged in another order.
     np.testing.assert_allclose(weighted(records, detections, [1] * records.num_images), six(records, detections), rtol=0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=SLOW)
-@given(case=cases(tied_scores=False), data=st.data())
+@given(case=cases(has_difficult=True, tied_scores=False), data=st.data())
 def test_weights_are_copies_of_images(case: Case, data: Any, box: Any, make_records: Any) -> None:
-    truth, rows, image_ids, num_classes = case
+    truth, rows, image_ids, category_ids = case
     weights = data.draw(st.lists(st.integers(0, 3), min_size=len(image_ids), max_size=len(image_ids)))
     sources = [image for image, weight in enumerate(weights) for _ in range(weight)]
     # Ids that keep the copies of an image together and the images in the order of their ids.
     copied_ids = [image_ids[source] * 100 + copy for copy, source in enumerate(sources)]
-    copied = (
+    copied = Case(
         [{**entry, "image": image} for image, source in enumerate(sources) for entry in truth if entry["image"] == source],
         [(image, *row[1:]) for image, source in enumerate(sources) for row in rows if row[0] == source],
         copied_ids,
-        num_classes,
+        category_ids,
     )
-    records, detections = build(case, box, make_records)
-    expected = six(*build(copied, box, make_records)) if sources else [-1.0] * len(METRICS)
+    records, detections = built(case, box, make_records)
+    expected = six(*built(copied, box, make_records)) if sources else [-1.0] * len(METRICS)
     np.testing.assert_allclose(weighted(records, detections, weights), expected, rtol=0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=SLOW)
 @given(case=cases(tied_scores=False))
 def test_flags_are_those_of_pycocotools(case: Case, box: Any, make_records: Any, as_coco: Callable[[Records], dict[str, Any]]) -> None:
-    coco = pytest.importorskip("pycocotools.coco")
-    cocoeval = pytest.importorskip("pycocotools.cocoeval")
-    truth, rows, image_ids, num_classes = case
-    plain = [{**entry, "difficult": False} for entry in truth]  # pycocotools knows no difficult boxes
-    records, detections = build((plain, [*rows, (0, 0, (300.0, 0.0, 1.0, 1.0), -1.0)], image_ids, num_classes), box, make_records)
-    found = [
-        {"image_id": records.image_ids[image], "category_id": records.category_ids[label], "bbox": list(xywh), "score": score}
-        for image, label, xywh, score in [*rows, (0, 0, (300.0, 0.0, 1.0, 1.0), -1.0)]
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        reference = coco.COCO()
-        reference.dataset = as_coco(records)
-        reference.createIndex()
-        evaluation = cocoeval.COCOeval(reference, reference.loadRes(found), "bbox")
-        evaluation.evaluate()
+    nothing: Row = (0, 0, (300.0, 0.0, 1.0, 1.0), -1.0)  # pycocotools takes no empty list
+    records, detections = built(case._replace(rows=[*case.rows, nothing]), box, make_records)
+    evaluation = pycocotools_evaluation(records, detections, as_coco(records))
     ours = match(records, detections)
-    for label in range(num_classes):
+    for label, category_id in enumerate(case.category_ids):
         for area in range(4):
             entries = [
                 entry
                 for entry in evaluation.evalImgs
-                if entry and entry["category_id"] == label and entry["aRng"] == evaluation.params.areaRng[area]
+                if entry and entry["category_id"] == category_id and entry["aRng"] == evaluation.params.areaRng[area]
             ]
             order = np.argsort([-score for entry in entries for score in entry["dtScores"]], kind="stable")
             rows_of_class = slice(*ours.detection_starts[label : label + 2])
@@ -151,7 +83,7 @@ def test_flags_are_those_of_pycocotools(case: Case, box: Any, make_records: Any,
 def test_by_hand(box: Any, make_records: Any) -> None:
     records = make_records([box(xywh=(0, 0, 10, 10)), box(xywh=(0, 0, 50, 50), image=1)], image_ids=(1, 2))
     # Right in image 0, wrong in image 1 with a higher score.
-    detections = table([(0, 0, (0.0, 0.0, 10.0, 10.0), 0.5), (1, 0, (100.0, 100.0, 9.0, 9.0), 0.9)])
+    detections = table((0, 0, (0.0, 0.0, 10.0, 10.0), 0.5), (1, 0, (100.0, 100.0, 9.0, 9.0), 0.9))
     # Weights 3, 1: 3 of 4 boxes found, recall levels 0 .. 0.75 are 76, precision there 3 / (3 + 1); for small boxes 3 of 3, and the
     # wrong one, small too, counts: 3 / 4 at all levels; the one medium box is not found, and a small detection is ignored there.
     expected = 0.75 * 76 / 101
@@ -164,7 +96,7 @@ def test_by_hand(box: Any, make_records: Any) -> None:
 def test_a_level_that_floating_point_just_misses(box: Any, make_records: Any) -> None:
     # 7 of 20 is the recall 0.35, but NumPy's level is 0.35000000000000003: 35 levels, not 36, as COCO has it.
     records = make_records([box(xywh=(20.0 * place, 0, 10, 10)) for place in range(20)])
-    detections = table([(0, 0, (20.0 * place, 0.0, 10.0, 10.0), 0.5) for place in range(7)])
+    detections = table(*((0, 0, (20.0 * place, 0.0, 10.0, 10.0), 0.5) for place in range(7)))
     assert weighted(records, detections, [1])[0] == pytest.approx(35 / 101, abs=1e-12)
 
 
@@ -172,7 +104,7 @@ def test_a_class_without_boxes_in_a_draw_drops_out(box: Any, make_records: Any) 
     records = make_records(
         [box(xywh=(0, 0, 10, 10)), box(xywh=(0, 0, 10, 10), image=1, label=1)], image_ids=(1, 2), categories=[(1, "a"), (2, "b")]
     )
-    detections = table([(0, 0, (0.0, 0.0, 10.0, 10.0), 0.5), (0, 1, (0.0, 0.0, 10.0, 10.0), 0.5)])
+    detections = table((0, 0, (0.0, 0.0, 10.0, 10.0), 0.5), (0, 1, (0.0, 0.0, 10.0, 10.0), 0.5))
     scores_of_draws = match(records, detections).scores(np.array([[1, 0], [0, 1], [1, 1]]))[:, 0]
     assert scores_of_draws.tolist() == pytest.approx([1.0, 0.0, 0.5], abs=1e-12)
 
@@ -183,12 +115,12 @@ def test_blocks_of_pairs_change_nothing(box: Any, make_records: Any, monkeypatch
         {"image": int(image), "label": int(label), "xywh": (float(x), 0.0, 20.0, 20.0)}
         for image, label, x in zip(rng.integers(6, size=60), rng.integers(2, size=60), rng.integers(100, size=60), strict=True)
     ]
-    rows = [
+    rows: list[Row] = [
         (entry["image"], entry["label"], (entry["xywh"][0] + float(shift), 0.0, 20.0, 20.0), float(score))
         for entry in truth
         for shift, score in zip(rng.integers(-6, 6, size=3), rng.random(3), strict=True)
     ]
-    records, detections = build((truth, rows, [*range(6)], 2), box, make_records)
+    records, detections = built(Case(truth, rows, [*range(6)], [0, 1]), box, make_records)
     whole = match(records, detections)
     monkeypatch.setattr(match_tables, "_PAIRS_AT_ONCE", 5)
     parts = match(records, detections)
@@ -200,6 +132,6 @@ def test_blocks_of_pairs_change_nothing(box: Any, make_records: Any, monkeypatch
 def test_detections_of_other_data_are_refused(box: Any, make_records: Any) -> None:
     records = make_records([box(xywh=(0, 0, 10, 10))])
     with pytest.raises(DataError, match="image row 1 is not one of the data set's 1"):
-        match(records, table([(1, 0, (0.0, 0.0, 1.0, 1.0), 0.5)]))
+        match(records, table((1, 0, (0.0, 0.0, 1.0, 1.0), 0.5)))
     with pytest.raises(ValueError, match=r"weights must have shape \(W, 1\)"):
         match(records, DetectionTable.empty()).scores(np.ones((1, 2), dtype=np.int64))

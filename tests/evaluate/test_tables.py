@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lw_retinanet.evaluate.coco_metrics import ClassMetrics, Metrics
-from lw_retinanet.evaluate.tables import class_table, summary_table
+from lw_retinanet.evaluate.tables import aligned, class_table, summary_table
 
 
 @pytest.fixture
@@ -50,3 +50,7 @@ def test_the_class_table_is_aligned(metrics: Metrics) -> None:
         "ウナギ (eel)       0      0      -      -",
     ]
     assert class_table(dataclasses.replace(metrics, per_class=())) == "class  images  boxes  AP  AP50"
+
+
+def test_some_columns_are_on_the_left() -> None:
+    assert aligned([("a", "1", "x"), ("bb", "10", "ウナギ"), ("c", "", "")], left=(0, 2)) == ["a    1  x", "bb  10  ウナギ", "c"]

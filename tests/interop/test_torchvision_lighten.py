@@ -252,6 +252,28 @@ def test_presets_by_name(make_detector: Make, images: list[Tensor]) -> None:
         lighten_torchvision(model, "lw-narrow")
 
 
+@pytest.mark.parametrize("block", ["v1-bn", "v3-bn"])
+def test_towers_with_batch_norm(block: str, make_detector: Make, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+    model = make_detector("v1")
+    light = lighten_torchvision(model, f"both-{block}", images=images, fit_steps=2)
+    norms = [layer for layer in light.head.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(norms) == 2 * 4 * (2 if block == "v1-bn" else 1)
+    assert all(norm.training == light.training for norm in norms)
+    losses = light.train()(images, targets)
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for norm in norms for parameter in norm.parameters())
+
+
+def test_filled_towers_with_batch_norm_answer_as_the_plain_ones(make_detector: Make, images: list[Tensor]) -> None:
+    # Of v3; a factorised kernel is too sensitive to rounding on so few cells.
+    model = make_detector("v1")
+    maps, _ = finest_features(model, images)
+    with torch.no_grad():
+        plain, normed = (lighten_torchvision(model, f"both-{block}", images=images).eval().head(maps) for block in ("v3", "v3-bn"))
+    for name, answer in plain.items():
+        torch.testing.assert_close(normed[name], answer, rtol=1e-2, atol=1e-3 * float(answer.abs().max()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", ["P3", "all"])
 def test_two_processes_keep_the_same_weights(levels: str, tmp_path: Path) -> None:

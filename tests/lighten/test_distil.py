@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
 from lw_retinanet.lighten import distil
-from lw_retinanet.lighten.distil import CENTRENESS, Example, FitSettings, fit, teach
+from lw_retinanet.lighten.distil import CENTRENESS, FitSettings, fit
+from lw_retinanet.lighten.examples import Example, teach
 from lw_retinanet.lighten.surgery import level_input, lighten_copy
 from lw_retinanet.lighten.tower import LevelPair
 from lw_retinanet.models.variants import PRESETS

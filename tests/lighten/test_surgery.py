@@ -9,8 +9,9 @@ from torch import Tensor
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import InputError
 from lw_retinanet.lighten.closed_form import initialise_closed_form
-from lw_retinanet.lighten.distil import FitSettings, fit, teach
-from lw_retinanet.lighten.surgery import freeze_old, is_switchable, level_input, lighten_copy, without_full_output
+from lw_retinanet.lighten.distil import FitSettings, fit
+from lw_retinanet.lighten.examples import teach
+from lw_retinanet.lighten.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import PRESETS
@@ -159,12 +160,11 @@ def test_what_new_towers_read_costs_nothing_and_is_theirs_alone() -> None:
     maps = level_input(light, images(), "P3")
     with torch.no_grad():
         assert torch.equal(level.old_maps(maps), model.fpn(model.backbone(images()))["P3"])
-        old, new = level.level_maps(maps)
-        assert torch.equal(old, new)  # a start from the old one
+        assert torch.equal(level.old_maps(maps), level.new_maps(maps))  # a start from the old one
         light.fpn.layer_blocks[0][0].weight.add_(0.1)
-        old, new = level.level_maps(maps)
-    assert torch.equal(new, level.new_maps(maps))
-    assert not torch.equal(old, new)
+        assert torch.equal(level.old_maps(maps), model.fpn(model.backbone(images()))["P3"])
+        assert torch.equal(level.new_maps(maps), light.fpn(light.backbone(images()))["P3"])
+        assert not torch.equal(level.old_maps(maps), level.new_maps(maps))
     assert_same_elsewhere(model, light)
     # Only with both branches new: otherwise the old one still reads the map.
     for preset in ("bbox-v3", "lw-v2"):
@@ -172,7 +172,7 @@ def test_what_new_towers_read_costs_nothing_and_is_theirs_alone() -> None:
         assert light.fpn.full_output is None
         assert level.output is None
     light, _ = lighten_copy(model, PRESETS["lw-v3"]())
-    assert without_full_output(light) is light
+    light.fpn.full_output = None  # what training on labels leaves behind
     assert sorted(light.state_dict()) == sorted(lighten_copy(model, PRESETS["lw-v3"](), own_output=False)[0].state_dict())
 
 
@@ -206,12 +206,12 @@ def test_switchable_means_that_the_full_head_is_still_there() -> None:
     assert not is_switchable(light, PRESETS["lw-v2"]())
 
 
-def test_freezing_leaves_the_new_layers_to_learn() -> None:
-    light, levels = lighten_copy(trained_like(), PRESETS["lw-v3-released"]())
-    new = freeze_old(light, levels)
-    learning = {name for name, parameter in light.named_parameters() if parameter.requires_grad}
-    assert learning == {n for n in light.state_dict() if ".own_" in n or n.startswith("fpn.layer_blocks.0.")}
-    assert {id(parameter) for parameter in new} == {id(p) for p in light.parameters() if p.requires_grad}
+def test_the_new_layers_are_what_learns() -> None:
+    light, (level,) = lighten_copy(trained_like(), PRESETS["lw-v3-released"]())
+    new = [id(parameter) for parameter in level.parameters()]
+    learning = [name for name, parameter in light.named_parameters() if id(parameter) in new]
+    assert sorted(learning) == sorted(n for n in light.state_dict() if ".own_" in n or n.startswith("fpn.layer_blocks.0."))
+    assert len(set(new)) == len(new) == len(learning)
 
 
 def test_mode_and_precision_are_the_models() -> None:

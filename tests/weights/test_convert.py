@@ -19,11 +19,12 @@ from torch import Tensor
 from lw_retinanet.data.records import Category
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError, WeightsError
-from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.models.build import build
+from lw_retinanet.models.plan import HeadPlan, d_block
 from lw_retinanet.weights import origins
 from lw_retinanet.weights.conversion import Conversion
 from lw_retinanet.weights.convert import convert
-from lw_retinanet.weights.model_file import load_model, save_model
+from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 Tensors = dict[str, Tensor]
 
@@ -318,6 +319,21 @@ def test_the_written_file_is_the_model(tmp_path: Path) -> None:
         convert(tmp_path / "m.safetensors", overrides={"p6_source": "P5"})
     with pytest.raises(ConfigError, match="says its backbone itself"):
         convert(tmp_path / "m.safetensors", overrides={"backbone": "resnet50"})
+
+
+def test_a_model_with_two_heads_keeps_both_under_other_conventions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plan = HeadPlan(cls={"P3": d_block("v3")}, bbox={"P3": d_block("v3")})
+    model = build(plan, num_classes=2, backbone="resnet18", width=16, full_output=True).eval()
+    names = (Category(id=1, name="a"), Category(id=2, name="b"))
+    record = make_record(model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=plan, categories=names, notes={})
+    save_model(tmp_path / "light.safetensors", model, record.model_copy(update={"switchable": True, "full_output": True}))
+    loaded = convert(tmp_path / "light.safetensors", overrides={"input.size": 300}).loaded
+    assert (loaded.record.switchable, loaded.record.full_output, loaded.model.conventions.input.size) == (True, True, 300)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for full_head in (False, True):
+            assert torch.equal(loaded.model(images, full_head=full_head).logits, model(images, full_head=full_head).logits)
 
 
 def test_torchvisions_own_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

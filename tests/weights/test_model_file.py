@@ -154,6 +154,7 @@ def poison(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
         (lambda t, r: r.update(format=2), "cannot be used: format: .*newer version"),
         (lambda t, r: r.update(surprise=1), "cannot be used: surprise: "),
         (lambda t, r: r["plan"].update(cls={"P9": {}}), "cannot be used: plan"),
+        (lambda t, r: r["plan"].update(cls={"P3": {"units": ["3x3-gn"]}}), "cannot be used: .*group norm has a multiple of 32 channels"),
     ],
 )
 def test_a_file_that_does_not_fit_itself_is_refused(good: Path, tmp_path: Path, edit: Edit, message: str) -> None:

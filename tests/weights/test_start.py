@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.weights.model_files import write_model
 from torch import Tensor
 
 from lw_retinanet.config import parse_config
@@ -25,26 +26,8 @@ SHORT_SIDE = Conventions(
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose classes answer differently, as a trained one's do."""
-    torch.manual_seed(0)
-    model = build(PRESETS["lw-v3"](), num_classes=3, backbone="resnet18", width=16, norm="batch", conventions=SHORT_SIDE)
-    with torch.no_grad():
-        for name, parameter in model.head.cls.named_parameters():
-            if "predict" in name:
-                parameter.normal_(std=0.5)
-    record = make_record(
-        model,
-        preset="lw-v3",
-        backbone="resnet18",
-        width=16,
-        norm="batch",
-        plan=PRESETS["lw-v3"](),
-        categories=CLASSES,
-        notes={"data": "sea"},
-    )
     path = tmp_path_factory.mktemp("start") / "fish.safetensors"
-    save_model(path, model, record)
-    return path
+    return write_model(path, "lw-v3", CLASSES, norm="batch", conventions=SHORT_SIDE, spread=0.5, notes={"data": "sea"})
 
 
 def answers(loaded: LoadedModel) -> tuple[Tensor, Tensor]:
@@ -88,6 +71,16 @@ def test_a_size_that_is_asked_for_replaces_the_files_rule(file: Path) -> None:
     expected = SHORT_SIDE.input.model_copy(update={"resize": "long_side", "size": 160})
     assert start.model.conventions.input == start.record.conventions.input == expected
     assert start.model.conventions.anchors == SHORT_SIDE.anchors
+
+
+def test_the_shorter_side_can_be_asked_for(file: Path) -> None:
+    start = file_start(file, CLASSES, image_size=160, resize="short_side", max_size=300, seed=0)
+    rule = start.record.conventions.input
+    assert (rule.resize, rule.size, rule.max_size, rule.rounding) == ("short_side", 160, 300, "floor")
+    values = {"model": {"backbone": "resnet18", "head_width": 16}, "data": {"image_size": 96, "resize": "short_side", "max_size": 160}}
+    new = new_start(parse_config(values).resolved(), CLASSES)
+    assert new.model.conventions.input == InputRule(resize="short_side", size=96, max_size=160)
+    assert new.record.conventions == new.model.conventions
 
 
 def test_new_classes_are_drawn_from_the_seed(file: Path) -> None:

@@ -7,7 +7,7 @@ belongs to is seen in a first run, on maps of sizes that no two levels share.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,44 +16,13 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.ssd import SSD
 
 from lw_retinanet.analyze.call_trace import Call, Trace, trace
+from lw_retinanet.analyze.dense_head import BookedCall, LevelBranch, branch_and_part, branches_of_calls, branches_of_head
 from lw_retinanet.analyze.macs import Cost, Size, count_blocks, meta_copy, pyramid_sizes
-from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models import retinanet as ours
-from lw_retinanet.models.head import Branch
-
-BranchName = Literal["cls", "bbox", "rpn"]
 
 _PROBE_SIDE = 512  # large enough that no two strides give one side
 _BLOCK_STRIDE = 3  # a module that divides the side by more than this holds several stages (SSD's last map: 3x3 to 1x1)
-_PREDICTIONS = {"cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "module_list", "cls_score"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelBranch:
-    """One branch of the dense head on one map, with what a replacement would have to do.
-
-    Args:
-        level: ``P3`` has stride 8.
-        branch: ``rpn`` where one tower serves both branches, as in R-CNN's proposal network.
-        size: of the map.
-        depth: units of the shared tower (of the coarsest map's, where none is shared); 0 where predictions stand on the map itself.
-        outputs: channels of each prediction.
-        kernel: of that tower's prediction.
-        macs: tower and predictions as they are now.
-        predict_macs: predictions alone.
-        is_own: the tower is not the shared one.
-    """
-
-    level: str
-    branch: BranchName
-    size: Size
-    depth: int
-    outputs: tuple[int, ...]
-    kernel: int
-    macs: int
-    predict_macs: int
-    is_own: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,42 +62,16 @@ def count_detector(model: nn.Module, size_hw: tuple[int, int]) -> DetectorCost:
     if min(size_hw) < 1:
         raise ConfigError(f"size_hw must be positive, got {size_hw[0]} x {size_hw[1]}")
     if isinstance(model, ours.RetinaNet):
-        return _count_ours(model, size_hw)
+        blocks, sizes = count_blocks(model, size_hw), pyramid_sizes(model, size_hw)
+        return DetectorCost(
+            blocks=blocks, levels=sizes, branches=branches_of_head(model.head, blocks, sizes), num_classes=model.num_classes
+        )
     if not isinstance(model, RetinaNet | FCOS | SSD | GeneralizedRCNN):
         raise ConfigError(
             f"cannot count a {type(model).__name__}: it is neither one of this package's models nor one of torchvision's RetinaNet, FCOS, "
             "SSD and R-CNN; give the detector itself, without a wrapper around it"
         )
     return _Count(meta_copy(model), size_hw).result()
-
-
-def _count_ours(model: ours.RetinaNet, size_hw: tuple[int, int]) -> DetectorCost:
-    blocks = count_blocks(model, size_hw)
-    sizes = pyramid_sizes(model, size_hw)
-    branches = []
-    for level in LEVELS:
-        parts = blocks[f"D{level[1]}"].parts
-        for name, branch in _both_branches(model):
-            tower, predict = parts[f"{name}_tower"].macs, parts[f"{name}_predict"].macs
-            units, last = branch.layers(max((each for each in LEVELS if branch.plans[each] is None), default=LEVELS[-1]))
-            branches.append(
-                LevelBranch(
-                    level=level,
-                    branch=name,
-                    size=sizes[level],
-                    depth=_depth(units),
-                    outputs=(_convs([last])[-1].out_channels,),
-                    kernel=_kernel([last]),
-                    macs=tower + predict,
-                    predict_macs=predict,
-                    is_own=branch.plans[level] is not None,
-                )
-            )
-    return DetectorCost(blocks=blocks, levels=sizes, branches=branches, num_classes=model.num_classes)
-
-
-def _both_branches(model: ours.RetinaNet) -> tuple[tuple[Literal["cls"], Branch], tuple[Literal["bbox"], Branch]]:
-    return ("cls", model.head.cls), ("bbox", model.head.bbox)
 
 
 class _Count:
@@ -190,13 +133,13 @@ class _Count:
         probe = trace(head, [each.new_empty((1, each.shape[1], side, side)) for each, side in zip(maps, sides, strict=True)])
         real = trace(head, maps)
         place = f"D{names[0]}"
-        calls: list[_Booked] = []
+        calls: list[BookedCall] = []
         for call, counted in zip(probe.calls, real.calls, strict=True):
             place = sides.get(call.output_side or 0, place)
-            branch, part = _branch_and_part(call.path)
-            calls.append(_Booked(block=place, branch=branch, part=part, call=counted))
+            branch, part = branch_and_part(call.path)
+            calls.append(BookedCall(block=place, branch=branch, part=part, call=counted))
             self._book(place, f"{branch}_{part}" if branch else part, counted)
-        return _level_branches(calls, {f"P{name}": Size(*each.shape[1:]) for name, each in zip(names, maps, strict=True)})
+        return branches_of_calls(calls, {f"P{name}": Size(*each.shape[1:]) for name, each in zip(names, maps, strict=True)})
 
     def _roi_heads(self, channels: int) -> None:
         rois = self.model.roi_heads
@@ -212,7 +155,7 @@ class _Count:
             for call in features.calls:
                 self._book(f"{name}_head", "tower", call)
             for call in predictions.calls:
-                branch, _ = _branch_and_part(call.path)
+                branch, _ = branch_and_part(call.path)
                 self._book(f"{name}_head", f"{branch}_predict" if branch and name == "box" else "predict", call)
             what = "proposals" if name == "box" else "detections"
             self.remarks.append(f"The {name} head is counted on {number:,} {what}, the most that this model lets it see.")
@@ -255,16 +198,6 @@ class _Count:
         return int(self.model.head.classification_head.num_classes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Booked:
-    """A call of the dense head and its place."""
-
-    block: str
-    branch: str
-    part: str
-    call: Call
-
-
 _PART_ORDER = ("tower", "cls_tower", "cls_predict", "bbox_tower", "bbox_predict", "predict")
 
 
@@ -302,69 +235,3 @@ def _backbone_block(call: Call, pyramid: nn.Module | None, names: list[int], num
         if outer.input_side and outer.output_side and outer.input_side <= _BLOCK_STRIDE * outer.output_side:
             return f"C{number_of_side.get(outer.output_side, _stage(outer.output_side))}"
     return f"C{number_of_side.get(call.output_side, _stage(call.output_side))}" if call.output_side and call is not chain[0] else None
-
-
-def _branch_and_part(path: Sequence[str]) -> tuple[str, str]:
-    """('cls' | 'bbox' | '', 'tower' | 'predict') by the names that torchvision gives to the modules on the way."""
-    branch = ""
-    for name in path:
-        if name.startswith("cls") or "classification" in name:
-            branch = "cls"
-        elif name.startswith("bbox") or "regression" in name:
-            branch = "bbox"
-        if branch:
-            break
-    is_prediction = any(name in _PREDICTIONS or "predict" in name for name in path)
-    return branch, "predict" if is_prediction else "tower"
-
-
-def _level_branches(calls: Sequence[_Booked], maps: Mapping[str, Size]) -> list[LevelBranch]:
-    # A tower that both predictions stand on makes them one branch.
-    is_joint = any(not booked.branch and booked.part == "tower" and isinstance(booked.call.module, nn.Conv2d) for booked in calls)
-    kinds: tuple[tuple[BranchName, set[str]], ...] = (("rpn", {"", "cls", "bbox"}),) if is_joint else (("cls", {"cls"}), ("bbox", {"bbox"}))
-    result = []
-    for level, size in maps.items():
-        for name, branches in kinds:
-            towers, predictions = (
-                {each: [b.call for b in calls if b.block == _head_block(each) and b.part == part and b.branch in branches] for each in maps}
-                for part in ("tower", "predict")
-            )
-            layers = {each: tuple(_called_convs(tower)) for each, tower in towers.items()}
-            # The tower that most levels run, of the coarsest of them.
-            shared = max(reversed(layers), key=lambda each: list(layers.values()).count(layers[each]))
-            predict_macs = sum(call.macs for call in predictions[level])
-            result.append(
-                LevelBranch(
-                    level=level,
-                    branch=name,
-                    size=size,
-                    depth=_depth(layers[shared]),
-                    outputs=tuple(conv.out_channels for conv in _called_convs(predictions[level]) if conv.groups == 1),
-                    kernel=_kernel(_called_convs(predictions[shared])),
-                    macs=sum(call.macs for call in towers[level]) + predict_macs,
-                    predict_macs=predict_macs,
-                    is_own=layers[level] != layers[shared],
-                )
-            )
-    return result
-
-
-def _head_block(level: str) -> str:
-    return f"D{level[1:]}"
-
-
-def _called_convs(calls: Iterable[Call]) -> list[nn.Conv2d]:
-    return [call.module for call in calls if isinstance(call.module, nn.Conv2d)]
-
-
-def _convs(modules: Iterable[nn.Module]) -> list[nn.Conv2d]:
-    return list(dict.fromkeys(layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)))
-
-
-def _depth(tower: Iterable[nn.Module]) -> int:
-    """Units of a tower, each with one convolution that mixes channels."""
-    return sum(conv.groups == 1 for conv in _convs(tower))
-
-
-def _kernel(predictions: Iterable[nn.Module]) -> int:
-    return max((conv.kernel_size[0] for conv in _convs(predictions)), default=1)

@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import device, nn
 
-from lw_retinanet.analyze.detector_cost import BranchName, DetectorCost, LevelBranch, count_detector
+from lw_retinanet.analyze.dense_head import BranchName, LevelBranch
+from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
 from lw_retinanet.analyze.macs import follow
+from lw_retinanet.evaluate.tables import aligned
 from lw_retinanet.models.blocks import D_BLOCKS, PREDICTIONS, UNITS
 from lw_retinanet.models.plan import TowerPlan, d_block
 
-LIGHT_BLOCKS = tuple(name for name in D_BLOCKS if name != "original")
+# Those with batch norm cost what their plain kinds do.
+LIGHT_BLOCKS = tuple(name for name in D_BLOCKS if name != "original" and not name.endswith("-bn"))
 _USUAL_DEPTH = len(D_BLOCKS["original"][0])
 _WORTH_IT = 0.02  # of the model: below this share nobody will notice
 _BRANCH_WORDS: dict[BranchName, str] = {"cls": "class branch", "bbox": "box branch", "rpn": "proposal branch"}
@@ -111,14 +114,7 @@ class Ranking:
         for row in shown:
             after = [f"{row.after[block] / 1e9:.3f}" if block in row.after else "-" for block in blocks]
             table.append((row.place, f"{row.macs / 1e9:.3f}", f"{row.share:.1%}", *after, f"{row.saved_share:.1%}", row.best or "nothing"))
-        widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column in (0, len(widths) - 1) else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in table
-        ]
+        lines = aligned(table, left=(0, len(table[0]) - 1))
         if len(shown) < len(self.rows):
             lines.append(f"({len(self.rows) - len(shown)} more, each saving less than 0.1 % of the model)")
         return ["What is worth lightening, GMACs of a branch with each light block:", "", *lines, "", *self.verdict]

@@ -10,7 +10,9 @@ from torch import nn
 
 from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
 from lw_retinanet.analyze.macs import Cost, count_blocks, count_head, pyramid_sizes
-from lw_retinanet.models.backbone import TimmBackbone
+from lw_retinanet.conventions import AnchorRule
+from lw_retinanet.errors import ConfigError
+from lw_retinanet.evaluate.tables import aligned
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
@@ -95,12 +97,8 @@ class Profile:
             rows.append(self._row(name, cost, _bar(cost.macs / most, unicode=unicode)))
             rows += [self._row(f"  {part.replace('_', ' ')}", part_cost, "") for part, part_cost in cost.parts.items()]
         rows.append(self._row("total", Cost(macs=self.macs, params=self.params), ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        table = []
-        for name, *cells, bar in rows:
-            aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-            table.append("  ".join([f"{name:<{widths[0]}}", *aligned, bar]).rstrip())
-        rule = ("─" if unicode else "-") * (sum(widths) + 8)
+        table = aligned(rows, left=(0, 5))
+        rule = ("─" if unicode else "-") * len(table[-1])  # the total has no bar
         return [f"{self.name}, {self.setting}", "", table[0], rule, *table[1:-1], rule, table[-1], "", *self.notes()]
 
     def notes(self) -> list[str]:
@@ -149,15 +147,16 @@ def profile(
     if not isinstance(model, RetinaNet):
         return profile_of(count_detector(model, size_hw), model, name=name, size_hw=size_hw)
     blocks = count_blocks(model, size_hw)
-    original_head = count_head(with_original_head(model).head, pyramid_sizes(model, size_hw))
+    original_head = count_head(with_head(model, HeadPlan()).head, pyramid_sizes(model, size_hw))
     return Profile(
         name=name,
         size_hw=size_hw,
         num_classes=model.num_classes,
-        layers="convolutions and linear layers" if _has_linear(model) else "convolutions",
+        layers=_layers(model),
         blocks=blocks,
         original_d3_macs=original_head["D3"].macs,
         original_macs=sum((original_head.get(block) or cost).macs for block, cost in blocks.items()),
+        remarks=_anchor_remarks(model.conventions.anchors.num_anchors),
         latency_ms=latency_ms,
     )
 
@@ -168,7 +167,7 @@ def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tupl
         name=name,
         size_hw=size_hw,
         num_classes=cost.num_classes,
-        layers="convolutions and linear layers" if any(isinstance(layer, nn.Linear) for layer in model.modules()) else "convolutions",
+        layers=_layers(model),
         blocks=cost.blocks,
         original_d3_macs=cost.blocks["D3"].macs if "D3" in cost.blocks else 0,
         original_macs=cost.macs,
@@ -176,20 +175,34 @@ def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tupl
     )
 
 
-def with_original_head(model: RetinaNet) -> RetinaNet:
-    """The same backbone and pyramid under RetinaNet's own head, for counting beside the light one; the head has no weights."""
-    with torch.device("meta"):
-        head = Head(
-            in_channels=model.fpn.out_channels,
-            num_classes=model.num_classes,
-            num_anchors=model.conventions.anchors.num_anchors,
-            plan=HeadPlan(),
-        )
+def with_head(model: RetinaNet, plan: HeadPlan) -> RetinaNet:
+    """The same backbone and pyramid under another head, for counting beside the model's own; the head has no weights.
+
+    Raises:
+        ConfigError: if a unit of the plan does not go with the model's width.
+    """
+    try:
+        with torch.device("meta"):
+            head = Head(
+                in_channels=model.fpn.out_channels,
+                num_classes=model.num_classes,
+                num_anchors=model.conventions.anchors.num_anchors,
+                plan=plan,
+            )
+    except ValueError as error:
+        raise ConfigError(f"the plan cannot be built for a head {model.fpn.out_channels} wide: {error}") from None
     return RetinaNet(backbone=model.backbone, fpn=model.fpn, head=head, conventions=model.conventions)
 
 
-def _has_linear(model: RetinaNet) -> bool:
-    return isinstance(model.backbone, TimmBackbone) and any(isinstance(module, torch.nn.Linear) for module in model.backbone.modules())
+def _anchor_remarks(number: int) -> tuple[str, ...]:
+    if number == AnchorRule().num_anchors:
+        return ()
+    return (f"{number} anchor{'' if number == 1 else 's'} a cell, also in the retinanet that it is compared with.",)
+
+
+def _layers(model: nn.Module) -> str:
+    has_linear = any(isinstance(layer, nn.Linear) for layer in model.modules())
+    return "convolutions and linear layers" if has_linear else "convolutions"
 
 
 def _giga(number: int, digits: int) -> str:

@@ -82,10 +82,9 @@ def _report_folder(model: Path, out: Path) -> Path:
 
 def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "HeadPlan"]:
     """The plan and its name: the one that was asked for, which must be within the budget if there is one, or what a budget leads to."""
-    from lw_retinanet.config import nearest
     from lw_retinanet.errors import ConfigError, InputError
     from lw_retinanet.lighten.budget import propose
-    from lw_retinanet.models.variants import PRESETS
+    from lw_retinanet.models.variants import plan_of
 
     side = detector.conventions.input.size
     if budget is not None and not to:
@@ -94,22 +93,22 @@ def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "He
             raise InputError(f"the model needs {proposal.macs / 1e9:.2f} GMACs at {side} x {side}, within the budget already; ask for less")
         return f"{budget:g} GMACs", proposal.plan
     to = to or "lw-narrow"
-    if to not in PRESETS:
-        raise ConfigError(f"--to {to}: no such preset{nearest(to, PRESETS)}; known: {', '.join(PRESETS)}")
-    plan = PRESETS[to]()
+    try:
+        plan = plan_of(to)
+    except ConfigError as error:
+        raise ConfigError(f"--to: {error}") from None
     if budget is not None:
         _require_within(detector, to, plan, budget)
     return to, plan
 
 
 def _require_within(detector: "Detector", name: str, plan: "HeadPlan", budget: float) -> None:
-    from lw_retinanet.analyze.profile import profile
+    from lw_retinanet.analyze.profile import profile, with_head
     from lw_retinanet.errors import InputError
-    from lw_retinanet.lighten.surgery import lighten_copy
+    from lw_retinanet.lighten.surgery import joined_plan
 
-    side = detector.conventions.input.size
-    light, _ = lighten_copy(detector.model, plan)
-    macs = profile(light, name=name, size_hw=(side, side)).macs
+    side, model = detector.conventions.input.size, detector.model
+    macs = profile(with_head(model, joined_plan(model.head, plan)), name=name, size_hw=(side, side)).macs
     if macs > budget * 1e9:
         raise InputError(
             f"{name} needs {macs / 1e9:.2f} GMACs at {side} x {side}, more than the {budget:g} of --budget; "

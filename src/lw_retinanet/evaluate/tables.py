@@ -1,4 +1,6 @@
-"""Metrics as plain text: COCO's twelve lines, and one line a class."""
+"""Numbers as plain text: COCO's twelve lines, one line a class, and aligned tables of anything."""
+
+from collections.abc import Collection, Sequence
 
 from lw_retinanet.evaluate.coco_metrics import Metrics
 
@@ -29,17 +31,24 @@ def summary_table(metrics: Metrics) -> str:
 
 def class_table(metrics: Metrics) -> str:
     """One aligned line a class, in the data set's order, under a heading; a class without boxes to find shows ``-``."""
-    from rich.cells import cell_len, set_cell_size
-
     rows = [("class", "images", "boxes", "AP", "AP50")]
     for entry in metrics.per_class:
         name = " ".join(entry.name.split())
         rows.append((name, f"{entry.images:,}", f"{entry.boxes:,}", _number(entry.AP), _number(entry.AP50)))
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([set_cell_size(row[0], widths[0]), *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return "\n".join(aligned(rows))
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
+    """One line a row, columns two spaces apart, right-aligned but for those in ``left``. Wide characters count as two."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [cell + space if place in left else space + cell for place, (cell, space) in enumerate(zip(row, spaces, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def _number(value: float) -> str:

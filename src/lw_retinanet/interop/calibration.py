@@ -2,8 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,10 @@ from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.torchvision_head import HEADS, branch_head, evaluating, finest_features, level_heads, tower_of
 from lw_retinanet.lighten.closed_form import initialise_closed_form
-from lw_retinanet.lighten.distil import Example, FitSettings, fit, teach
+from lw_retinanet.lighten.distil import FitSettings, fit
+from lw_retinanet.lighten.examples import MAX_BYTES, Example, Progress, collect, named
 from lw_retinanet.lighten.tower import BranchName, LevelPair, Tower
 from lw_retinanet.lighten.views import calibration_files
-from lw_retinanet.train.step import autocast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,9 +33,7 @@ if TYPE_CHECKING:
     Images = str | Path | Tensor | Iterable[str | Path | Image | NDArray[np.uint8] | Tensor]
 
 Picture = Path | NDArray[np.uint8] | Tensor
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 MAX_FILES = 512  # drawn from a folder or data set that has more
-MAX_BYTES = 6 << 30  # of cached feature maps
 log = logging.getLogger(__name__)
 
 
@@ -224,7 +221,6 @@ def calibrate(
         ImageError: for a picture that cannot be read.
     """
     _require_float32(light)
-    show: Progress = progress or (lambda items, _total, _what: items)
     device = next(light.parameters()).device
     use_bf16 = uses_bf16("auto", device)
     output = None if keep_pyramid else finest_output(model, _tensor(pictures[0]))
@@ -233,15 +229,16 @@ def calibrate(
             num_new = len(level_heads(light, level)) - len(level_heads(model, level))
             both_are_new = output is not None and level == LEVELS[0] and num_new == len(HEADS)
             pair = level_pair(model, light, level, output=_first_block(light) if both_are_new else None)
-            maps, examples = _look(model, pair, pictures, show, use_bf16=use_bf16, fits=fit_steps > 0)
+            examples = _look(model, pair, pictures, progress, use_bf16=use_bf16, fits=fit_steps > 0)
+            maps = [example.maps for example in examples[: len(pictures)]]
             # In closed form on the CPU wherever the model is: seconds, and the maps are there.
             _move(light, pair, torch.device("cpu"))
-            found = initialise_closed_form(pair, maps, seed=seed, progress=partial(_named, show, f"closed form for {level}"))
+            found = initialise_closed_form(pair, maps, seed=seed, progress=named(progress, f"closed form for {level}"))
             _move(light, pair, device)
             log.info("%s: the closed form misses %s of the old outputs' variance", level, found.errors)
             if fit_steps:
                 settings = FitSettings(steps=fit_steps, seed=seed)
-                fit(pair, examples, settings, device=device, use_bf16=use_bf16, progress=partial(_named, show, f"fit {level}"))
+                fit(pair, examples, settings, device=device, use_bf16=use_bf16, progress=named(progress, f"fit {level}"))
 
 
 def _require_float32(model: nn.Module) -> None:
@@ -250,32 +247,16 @@ def _require_float32(model: nn.Module) -> None:
         raise InputError(f"fitting to images needs float32 weights, the model has {others.pop()}; lighten model.float(), then convert back")
 
 
-@torch.no_grad()
 def _look(
-    model: nn.Module, level: LevelPair, pictures: Sequence[Picture], show: Progress, *, use_bf16: bool, fits: bool
-) -> tuple[list[Tensor], list[Example]]:
-    """What enters a level for all pictures and, for a fit, what the old towers say to it, then mirrored ones, until the memory is full."""
+    model: nn.Module, level: LevelPair, pictures: Sequence[Picture], progress: Progress | None, *, use_bf16: bool, fits: bool
+) -> list[Example]:
+    """Of all pictures as they are and, for a fit, what the old towers say; then mirrored ones, until the memory is full."""
     views: Iterator[Tensor] = map(_tensor, pictures)
     total = len(pictures)
     if fits:
         views, total = chain(views, (_tensor(picture).flip(2) for picture in pictures)), 2 * total
-    device = next(model.parameters()).device
-    maps: list[Tensor] = []
-    examples: list[Example] = []
-    num_bytes = 0
-    with autocast(device, use_bf16):
-        for found in show(level_inputs(model, views, level), total, f"look at pictures for {level.level}"):
-            if fits:
-                examples.append(teach(level, found, use_bf16=use_bf16))
-                maps.append(examples[-1].maps)
-            else:
-                maps.append(found.bfloat16().cpu())
-            one = examples[-1].num_bytes if fits else maps[-1].nbytes
-            num_bytes += one
-            if num_bytes + one > MAX_BYTES:
-                log.info("%d of %d views fit into %.1f GiB of feature maps", len(maps), total, MAX_BYTES / 2**30)
-                break
-    return maps[: len(pictures)], examples
+    inputs = named(progress, f"look at pictures for {level.level}")(level_inputs(model, views, level), total)
+    return collect(level, inputs, total, taught=fits, use_bf16=use_bf16, max_bytes=MAX_BYTES)
 
 
 def _tensor(picture: Picture) -> Tensor:
@@ -289,7 +270,3 @@ def _move(light: nn.Module, level: LevelPair, device: torch.device) -> None:
     light.to(device)
     if level.old_output is not None:
         level.old_output.to(device)
-
-
-def _named(show: Progress, what: str, items: Iterable[Any], total: int) -> Iterable[Any]:
-    return show(items, total, what)

@@ -1,17 +1,15 @@
 """torchvision's detector in, the same detector out, of which some levels have light towers."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from lw_retinanet.config import nearest
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.interop.calibration import Progress, calibrate, read_pictures
+from lw_retinanet.interop.calibration import calibrate, read_pictures
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
 from lw_retinanet.interop.torchvision_head import (
     HEADS,
@@ -25,10 +23,12 @@ from lw_retinanet.interop.torchvision_head import (
     require_levels_apart,
 )
 from lw_retinanet.lighten.data_free import initialise_data_free
-from lw_retinanet.lighten.tower import BranchName, BranchPair, Tower
+from lw_retinanet.lighten.examples import Progress
+from lw_retinanet.lighten.tower import BranchName, BranchPair, Tower, convolutions
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
+from lw_retinanet.models.head import init_conv
 from lw_retinanet.models.plan import SHARED, HeadPlan, TowerPlan
-from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.models.variants import plan_of
 
 if TYPE_CHECKING:
     from lw_retinanet.interop.calibration import Images
@@ -53,7 +53,7 @@ def lighten_torchvision(
 
     Args:
         model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass of them, on any device; not changed.
-        to: a name of :data:`~lw_retinanet.models.variants.PRESETS`, or a plan.
+        to: a name that :func:`~lw_retinanet.models.variants.plan_of` takes, or a plan.
         images: like those the model will see, without labels: a folder or data set, or a list of files, PIL pictures, (H, W, 3) uint8
             arrays or (3, H, W) float tensors as the model takes them. A few dozen are enough to start. None: the old weights alone, which
             costs much accuracy until the model is trained on.
@@ -136,11 +136,7 @@ def head_plan(to: str | HeadPlan) -> HeadPlan:
     Raises:
         ConfigError: for an unknown name, with the nearest known one.
     """
-    if isinstance(to, HeadPlan):
-        return to
-    if not isinstance(to, str) or to not in PRESETS:
-        raise ConfigError(f"unknown preset {to!r}{nearest(str(to), PRESETS)}; known: {', '.join(PRESETS)}")
-    return PRESETS[to]()
+    return to if isinstance(to, HeadPlan) else plan_of(to)
 
 
 def require_steps(fit_steps: int, *, has_images: bool) -> None:
@@ -214,31 +210,19 @@ def _freeze_unused(model: nn.Module, branch: BranchName) -> None:
 def _start(pair: BranchPair) -> None:
     """Fan-in weights for the tower; for the prediction small ones and the old biases, which keep the class prior."""
     for unit in pair.student.units:
-        _fan_in(unit)
+        for conv in convolutions(unit):
+            init_conv(conv, fan_in=True)
     for name, prediction in pair.student.predictions.items():
         old = pair.teacher.predictions[name]
         if prediction is old:
             continue
-        _fan_in(prediction)
-        last = _convs(prediction)[-1]
-        nn.init.normal_(last.weight, std=0.01)
+        *spatial, last = convolutions(prediction)
+        for conv in spatial:
+            init_conv(conv, fan_in=True, gain=1.0)  # no ReLU follows
+        init_conv(last, fan_in=False)
         if last.bias is not None and isinstance(old, nn.Conv2d) and old.bias is not None:
             last.bias.copy_(old.bias)
 
 
-def _fan_in(module: nn.Module) -> None:
-    for conv in _convs(module):
-        # No ReLU follows a depthwise convolution here.
-        gain = 1.0 if conv.groups > 1 else math.sqrt(2.0)
-        nn.init.normal_(conv.weight, std=gain / math.sqrt(conv.in_channels // conv.groups * math.prod(conv.kernel_size)))
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-
-
-def _convs(module: nn.Module) -> list[nn.Conv2d]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-
-
 def _macs_per_cell(tower: Tower) -> int:
-    layers = [*tower.units, *tower.predictions.values()]
-    return sum(conv.weight.numel() for layer in layers for conv in _convs(layer))
+    return sum(conv.weight.numel() for layer in tower.layers for conv in convolutions(layer))

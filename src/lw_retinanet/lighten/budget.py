@@ -1,19 +1,18 @@
 """The plan that reaches a number of MACs and, by a simple estimate, does the least harm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import device, nn
+from torch import nn
 from torchvision.models import detection
 
-from lw_retinanet.analyze.detector_cost import DetectorCost, LevelBranch, count_detector
+from lw_retinanet.analyze.dense_head import LevelBranch
+from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
 from lw_retinanet.analyze.imbalance import light_macs, light_plan, tower_plan
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.models.blocks import PREDICTIONS, UNITS, Unit
-from lw_retinanet.models.head import Branch
-from lw_retinanet.models.plan import HeadPlan, TowerPlan, d_block
+from lw_retinanet.models.plan import HeadPlan, TowerPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
 # COCO AP points that a block is taken to cost in one branch of D3, class and box. v2 and v3 as published (Light-Weight RetinaNet, Tables 1
@@ -211,44 +210,7 @@ def _with_steps(plan: HeadPlan, steps: Sequence[Step], cost: DetectorCost) -> He
 
 def _present_plan(model: nn.Module) -> HeadPlan:
     """What a model of this package has; for others only what the plan adds matters."""
-    if not isinstance(model, RetinaNet):
-        return HeadPlan()
-    own: dict[str, dict[Any, TowerPlan]] = {
-        name: {level: plan for level, plan in branch.plans.items() if plan is not None}
-        for name, branch in (("cls", model.head.cls), ("bbox", model.head.bbox))
-    }
-    shared = _shared_tower(model.head.cls) or _shared_tower(model.head.bbox) or d_block("original")
-    return HeadPlan(**own, shared=shared)
-
-
-def _shared_tower(branch: Branch) -> TowerPlan | None:
-    """Read off the layers; None where no level uses the whole of it."""
-    if branch.shared_predict is None or len(branch.shared_units) < branch.num_shared_units:
-        return None
-    units = [branch.shared_units[str(i)] for i in range(branch.num_shared_units)]
-    channels, width = (conv.in_channels for conv in (_convs(units[0])[0], _convs(branch.shared_predict)[0]))
-    return TowerPlan(
-        units=tuple(_name(unit, UNITS) for unit in units),
-        width=width if width != channels else None,
-        predict=_name(branch.shared_predict, PREDICTIONS),
-    )
-
-
-def _name(layer: nn.Module, known: Mapping[str, Unit]) -> str:
-    convs = _convs(layer)
-    for name, make in known.items():
-        try:
-            with device("meta"):
-                made = make(convs[0].in_channels, convs[-1].out_channels)
-        except ValueError:  # a kind that does not go with these widths
-            continue
-        if str(made) == str(layer):
-            return name
-    raise ConfigError(f"the head's shared tower has a layer of unknown kind, so no plan can name it: {type(layer).__name__}")
-
-
-def _convs(module: nn.Module) -> list[nn.Conv2d]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return model.head.plan if isinstance(model, RetinaNet) else HeadPlan()
 
 
 def _giga(macs: int) -> str:

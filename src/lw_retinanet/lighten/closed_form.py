@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
+from lw_retinanet.lighten.batch_norm import fixed_statistics, set_offset, settle
 from lw_retinanet.lighten.tower import BranchName, BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
 
 RIDGE = 1e-4  # of the mean variance of the inputs
@@ -52,7 +53,8 @@ def initialise_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: in
     """Fill new towers, and the level's new output convolution if there is one.
 
     Args:
-        level: old and new layers; new ones are written to. Units with a norm inside and units shared with the old tower stay as they are.
+        level: old and new layers; new ones are written to. Units shared with the old tower stay as they are, and so do those with a norm
+            inside that is no batch norm.
         maps: of the calibration images, each (1, C, H, W), what enters ``level.old_output`` (or the level's map where that is None).
         seed: of the choice of cells.
         progress: wraps the maps, for instance to show a bar; gets their number.
@@ -62,7 +64,11 @@ def initialise_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: in
     """
     if not maps:
         raise InputError(f"the closed form of {level.level} needs feature maps, got none; give at least one calibration image")
-    cells, aims = _look(level, maps, seed, progress)
+    with fixed_statistics(level):
+        return _fill_level(level, maps, *_look(level, maps, seed, progress))
+
+
+def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims: "_Aims") -> ClosedForm:
     scores = aims.outputs["cls"].sigmoid()
     best = scores.amax(dim=0)
     weights: dict[BranchName, Tensor] = {
@@ -203,7 +209,7 @@ def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _
     _, directions = torch.linalg.eigh(together.T @ covariance @ together)
     found = together @ directions[:, -conv.out_channels :]
     # One row for the offset; columns that are left over, where the old towers compute less than the level has channels, stay empty.
-    _write(conv, F.pad(found, (0, conv.out_channels - found.shape[1], 0, 1)))
+    _write(conv, conv, F.pad(found, (0, conv.out_channels - found.shape[1], 0, 1)))
 
 
 def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -> float:
@@ -222,6 +228,7 @@ def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -
             if imitates:  # what the old layer is used to reading
                 features = aim.layers[pair.teacher.layers.index(following) - 1] if following in pair.teacher.units else aim.layers[-1]
             _fit_unit(unit, following, maps, cells, aim, features, imitates=imitates)
+            settle(unit, maps)
         maps = [unit(item) for item in maps]
     if own_predictions:
         kernel = _kernel(own_predictions[0])
@@ -274,7 +281,7 @@ def _fill(module: nn.Module, columns: Tensor, wanted: Tensor, weight: Tensor) ->
     """Write a linear map of patches into the convolutions of a unit or prediction; factorised ones get the nearest they can have."""
     convs = convolutions(module)
     if len(convs) == 1 and not _is_depthwise(module):
-        _write(convs[0], wanted)
+        _write(module, convs[0], wanted)
         return
     depthwise = convs[0]
     channels = depthwise.in_channels
@@ -285,11 +292,10 @@ def _fill(module: nn.Module, columns: Tensor, wanted: Tensor, weight: Tensor) ->
     side, inner = depthwise.kernel_size[0], math.isqrt(shapes.shape[1])
     square = F.pad(shapes.unflatten(1, (inner, inner)), [(side - inner) // 2] * 4)
     depthwise.weight.copy_(square[:, None])
-    if depthwise.bias is not None:
-        nn.init.zeros_(depthwise.bias)
+    set_offset(module, depthwise, torch.zeros(channels))
     if len(convs) == 2:
         filtered = torch.einsum("ckn,ck->cn", columns.unflatten(0, (channels, -1)), shapes.float())
-        _write(convs[1], _ridge(filtered, _apply(wanted, columns), weight))
+        _write(module, convs[1], _ridge(filtered, _apply(wanted, columns), weight))
 
 
 def _ridge(columns: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
@@ -317,10 +323,9 @@ def _unit_variance(values: Tensor, share: Tensor) -> Tensor:
     return values * ((centred**2 * share).sum().clamp(min=1e-12)).rsqrt()
 
 
-def _write(conv: nn.Conv2d, linear: Tensor) -> None:
+def _write(module: nn.Module, conv: nn.Conv2d, linear: Tensor) -> None:
     conv.weight.copy_(linear[:-1].T.reshape(conv.weight.shape))
-    if conv.bias is not None:
-        conv.bias.copy_(linear[-1])
+    set_offset(module, conv, linear[-1])
 
 
 def _only_conv(module: nn.Module) -> nn.Conv2d:

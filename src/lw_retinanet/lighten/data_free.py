@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lw_retinanet.lighten.batch_norm import as_affine, set_offset
 from lw_retinanet.lighten.tower import BranchPair, Tower, convolutions, ends_in_relu, has_norm
 
 
 @torch.no_grad()
 def initialise_data_free(pair: BranchPair) -> None:
-    """Fill a student's own layers from the teacher's weights; shared layers and layers with a norm inside stay as they are."""
+    """Fill a student's own layers from the teacher's weights; layers that are shared or have a norm other than batch norm stay."""
     units = list(pair.student.units)
     layers = _counterparts(pair.teacher, len(units))
     # Of more layers than the old tower has, the first ones only pass on.
@@ -58,13 +59,12 @@ def _counterparts(tower: Tower, count: int) -> list[tuple[Tensor, Tensor]]:
 def _as_one(module: nn.Module) -> tuple[Tensor, Tensor]:
     """An old unit or prediction as one convolution: (outputs, inputs, k, k) weights, offsets."""
     convs = convolutions(module)
-    kernel = convs[-1].weight.float().cpu()
+    kernel, offset = as_affine(module, convs[-1])
     if len(convs) == 2:  # depthwise, then 1x1
-        kernel = kernel * convs[0].weight.float().cpu().transpose(0, 1)
+        depthwise, inner = as_affine(module, convs[0])
+        kernel, offset = kernel * depthwise.transpose(0, 1), offset + kernel[:, :, 0, 0] @ inner
     elif convs[-1].groups > 1:
         kernel = torch.diag_embed(kernel[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1)
-    bias = convs[-1].bias
-    offset = bias.float().cpu() if bias is not None else torch.zeros(len(kernel))
     for norm in module.modules():
         if isinstance(norm, nn.GroupNorm) and norm.affine:
             # Its statistics depend on the image; inputs of unit variance give each group this size.
@@ -108,6 +108,7 @@ def _fill(module: nn.Module, kernel: Tensor, offset: Tensor) -> None:
         flat = kernel.flatten(2).permute(1, 0, 2)  # (inputs, outputs, taps)
         u, s, vh = torch.linalg.svd(flat, full_matrices=False)
         convs[0].weight.copy_(_centred(vh[:, 0].unflatten(1, (side, side))[:, None], convs[0].kernel_size[0]))
+        set_offset(module, convs[0], torch.zeros(convs[0].out_channels))
         kernel = (u[:, :, 0] * s[:, :1]).T[:, :, None, None]
     elif last.groups > 1:
         kernel = _centred(kernel.diagonal()[None].permute(3, 0, 1, 2), last.kernel_size[0])
@@ -116,8 +117,7 @@ def _fill(module: nn.Module, kernel: Tensor, offset: Tensor) -> None:
     else:
         kernel = _centred(kernel, last.kernel_size[0])
     last.weight.copy_(kernel)
-    if last.bias is not None:
-        last.bias.copy_(offset)
+    set_offset(module, last, offset)
 
 
 def _centred(kernel: Tensor, side: int) -> Tensor:

@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
-from lw_retinanet.lighten.tower import BranchName, LevelPair
+from lw_retinanet.lighten.batch_norm import fixed_statistics, settle_new
+from lw_retinanet.lighten.examples import Example
+from lw_retinanet.lighten.tower import LevelPair
 from lw_retinanet.train.distillation import BOX_WEIGHT, box_distillation, class_distillation, distance_distillation
 from lw_retinanet.train.step import autocast
 
@@ -56,23 +58,6 @@ class FitSettings:
                 raise ConfigError(f"{name} of the fit cannot be {getattr(self, name)}; leave it out for {getattr(FitSettings, name)}")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
-    """One view of one image: what enters a level, and what its old towers say.
-
-    Args:
-        maps: (1, C, H, W), what :meth:`LevelPair.level_maps` takes.
-        taught: by branch and prediction, (1, channels, H, W).
-    """
-
-    maps: Tensor
-    taught: dict[BranchName, dict[str, Tensor]]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.maps.nbytes + sum(value.nbytes for answers in self.taught.values() for value in answers.values())
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitCurve:
     """How it went: seconds, and every so many steps the step and the mean class and box loss since the entry before."""
@@ -81,20 +66,6 @@ class FitCurve:
     steps: tuple[int, ...] = ()
     cls: tuple[float, ...] = ()
     bbox: tuple[float, ...] = ()
-
-
-@torch.no_grad()
-def teach(level: LevelPair, maps: Tensor, *, use_bf16: bool) -> Example:
-    """Ask the old towers about one map; the answer is kept in bf16, which is finer than what is learned from it.
-
-    Raises:
-        InputError: for a map that the level cannot take or that is not finite.
-    """
-    level.require_map(maps)
-    with autocast(maps.device, use_bf16):
-        old = level.old_maps(maps)
-        taught = {name: {key: value.bfloat16().cpu() for key, value in tower(old).items()} for name, tower in level.old.items()}
-    return Example(maps=maps.bfloat16().cpu(), taught=taught)
 
 
 def fit(
@@ -108,9 +79,11 @@ def fit(
 ) -> FitCurve:
     """Train the new layers of a level, in place, until they say what the old ones say.
 
+    Batch norms keep their statistics meanwhile, and get those of the examples in the end.
+
     Args:
         level: old and new layers, on ``device``.
-        examples: views of images, see :func:`teach`.
+        examples: views of images, see :func:`~lw_retinanet.lighten.examples.teach`.
         settings: how long and how fast.
         device: to compute on; None is the CPU.
         use_bf16: forward and backward passes under autocast.
@@ -129,13 +102,14 @@ def fit(
     if not settings.steps:
         return FitCurve(seconds=0.0)
     before = [parameter.detach().clone() for parameter in learned]
-    with _learning(learned, level.old_parameters()):
+    with _learning(learned, level.old_parameters()), fixed_statistics(level):
         try:
             average, logged = _descend(level, learned, examples, settings, device or torch.device("cpu"), use_bf16, progress)
         except BaseException:
             _set(learned, before)
             raise
         _set(learned, average)
+        settle_new(level, [example.maps for example in examples])
     return FitCurve(
         seconds=time.monotonic() - started,
         steps=tuple(entry[0] for entry in logged),

@@ -11,12 +11,12 @@ from typing import Any
 from lw_retinanet import __version__
 from lw_retinanet.analyze.profile import profile
 from lw_retinanet.evaluate.coco_metrics import Metrics
+from lw_retinanet.evaluate.match_tables import METRICS
 from lw_retinanet.evaluate.paired import Comparison
+from lw_retinanet.evaluate.tables import aligned
 from lw_retinanet.files import write_bytes, write_text
 from lw_retinanet.lighten.run import Lightened
 from lw_retinanet.lighten.stage_plot import stage_plot
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +101,7 @@ class LightenReport:
 
     def lines(self) -> list[str]:
         """The table for people."""
-        table = self.table()
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        lines = [
-            "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip()
-            for row in table
-        ]
-        return [*lines, "", *self.notes()]
+        return [*aligned(self.table()), "", *self.notes()]
 
     def table(self) -> list[list[str]]:
         """Header and a row a stage; columns without any value are left out."""

@@ -1,14 +1,11 @@
 """The whole path from a trained detector to a light one: surgery, closed form, fit, each stage kept and measured."""
 
 import copy
-import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
@@ -16,19 +13,16 @@ from lw_retinanet.detect.detector import Detector
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.lighten.closed_form import initialise_closed_form
-from lw_retinanet.lighten.distil import Example, FitCurve, FitSettings, fit, teach
+from lw_retinanet.lighten.distil import FitCurve, FitSettings, fit
+from lw_retinanet.lighten.examples import MAX_BYTES, Example, Progress, collect, named
 from lw_retinanet.lighten.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.lighten.tower import LevelPair
 from lw_retinanet.lighten.views import network_inputs
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.train.step import autocast
 from lw_retinanet.weights.model_file import ModelRecord
 
 FULL, SURGERY, CLOSED_FORM, FIT = "full head", "surgery", "closed form", "fit"
-log = logging.getLogger(__name__)
-Item = TypeVar("Item")
-Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +36,7 @@ class LightenSettings:
 
     fit: FitSettings = field(default_factory=FitSettings)
     own_output: bool = True
-    max_bytes: int = 6 << 30
+    max_bytes: int = MAX_BYTES
     seed: int = 0
 
 
@@ -91,7 +85,7 @@ def lighten_detector(
     name: str,
     files: Sequence[Path] | None = None,
     settings: LightenSettings = LightenSettings(),
-    progress: Progress[Any] | None = None,
+    progress: Progress | None = None,
 ) -> Lightened:
     """Give a trained detector the plan's own towers and fill them from its old head.
 
@@ -110,7 +104,6 @@ def lighten_detector(
     """
     if detector.record is None:
         raise WeightsError("the detector does not know its own record; open it with lw_retinanet.load")
-    show: Progress[Any] = progress or (lambda items, _total, _what: items)
     started = time.monotonic()
     light, levels = lighten_copy(detector.model, plan, own_output=settings.own_output)
     stages = [Stage(name=FULL, model=detector.model, seconds=0.0)]
@@ -122,9 +115,9 @@ def lighten_detector(
     closed_form_seconds = 0.0
     for level in levels if files else []:
         started = time.monotonic()
-        examples = _examples(light, level, files, settings, detector.device, show)
+        examples = _examples(light, level, files, settings, detector.device, progress)
         maps = [example.maps for example in examples[: len(files)]]
-        found = initialise_closed_form(level, maps, seed=settings.seed, progress=partial(_named, show, f"closed form for {level.level}"))
+        found = initialise_closed_form(level, maps, seed=settings.seed, progress=named(progress, f"closed form for {level.level}"))
         errors |= {f"{level.level} {branch}": error for branch, error in found.errors.items()}
         views += len(examples)
         closed_form_seconds += time.monotonic() - started
@@ -137,7 +130,7 @@ def lighten_detector(
                 settings.fit,
                 device=detector.device,
                 use_bf16=uses_bf16("auto", detector.device),
-                progress=partial(_named, show, f"fit {level.level}"),
+                progress=named(progress, f"fit {level.level}"),
             )
     if curves:
         stages.append(Stage(name=FIT, model=light, seconds=sum(curve.seconds for curve in curves.values())))
@@ -149,33 +142,18 @@ def lighten_detector(
             "full_output": light.fpn.full_output is not None,
         }
     )
-    made = Detector(light, detector.categories, device=detector.device, use_bf16=detector.use_bf16, name=name, record=record)
+    made = Detector(light, detector.categories, device=detector.device, precision=detector.precision, name=name, record=record)
     return Lightened(detector=made, record=record, stages=stages, errors=errors, curve=curves, images=len(files), views=views)
 
 
-def _named(show: Progress[Any], what: str, items: Iterable[Item], total: int) -> Iterable[Item]:
-    return show(items, total, what)
-
-
-@torch.no_grad()
 def _examples(
-    light: RetinaNet, level: LevelPair, files: Sequence[Path], settings: LightenSettings, device: torch.device, show: Progress[Any]
+    light: RetinaNet, level: LevelPair, files: Sequence[Path], settings: LightenSettings, device: torch.device, progress: Progress | None
 ) -> list[Example]:
-    """What enters the level and what the old towers say: all pictures as they are, then mirrored, until the memory is full."""
-    rule = light.conventions.input
-    inputs = network_inputs(files, rule, mirrored=False)
-    total = len(files)
-    if settings.fit.steps:
-        inputs, total = chain(inputs, network_inputs(files, rule, mirrored=True)), 2 * total
-    use_bf16 = uses_bf16("auto", device)
-    examples: list[Example] = []
-    num_bytes = 0
-    for images in show(inputs, total, f"look at pictures for {level.level}"):
-        with autocast(device, use_bf16):
-            maps = level_input(light, images.to(device), level.level)
-        examples.append(teach(level, maps, use_bf16=use_bf16))
-        num_bytes += examples[-1].num_bytes
-        if num_bytes + examples[-1].num_bytes > settings.max_bytes:
-            log.info("%d of %d views fit into %.1f GiB of feature maps", len(examples), total, settings.max_bytes / 2**30)
-            break
-    return examples
+    """Of all pictures as they are and, for a fit, what the old towers say; then mirrored ones, until the memory is full."""
+    rule, fits = light.conventions.input, settings.fit.steps > 0
+    views, total = network_inputs(files, rule, mirrored=False), len(files)
+    if fits:
+        views, total = chain(views, network_inputs(files, rule, mirrored=True)), 2 * total
+    shown = named(progress, f"look at pictures for {level.level}")(views, total)
+    inputs = (level_input(light, images.to(device), level.level) for images in shown)
+    return collect(level, inputs, total, taught=fits, use_bf16=uses_bf16("auto", device), max_bytes=settings.max_bytes)

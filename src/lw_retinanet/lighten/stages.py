@@ -42,7 +42,8 @@ def detect_stages(lightened: Lightened, records: Records, *, progress: Progress 
             RetinaNet(backbone=backbone, fpn=stage.model.fpn, head=stage.model.head, conventions=stage.model.conventions),
             detector.categories,
             device=detector.device,
-            use_bf16=detector.use_bf16,
+            precision=detector.chosen_precision or detector.precision,
+            fold=False,  # a copy of its own would not share the backbone
         )
         for stage in lightened.stages
     ]

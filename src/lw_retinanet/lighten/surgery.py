@@ -4,7 +4,6 @@ import copy
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
@@ -37,7 +36,7 @@ def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -
         InputError: if the plan changes nothing, cannot be built for this model, or shares layers with a tower that the model does not have.
     """
     old_plan = model.head.plan
-    new = _joined(model.head, plan)
+    new = joined_plan(model.head, plan)
     if new == old_plan:
         raise InputError("the plan gives no level a tower that it does not have, so nothing would change; choose another")
     # A model whose D3 is light already has read P3 with other towers than the shared ones: its convolution stays.
@@ -65,12 +64,6 @@ def is_switchable(model: RetinaNet, plan: HeadPlan) -> bool:
     return not old.cls and not old.bbox and all(len(getattr(plan, name)) < len(LEVELS) for name in BRANCHES)
 
 
-def without_full_output(model: RetinaNet) -> RetinaNet:
-    """The model itself, of which only the light head remains; what training on labels starts from."""
-    model.fpn.full_output = None
-    return model
-
-
 def _pyramid(fpn: FPN, *, full_output: bool) -> FPN:
     fpn = copy.deepcopy(fpn)
     if full_output:
@@ -79,8 +72,12 @@ def _pyramid(fpn: FPN, *, full_output: bool) -> FPN:
     return fpn
 
 
-def _joined(head: Head, plan: HeadPlan) -> HeadPlan:
-    """The plan's towers, and the head's own where it names none."""
+def joined_plan(head: Head, plan: HeadPlan) -> HeadPlan:
+    """The plan's towers, and the head's own where it names none.
+
+    Raises:
+        InputError: if the plan shares layers that the head does not have, or that are of another width.
+    """
     old = head.plan
     try:
         joined = HeadPlan(cls=old.cls | plan.cls, bbox=old.bbox | plan.bbox, shared=old.shared)
@@ -157,15 +154,6 @@ def _old_tower(before: Branch, after: Branch, level: str) -> Tower:
         still[id(before.shared_predict)] = after.shared_predict
     *units, predict = [still[id(layer)] if id(layer) in still else copy.deepcopy(layer) for layer in (*units, predict)]
     return Tower(units=units, predictions={"prediction": predict})
-
-
-def freeze_old(light: RetinaNet, levels: list[LevelPair]) -> list[nn.Parameter]:
-    """Let only what is new learn; returns it."""
-    light.requires_grad_(False)
-    new = [parameter for level in levels for parameter in level.parameters()]
-    for parameter in new:
-        parameter.requires_grad_(True)
-    return new
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -90,11 +91,6 @@ class LevelPair:
         """What enters ``old_output`` -> the level's map for the new towers."""
         return self.old_maps(maps) if self.output is None else self.output(maps)
 
-    def level_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Both of them, the old towers' first."""
-        old = self.old_maps(maps)
-        return old, (old if self.output is None else self.output(maps))
-
     def old_parameters(self) -> list[nn.Parameter]:
         """What learning must leave alone, although new layers may be run on it or through it."""
         modules = [layer for tower in self.old.values() for layer in tower.layers]
@@ -132,9 +128,16 @@ def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
 
+def norm_behind(module: nn.Module, conv: nn.Conv2d) -> nn.BatchNorm2d | None:
+    """The batch norm that stands directly behind a convolution of a unit."""
+    layers = list(module) if isinstance(module, nn.Sequential) else []
+    return next((norm for layer, norm in pairwise(layers) if layer is conv and type(norm) is nn.BatchNorm2d), None)
+
+
 def has_norm(module: nn.Module) -> bool:
-    """Whether a norm is in it, or anything else but convolutions that has a state; no one linear map describes such a unit."""
-    others = [layer for layer in module.modules() if not isinstance(layer, nn.Conv2d)]
+    """Whether it has a state beside its convolutions and batch norms directly behind them; no one linear map describes such a unit."""
+    behind = [norm_behind(module, conv) for conv in convolutions(module)]
+    others = [layer for layer in module.modules() if not isinstance(layer, nn.Conv2d) and layer not in behind]
     return any(isinstance(layer, nn.GroupNorm) or [*layer.parameters(recurse=False), *layer.buffers(recurse=False)] for layer in others)
 
 

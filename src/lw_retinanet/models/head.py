@@ -108,21 +108,24 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, init: Init) -> None:
-        """Draw the weights anew (``init`` as in the constructor) and set the class prior."""
+        """Draw the weights anew (``init`` as in the constructor) and set the class prior; norms begin with factor 1 and no statistics."""
         for branch in (self.cls, self.bbox):
             for conv in _convs(branch.shared_units):
-                _init_conv(conv, fan_in=init == "fan_in")
+                init_conv(conv, fan_in=init == "fan_in")
             for conv in _convs(branch.own_units):
-                _init_conv(conv, fan_in=init != "paper")
+                init_conv(conv, fan_in=init != "paper")
             for predict in (branch.shared_predict, *branch.own_predict.values()):
                 if predict is not None:
                     self._init_prediction(predict, init, is_class=branch is self.cls)
+            for layer in branch.modules():
+                if isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
+                    layer.reset_parameters()
 
     def _init_prediction(self, predict: nn.Module, init: Init, *, is_class: bool) -> None:
         *spatial, last = _convs(predict)
         for conv in spatial:
-            _init_conv(conv, fan_in=init != "paper", gain=1.0)  # no ReLU follows
-        _init_conv(last, fan_in=False)
+            init_conv(conv, fan_in=init != "paper", gain=1.0)  # no ReLU follows
+        init_conv(last, fan_in=False)
         if is_class:
             # p = PRIOR for every anchor at step 0: with ~10^5 background anchors the loss diverges otherwise.
             assert last.bias is not None
@@ -147,7 +150,8 @@ def _convs(module: nn.Module) -> list[nn.Conv2d]:
     return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
 
 
-def _init_conv(conv: nn.Conv2d, *, fan_in: bool, gain: float | None = None) -> None:
+def init_conv(conv: nn.Conv2d, *, fan_in: bool, gain: float | None = None) -> None:
+    """Normal weights of a standard deviation that keeps the signal (``gain``: of what follows; a ReLU, or nothing if depthwise) or 0.01."""
     if fan_in:
         if gain is None:
             # Depthwise convolutions have no ReLU of their own here.

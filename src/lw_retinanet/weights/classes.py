@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.models.build import build
 from lw_retinanet.models.head import PRIOR
-from lw_retinanet.weights.model_file import LoadedModel, make_record
+from lw_retinanet.weights.model_file import LoadedModel, build_network, make_record
 
 _CLASS_PREDICTIONS = ("head.cls.shared_predict.", "head.cls.own_predict.")
 
@@ -40,16 +39,7 @@ def change_classes(loaded: LoadedModel, categories: Sequence[Category], seed: in
     record, old = loaded.record, loaded.model
     known = {plain_name(category.name): row for row, category in reversed(list(enumerate(record.categories)))}
     source = torch.tensor([known.get(name, -1) for name in names])
-    with torch.device("meta"):
-        model = build(
-            record.plan,
-            num_classes=len(names),
-            backbone=record.backbone,
-            width=record.width,
-            norm=record.norm,
-            conventions=old.conventions,
-            full_output=record.full_output,
-        )
+    model = build_network(record, num_classes=len(names), conventions=old.conventions)
     generator = torch.Generator().manual_seed(seed)
     state = {}
     wanted = model.state_dict()

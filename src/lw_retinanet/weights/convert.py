@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +15,6 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.errors import ConfigError, WeightsError
 from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.models.backbone import RESNETS
-from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.weights import caffe2, detectron2, mmdet, odtk, torchvision
 from lw_retinanet.weights.blueprint import Assumption, Blueprint, read_structure
@@ -23,7 +22,7 @@ from lw_retinanet.weights.class_list import ClassList, assign_rows, read_class_l
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.conversion import Conversion, ConversionReport, Origin
 from lw_retinanet.weights.foreign_file import ForeignFile, read_foreign
-from lw_retinanet.weights.model_file import KEY, LoadedModel, load_model, make_record
+from lw_retinanet.weights.model_file import KEY, LoadedModel, build_network, load_model, make_record
 from lw_retinanet.weights.overrides import BACKBONE, override_conventions
 from lw_retinanet.weights.torchvision_hub import HUB, read_hub
 from lw_retinanet.weights.transfer import transfer
@@ -217,22 +216,9 @@ def _reconvened(path: Path, loaded: LoadedModel, conventions: Conventions) -> Lo
     """The same tensors in a network of other conventions."""
     record = loaded.record
     try:
-        with torch.device("meta"):
-            model = build(
-                record.plan,
-                num_classes=len(record.classes),
-                backbone=record.backbone,
-                width=record.width,
-                norm=record.norm,
-                conventions=conventions,
-            )
+        model = build_network(record, conventions=conventions)
         model.load_state_dict(loaded.model.state_dict(), assign=True)
     except (ConfigError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(f"the tensors of {path} do not fit these conventions: {reason}; set others") from None
     return LoadedModel(model=model.eval(), record=record.model_copy(update={"conventions": conventions}))
-
-
-def framework_names() -> tuple[str, ...]:
-    """What ``origin`` may be."""
-    return ("auto", *get_args(Framework))

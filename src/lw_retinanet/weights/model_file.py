@@ -92,6 +92,32 @@ def make_record(
     return ModelRecord.model_validate({**values, "conventions": model.conventions, "notes": dict(notes)})
 
 
+def build_network(record: ModelRecord, *, num_classes: int | None = None, conventions: Conventions | None = None) -> RetinaNet:
+    """The network that a record describes, on the meta device: ``load_state_dict(..., assign=True)`` brings its weights.
+
+    Args:
+        record: of a model file.
+        num_classes: instead of the record's.
+        conventions: instead of the record's.
+
+    Raises:
+        ConfigError: for a backbone that does not exist, or parts that do not fit one another.
+    """
+    try:
+        with torch.device("meta"):
+            return build(
+                record.plan,
+                num_classes=num_classes or len(record.classes),
+                backbone=record.backbone,
+                width=record.width,
+                norm=record.norm,
+                conventions=conventions or record.conventions,
+                full_output=record.full_output,
+            )
+    except ValueError as error:  # a unit that does not go with these widths
+        raise ConfigError(str(error)) from None
+
+
 def save_model(path: Path, model: RetinaNet, record: ModelRecord) -> None:
     """Write a model file; an earlier one of this name is replaced only when the new one is whole.
 
@@ -142,16 +168,7 @@ def load_model(path: Path) -> LoadedModel:
             f"the record of model file {path} cannot be used: {_reason(error)}; a newer version may have written it"
         ) from None
     try:
-        with torch.device("meta"):
-            model = build(
-                record.plan,
-                num_classes=len(record.classes),
-                backbone=record.backbone,
-                width=record.width,
-                norm=record.norm,
-                conventions=record.conventions,
-                full_output=record.full_output,
-            )
+        model = build_network(record)
     except ConfigError as error:
         raise WeightsError(f"the record of model file {path} cannot be used: {error}") from None
     problems = _misfits(model, tensors)
