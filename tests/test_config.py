@@ -1,11 +1,11 @@
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from lw_retinanet.config import BACKBONES, RECIPES, Config, Preset, load_config, override, parse_config, setting_names
+from lw_retinanet.config import BACKBONES, RECIPES, Config, load_config, override, parse_config, setting_names
 from lw_retinanet.errors import ConfigError
 
 
@@ -14,18 +14,23 @@ def parse(*settings: str) -> Config:
 
 
 def test_names_that_are_written_twice_are_the_same() -> None:
-    # config.py repeats them, since it must not import torch.
+    # config.py and preset_names.py repeat them, since they must not import torch.
+    from lw_retinanet import preset_names
     from lw_retinanet.models import backbone
+    from lw_retinanet.models.blocks import D_BLOCKS
     from lw_retinanet.models.variants import PRESETS
 
-    assert set(get_args(Preset)) == set(PRESETS)
+    assert tuple(PRESETS) == preset_names.NAMED
+    assert {"original", *preset_names.BLOCKS} == set(D_BLOCKS)
     assert set(BACKBONES) == set(backbone.BACKBONES)
 
 
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
-        ("model.preset=lw-v33", ["model.preset", "lw-v33", "did you mean lw-v3"]),
+        ("model.preset=lw-v33", ["model.preset='lw-v33'", "did you mean lw-v3?", "cls-, bbox- or both- with one of v1,"]),
+        ("model.preset=both-narrow100", ["model.preset='both-narrow100'", "did you mean both-narrow96?"]),
+        ("model.preset=3", ["model.preset=3", "string"]),
         ("model.backbone=resnet51", ["model.backbone", "resnet51", "did you mean resnet5"]),
         ("model.backbone='timm:'", ["model.backbone", "timm:NAME"]),
         ("train.epoch=3", ["train.epoch", "unknown setting", "did you mean train.epochs"]),
@@ -44,6 +49,9 @@ def test_names_that_are_written_twice_are_the_same() -> None:
         ("data.image_size=16", ["data.image_size=16", "32"]),
         ("data.jitter=[2, 1]", ["data.jitter", "small to large"]),
         ("data.jitter=[1]", ["data.jitter"]),
+        ("data.resize=shortside", ["data.resize", "did you mean short_side"]),
+        ("data.max_size=1000", ["data", "resize=short_side"]),
+        ("train.base_steps=90000", ["train", "train.schedule=paper"]),
         ("train.epochs", ["section.name=value"]),
         ("epochs=3", ["section.name=value", "did you mean train.epochs"]),
         ("train=3", ["section.name=value"]),
@@ -56,6 +64,19 @@ def test_every_bad_setting_is_refused_in_one_line_that_helps(setting: str, parts
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_settings_that_do_not_go_together() -> None:
+    for settings, part in (
+        (["data.resize=short_side", "data.image_size=1400"], "image_size=1400, is longer than the longer one may be, max_size=1333"),
+        (["data.resize=short_side", "data.max_size=600"], "image_size=640"),
+        (["train.base_steps=9", "train.steps=9", "train.schedule=paper"], "leave one out"),
+        (["model.start=runs/1", "data.resize=short_side"], "together with data.image_size"),
+    ):
+        with pytest.raises(ConfigError, match=part):
+            parse(*settings)
+    fine = parse("model.start=runs/1", "data.resize=short_side", "data.image_size=700", "data.max_size=1166").data
+    assert (fine.resize, fine.image_size, fine.max_size) == ("short_side", 700, 1166)
 
 
 def test_text_that_yaml_does_not_read_as_a_number_is_still_one() -> None:
@@ -78,8 +99,9 @@ def test_overriding_leaves_the_files_values_alone() -> None:
 def test_a_resolved_config_leaves_nothing_open_and_survives_its_file(recipe: str, tmp_path: Path) -> None:
     resolved = parse(f"train.recipe={recipe}").resolved()
     open_settings = {name for name in setting_names() if getattr(getattr(resolved, name.split(".")[0]), name.split(".")[1]) is None}
-    # `steps` stays open in favour of epochs, `start` of a new network; the paper's rate is computed from the batch.
-    assert open_settings == {"train.steps", "train.teacher", "model.start"} | ({"train.rate"} if recipe == "paper" else set())
+    # `steps` and `base_steps` stay open in favour of epochs, `start` of a new network; the paper's rate is computed from the batch.
+    stays_open = {"train.steps", "train.base_steps", "train.teacher", "model.start"}
+    assert open_settings == stays_open | ({"train.rate"} if recipe == "paper" else set())
     assert (resolved.model.norm, resolved.data.image_size) == ("batch", 640)
     file = tmp_path / "config.yaml"
     file.write_text(resolved.to_yaml())

@@ -14,7 +14,7 @@ from lw_retinanet.config import setting_names
 PACKAGE = Path(lw_retinanet.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # May be imported by all, and import only one another.
-FOUNDATION = {"errors", "config", "conventions", "structures", "boxes", "files", "devices", "drawing"}
+FOUNDATION = {"errors", "preset_names", "config", "conventions", "structures", "boxes", "files", "devices", "drawing"}
 STAGES = {
     "data": 1,
     "models": 2,
@@ -24,6 +24,7 @@ STAGES = {
     "evaluate": 5,
     "analyze": 6,
     "lighten": 7,
+    "tradeoff": 8,
     "interop": 8,
     "api": 9,
     "cli": 10,

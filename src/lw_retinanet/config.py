@@ -3,10 +3,11 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,12 +23,20 @@ from pydantic import (
     model_validator,
 )
 
+from lw_retinanet import preset_names
 from lw_retinanet.errors import ConfigError
 
-Preset = Literal[
-    "retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-v3-released", "bbox-v1", "bbox-v2", "bbox-v3", "lw-narrow", "lw-dw5"
-]  # the names of models.variants.PRESETS, which imports torch; a test compares the two
+
+def _known_preset(name: str) -> str:
+    if not preset_names.is_preset(name):
+        raise ValueError(f"unknown preset{nearest(name, preset_names.similar_presets(name))}; known: {preset_names.IN_WORDS}")
+    return name
+
+
+Preset = Annotated[str, AfterValidator(_known_preset)]
+Resize = Literal["long_side", "short_side"]
 IMAGE_SIZE = 640
+MAX_SIZE = 1333
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
 
 
@@ -51,10 +60,11 @@ class ModelConfig(_Settings):
     """What to build.
 
     Args:
-        preset: the head, by the name of a row of the paper.
+        preset: the head, by name (:mod:`lw_retinanet.preset_names`): a row of the paper, or a block and the branches of D3 that own it.
         backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` (torchvision's or timm's, downloaded or from its cache) or a file.
         head_width: channels of the pyramid and of the head's towers.
+        anchors: of a cell: ``nine`` (RetinaNet's), or ``one`` square of eight strides (ATSS's).
         norm: of the backbone; ``auto`` is ``frozen`` with pretrained weights and ``batch`` without.
         stride_in: convolution of a bottleneck that strides; ``auto`` asks the weights file and is ``3x3`` without one.
         init: of the head; None takes the recipe's.
@@ -67,6 +77,7 @@ class ModelConfig(_Settings):
     backbone: str = "resnet50"
     backbone_weights: str = "none"
     head_width: PositiveInt = 256
+    anchors: Literal["nine", "one"] = "nine"
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
     stride_in: Literal["auto", "3x3", "1x1"] = "auto"
     init: Literal["fan_in", "fan_in_light", "paper"] | None = None
@@ -96,7 +107,11 @@ class DataConfig(_Settings):
     """What to feed.
 
     Args:
-        image_size: the longer side of every picture, pixels; None is 640, and with ``model.start`` the size rule of that file.
+        image_size: the side of every picture that ``resize`` names, pixels; None is 640, and with ``model.start`` the size rule of that
+            file.
+        resize: ``long_side`` scales the longer side to ``image_size``; ``short_side`` the shorter one, unless the longer one would pass
+            ``max_size`` (the paper's rule).
+        max_size: pixels, for ``short_side`` only.
         workers: loader processes; results do not depend on it.
         augment: ``none``, ``flip``, ``jitter`` (flip and scale) or ``full`` (and colours); None takes the recipe's.
         jitter: range of the scale factor of ``jitter`` and ``full``.
@@ -104,6 +119,8 @@ class DataConfig(_Settings):
     """
 
     image_size: int | None = Field(default=None, ge=32, le=4096)
+    resize: Resize = "long_side"
+    max_size: int = Field(default=MAX_SIZE, ge=32, le=8192)
     workers: NonNegativeInt = 2
     augment: Literal["none", "flip", "jitter", "full"] | None = None
     jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)
@@ -116,6 +133,15 @@ class DataConfig(_Settings):
             raise ValueError("the range goes from small to large, within 0.1 and 4")
         return jitter
 
+    @model_validator(mode="after")
+    def _room_for_the_longer_side(self) -> Self:
+        shorter = self.image_size or IMAGE_SIZE
+        if self.resize == "short_side" and shorter > self.max_size:
+            raise ValueError(f"the shorter side, image_size={shorter}, is longer than the longer one may be, max_size={self.max_size}")
+        if self.resize == "long_side" and self.max_size != MAX_SIZE:
+            raise ValueError("max_size limits the longer side under resize=short_side; set that too, or leave max_size out")
+        return self
+
 
 class TrainConfig(_Settings):
     """How to train. A field that is None takes the recipe's value; :meth:`Config.resolved` fills it in.
@@ -124,6 +150,8 @@ class TrainConfig(_Settings):
         recipe: ``default`` for people's own data (AdamW, cosine, EMA), ``paper`` for the paper's (SGD, steps).
         epochs: passes over the training images.
         steps: optimiser steps, instead of ``epochs``.
+        base_steps: with ``schedule: paper``, instead of ``epochs``: the steps of a full model at 16 images a step (the paper: 90000). Fewer
+            images a step make more steps in proportion, and so does the MACs reduction.
         batch_size: images of one forward pass of one process.
         accumulate: forward passes of one step; equal to a batch that many times larger.
         optimiser: ``adamw`` or ``sgd`` (momentum 0.9).
@@ -134,6 +162,10 @@ class TrainConfig(_Settings):
         warmup_steps: linear from a thousandth of the rate.
         clip: largest norm of the gradient of all parameters; 0 turns clipping off.
         ema: decay of the moving average of the weights that is evaluated and saved; 0 turns it off.
+        assignment: of objects to anchors: by fixed overlaps (``iou``, 0.5 and 0.4) or by each object's own (``atss``); None is ``atss``
+            with one anchor a cell and ``iou`` with more, whether they are the settings' or those of ``model.start``.
+        class_loss: ``focal``, whose scores say what is there, or ``quality`` (quality focal loss), whose scores say how well the box fits
+            too; that goes with ``box_loss: giou``, and takes it where the recipe has another.
         box_loss: ``smooth_l1`` (beta 0.11), ``l1`` or ``giou``.
         normaliser: losses are divided by the positive anchors of the whole step (``batch``), or image by image and averaged (``image``).
         precision: ``auto`` is bf16 autocast where the device multiplies in bf16.
@@ -149,6 +181,7 @@ class TrainConfig(_Settings):
     recipe: Literal["default", "paper"] = "default"
     epochs: PositiveInt = 12
     steps: PositiveInt | None = None
+    base_steps: PositiveInt | None = None
     batch_size: PositiveInt = 4
     accumulate: PositiveInt = 1
     optimiser: Literal["adamw", "sgd"] | None = None
@@ -159,6 +192,8 @@ class TrainConfig(_Settings):
     warmup_steps: NonNegativeInt | None = None
     clip: NonNegativeFloat | None = None
     ema: float | None = Field(default=None, ge=0, lt=1)
+    assignment: Literal["iou", "atss"] | None = None
+    class_loss: Literal["focal", "quality"] = "focal"
     box_loss: Literal["smooth_l1", "l1", "giou"] | None = None
     box_weight: PositiveFloat | None = None
     normaliser: Literal["batch", "image"] = "batch"
@@ -169,6 +204,20 @@ class TrainConfig(_Settings):
     freeze: int | None = Field(default=None, ge=0, le=5)
     teacher: str | None = None
     distill_weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.base_steps is not None and self.steps is not None:
+            raise ValueError("steps and base_steps are two ways to say how long; leave one out")
+        if self.base_steps is not None and self.schedule != "paper":
+            raise ValueError("base_steps is counted by the paper's rule; set train.schedule=paper, or use train.steps")
+        return self
+
+    @model_validator(mode="after")
+    def _quality_is_what_the_boxes_learn(self) -> Self:
+        if self.class_loss == "quality" and self.box_loss not in (None, "giou"):
+            raise ValueError(f"class_loss=quality scores the overlap that box_loss=giou trains, not {self.box_loss}; leave box_loss out")
+        return self
 
 
 # Filled in where a setting is None. `rate` of the paper's recipe depends on the batch and is computed.
@@ -214,6 +263,12 @@ class Config(_Settings):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _size_rule_is_the_files_or_ours(self) -> Self:
+        if self.model.start is not None and self.data.image_size is None and self.data.resize != "long_side":
+            raise ValueError("data.resize replaces the size rule of model.start only together with data.image_size; set that too")
+        return self
+
     def resolved(self) -> Self:
         """The same settings with the recipe's values in place of every None that it decides."""
         recipe = RECIPES[self.train.recipe]
@@ -230,8 +285,14 @@ class Config(_Settings):
             filled["model"] = model.model_copy(update={"norm": "frozen" if pretrained else "batch"})
         if data.image_size is None and not started:
             filled["data"] = data.model_copy(update={"image_size": IMAGE_SIZE})
+        decided: dict[str, Any] = {}
         if train.freeze is None:
-            filled["train"] = train.model_copy(update={"freeze": 1 if pretrained else 0})
+            decided["freeze"] = 1 if pretrained else 0
+        if train.assignment is None and not started:  # a file's anchors are not known here
+            decided["assignment"] = "atss" if model.anchors == "one" else "iou"
+        if train.class_loss == "quality":
+            decided["box_loss"] = "giou"
+        filled["train"] = train.model_copy(update=decided)
         return self.model_copy(update=filled)
 
     def to_yaml(self) -> str:
@@ -318,7 +379,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown setting {key!r}{nearest(key, known)}"
     if problem["type"] == "literal_error":
         value = problem["input"]
-        choices = get_args(Preset) if key == "model.preset" else _choices(key)
+        choices = _choices(key)
         return f"{key}={value!r} is not one of {', '.join(map(str, choices))}{nearest(str(value), [str(c) for c in choices])}"
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], Mapping):

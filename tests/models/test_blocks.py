@@ -1,10 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from lw_retinanet.analyze.macs import count_blocks
-from lw_retinanet.models.blocks import UNITS
+from lw_retinanet.models.blocks import BATCH_NORM_UNITS, UNITS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan, TowerPlan
 
@@ -41,3 +42,24 @@ def test_cost_of_torchvision_v2s_head() -> None:
     # No bias beside the group norms' factors and offsets.
     params = sum(parameter.numel() for parameter in model.head.parameters())
     assert params == 8 * (256 * 256 * 9 + 2 * 256) + (256 * 9 + 1) * (9 * 91 + 36)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("1x1-bn", "1x1"), ("dw3x3+1x1-bn", "dw3x3+1x1")])
+def test_a_unit_with_batch_norm_is_the_plain_one_with_norms_behind_its_convolutions(name: str, plain: str) -> None:
+    torch.manual_seed(0)
+    unit, features = UNITS[name](24, 16), torch.randn(2, 24, 5, 7)
+    expected = features
+    convs = [conv for conv in unit.modules() if isinstance(conv, nn.Conv2d)]
+    for conv in convs:
+        assert conv.bias is None
+        expected = F.conv2d(expected, conv.weight, padding=conv.padding, groups=conv.groups)
+        mean, variance = expected.mean(dim=(0, 2, 3), keepdim=True), expected.var(dim=(0, 2, 3), keepdim=True, correction=0)
+        expected = (expected - mean) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(unit.train()(features), expected.relu())
+    theirs = [conv for conv in UNITS[plain](24, 16).modules() if isinstance(conv, nn.Conv2d)]
+    assert [conv.weight.shape for conv in convs] == [conv.weight.shape for conv in theirs]
+
+
+def test_units_that_depend_on_the_batch_are_known_as_such() -> None:
+    with_norm = {name for name, make in UNITS.items() if any(isinstance(part, nn.BatchNorm2d) for part in make(32, 32).modules())}
+    assert with_norm == set(BATCH_NORM_UNITS)

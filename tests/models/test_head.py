@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.models.blocks import D_BLOCKS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Branch, Head, Init
 from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
-from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.models.variants import PRESETS, plan_of
 
 WIDTH, CLASSES, ANCHORS = 16, 3, 9
 
@@ -90,10 +91,10 @@ def test_layers_that_no_level_shares_are_not_built() -> None:
     assert head.bbox.shared_predict is not None
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "both-v1-bn", "both-v3-bn"])
 def test_every_parameter_gets_a_gradient(preset: str) -> None:
     torch.manual_seed(0)
-    model = build(PRESETS[preset](), num_classes=2, backbone="resnet18", width=16, norm="batch")
+    model = build(plan_of(preset), num_classes=2, backbone="resnet18", width=16, norm="batch")
     logits, deltas = model(torch.randn(2, 3, 96, 64))
     (logits.square().sum() + deltas.square().sum()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
@@ -111,12 +112,49 @@ def _gains(units: list[nn.Module], features: Tensor) -> list[float]:
     return gains
 
 
-@pytest.mark.parametrize("block", ["original", "v1", "v2", "v3", "narrow", "dw5"])
+@pytest.mark.parametrize("block", D_BLOCKS)
 def test_fan_in_keeps_the_signal_through_every_unit(block: str) -> None:
     head = _head(HeadPlan(cls={"P3": d_block(block)}), init="fan_in", width=128)
     features = torch.randn(1, 128, 16, 16, generator=torch.Generator().manual_seed(2))
     for level in ("P3", "P4"):
         assert all(0.1 < gain < 10 for gain in _gains(_units(head.cls, level), features))
+
+
+def _towers_std(plan: HeadPlan, init: Init | None, *, is_training: bool) -> list[float]:
+    """Standard deviation after the class and the box tower of D3, for an input of unit variance."""
+    torch.manual_seed(0)
+    init_choice: Mapping[str, Init] = {"init": init} if init else {}
+    head = Head(in_channels=256, num_classes=1, num_anchors=1, plan=plan, **init_choice).train(is_training)
+    features = torch.randn(1, 256, 24, 24, generator=torch.Generator().manual_seed(2))
+    found = []
+    for branch in (head.cls, head.bbox):
+        outputs = features
+        with torch.no_grad():
+            for unit in _units(branch, "P3"):
+                outputs = unit(outputs)
+        found.append(float(outputs.std()))
+    return found
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("block", [*D_BLOCKS, "narrow64"])
+def test_every_light_tower_passes_its_signal_on_by_default(block: str, is_training: bool) -> None:
+    tower = {"P3": d_block("original")}
+    plan = HeadPlan(cls=tower, bbox=tower) if block == "original" else plan_of(f"both-{block}")  # type: ignore[arg-type]
+    assert all(0.1 < std < 10 for std in _towers_std(plan, None, is_training=is_training))
+
+
+@pytest.mark.parametrize("block", ["v1", "v2", "v3", "narrow", "dw5"])
+def test_no_light_tower_does_with_the_papers_init(block: str) -> None:
+    stds = _towers_std(plan_of(f"both-{block}"), "paper", is_training=True)
+    assert all(std < 0.1 for std in stds)
+    if block == "v1":  # nothing that a step of training could tell from zero
+        assert all(std < 1e-9 for std in stds)
+
+
+def test_batch_norm_makes_up_for_the_papers_init() -> None:
+    # What v1 loses is scale alone, which a norm gives back; so v1 with norms is the control for what initialisation does to v1.
+    assert all(0.1 < std < 10 for std in _towers_std(plan_of("both-v1-bn"), "paper", is_training=True))
 
 
 # A unit with weights of std 0.01 passes on sqrt(taps * 1e-4 / 2) of the root mean square (the 2 is the ReLU's), a depthwise 3x3 sqrt(9e-4).
@@ -163,6 +201,16 @@ def test_redrawing_keeps_the_modules_and_changes_the_weights() -> None:
     before = {key: value.clone() for key, value in head.state_dict().items()}
     head.reset_parameters("paper")
     assert all(torch.equal(before[key], value) == key.endswith("bias") for key, value in head.state_dict().items())
+
+
+def test_redrawing_lets_norms_forget() -> None:
+    head = _head(plan_of("both-v1-bn"))
+    fresh = {key: value.clone() for key, value in head.state_dict().items() if "running" in key}
+    head.train()(_pyramid())
+    assert not all(torch.equal(fresh[key], head.state_dict()[key]) for key in fresh)
+    head.reset_parameters("fan_in")
+    assert len(fresh) == 2 * 2 * 2 * 4
+    assert all(torch.equal(fresh[key], head.state_dict()[key]) for key in fresh)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,24 @@
-"""The presets are the rows of the paper's tables: which branch of D3 is light, and with which layers."""
+"""The presets are the rows of the paper's tables: which branch of D3 is light, and with which layers. Others are made from their names."""
+
+import re
+from math import prod
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from lw_retinanet.analyze.hooked import count_blocks_hooked
+from lw_retinanet.analyze.macs import Cost, count_blocks
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.errors import ConfigError
+from lw_retinanet.models.blocks import D_BLOCKS
+from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Head
-from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.models.plan import HeadPlan, d_block
+from lw_retinanet.models.variants import PRESETS, plan_of
+from lw_retinanet.preset_names import BLOCKS, BRANCHES, is_preset, preset_names
 
 FULL = "3x3 3x3 3x3 3x3 > 3x3"
 V3 = "1x1 1x1 1x1 1x1 > 1x1"
@@ -31,7 +43,7 @@ D3 = {
 
 def _head(preset: str) -> Head:
     with torch.device("meta"):
-        return Head(in_channels=256, num_classes=80, num_anchors=9, plan=PRESETS[preset]())
+        return Head(in_channels=256, num_classes=80, num_anchors=9, plan=plan_of(preset))
 
 
 def _kernels(modules: list[nn.Module]) -> str:
@@ -84,4 +96,142 @@ def test_field_of_view_of_d3(preset: str, side: int) -> None:
 
 
 def test_presets_give_fresh_equal_plans() -> None:
-    assert all(make() == make() for make in PRESETS.values())
+    assert all(make() == make() == plan_of(name) for name, make in PRESETS.items())
+
+
+@pytest.mark.parametrize("branches", BRANCHES)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_in_every_branch_by_name(block: str, branches: str) -> None:
+    plan = plan_of(f"{branches}-{block}")
+    own = {"P3": d_block(block)}
+    assert (plan.cls, plan.bbox) == (own if branches != "bbox" else {}, own if branches != "cls" else {})
+    assert plan.shared == HeadPlan().shared
+    assert HeadPlan.model_validate_json(plan.model_dump_json()) == plan
+    assert f"{branches}-{block}" in preset_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("lw-v1", "cls-v2"),
+        ("lw-v2", "cls-v3"),
+        ("lw-v3", "both-v3"),
+        ("lw-narrow", "both-narrow"),
+        ("lw-narrow", "both-narrow96"),
+        ("lw-dw5", "both-dw5"),
+        ("bbox-v1", "bbox-v1"),
+    ],
+)
+def test_the_rows_have_a_second_name(name: str, same: str) -> None:
+    assert PRESETS[name]() == plan_of(same)
+
+
+@given(width=st.integers(0, 700), branches=st.sampled_from(list(BRANCHES)))
+@settings(deadline=None, max_examples=80)
+def test_narrow_has_any_width_that_is_a_multiple_of_eight(width: int, branches: str) -> None:
+    name = f"{branches}-narrow{width}"
+    assert is_preset(name) == (8 <= width <= 512 and width % 8 == 0)
+    if is_preset(name):
+        plan = plan_of(name)
+        assert {tower.width for tower in (*plan.cls.values(), *plan.bbox.values())} == {width}
+    else:
+        with pytest.raises(ConfigError, match=f"^unknown preset '{name}'"):
+            plan_of(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("lw-v33", "lw-v3"),
+        ("LW-V3", None),
+        ("both_narrow", "both-narrow"),
+        ("both-narrow100", "both-narrow96"),
+        ("cls-narrow9999", "cls-narrow512"),
+        ("bbox-narrow1", "bbox-narrow8"),
+        ("cls-narrow064", "cls-narrow"),
+        ("cls-v1bn", "cls-v1-bn"),
+        ("both-v364", "both-v3"),
+        ("both-original", None),
+        ("", None),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_of(name)
+    message = str(caught.value)
+    assert message.startswith(f"unknown preset {name!r}; ")
+    assert "\n" not in message
+    assert nearest is None or f"did you mean {nearest}?" in message
+    assert "known: retinanet, lw-v1, " in message
+    assert "cls-, bbox- or both- with one of v1, v2, v3, narrow, dw5, v1-bn, v3-bn" in message
+    assert not is_preset(name)
+
+
+def test_what_is_no_text_is_no_preset() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 3;"):
+        plan_of(3)  # type: ignore[arg-type]
+
+
+def test_batch_norm_towers_belong_to_one_level() -> None:
+    with pytest.raises(ValueError, match="give each level units with batch norm of its own"):
+        HeadPlan(shared=d_block("v1-bn"))
+
+
+# MACs a cell of P3 by hand, from 256 channels: tower, class prediction (9 * 80 outputs), box prediction (36).
+A_CELL = {
+    "original": (4 * 256 * 256 * 9, 256 * 720 * 9, 256 * 36 * 9),
+    "v1": (4 * (256 * 9 + 256 * 256), 256 * 9 + 256 * 720, 256 * 9 + 256 * 36),
+    "v2": (2 * (256 * 256 + 256 * 256 * 9), 256 * 720 * 9, 256 * 36 * 9),
+    "v3": (4 * 256 * 256, 256 * 720, 256 * 36),
+    "narrow": (256 * 96 + 4 * 96 * 96 * 9, 96 * 720, 96 * 36),
+    "narrow64": (256 * 64 + 4 * 64 * 64 * 9, 64 * 720, 64 * 36),
+    "narrow128": (256 * 128 + 4 * 128 * 128 * 9, 128 * 720, 128 * 36),
+    "dw5": (256 * 25 + 4 * 256 * 256, 256 * 720, 256 * 36),
+}
+A_CELL |= {"v1-bn": A_CELL["v1"], "v3-bn": A_CELL["v3"]}  # norms fold away, and count for nothing before they do
+CELLS = 100 * 100
+
+
+def _blocks(plan: HeadPlan) -> dict[str, Cost]:
+    with torch.device("meta"):
+        return count_blocks(build(plan, num_classes=80, backbone="resnet18"), (800, 800))
+
+
+@pytest.mark.parametrize("block", [name for name in A_CELL if name != "original"])
+def test_cost_of_d3_by_hand(block: str) -> None:
+    full, light = A_CELL["original"], A_CELL[block]
+    rest = _blocks(HeadPlan())
+    rest.pop("D3")
+    for branches in BRANCHES:
+        blocks = _blocks(plan_of(f"{branches}-{block}"))
+        cls, bbox = (light if branches != "bbox" else full), (light if branches != "cls" else full)
+        parts = {"cls_tower": cls[0], "cls_predict": cls[1], "bbox_tower": bbox[0], "bbox_predict": bbox[2]}
+        d3 = blocks.pop("D3")
+        assert {name: part.macs for name, part in d3.parts.items()} == {name: macs * CELLS for name, macs in parts.items()}
+        assert d3.macs == sum(parts.values()) * CELLS
+        assert {name: cost.macs for name, cost in blocks.items()} == {name: cost.macs for name, cost in rest.items()}
+
+
+@pytest.mark.parametrize("preset", ["both-v1-bn", "both-v3-bn", "cls-narrow64", "bbox-dw5"])
+def test_torchs_own_counter_agrees(preset: str) -> None:
+    with torch.device("meta"):
+        model = build(plan_of(preset), num_classes=7, backbone="resnet18")
+    assert count_blocks_hooked(model, (333, 517)) == count_blocks(model, (333, 517))
+
+
+# The table's sums: D3 in both branches.
+@pytest.mark.parametrize(("preset", "macs"), [("lw-v3", 7_178_240_000), ("lw-narrow", 7_852_800_000), ("lw-dw5", 7_306_240_000)])
+def test_hand_counts_are_those_of_the_table(preset: str, macs: int) -> None:
+    tower, cls, bbox = A_CELL[preset.removeprefix("lw-")]
+    assert (2 * tower + cls + bbox) * CELLS == macs == _blocks(plan_of(preset))["D3"].macs
+
+
+def test_every_block_is_counted_by_hand() -> None:
+    assert {re.sub(r"\d+$", "", name) if name.startswith("narrow") else name for name in A_CELL} == set(D_BLOCKS)
+
+
+@pytest.mark.parametrize("block", ["v1-bn", "v3-bn"])
+def test_parameters_of_the_batch_norm_blocks(block: str) -> None:
+    # Per norm a factor and an offset for each channel, instead of the convolution's bias; v1 has a second norm behind each depthwise one.
+    plain, normed = (_blocks(plan_of(f"both-{name}"))["D3"].params for name in (block.removesuffix("-bn"), block))
+    assert normed - plain == 2 * 4 * prod((256, 3 if block == "v1-bn" else 1))

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
-from lw_retinanet.models.blocks import D_BLOCKS, NARROW_WIDTH, PREDICTIONS, UNITS
+from lw_retinanet.models.blocks import BATCH_NORM_UNITS, D_BLOCKS, NARROW_WIDTH, PREDICTIONS, UNITS
 
 SHARED = "shared"
 Level = Literal["P3", "P4", "P5", "P6", "P7"]
@@ -46,10 +46,10 @@ class TowerPlan(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def d_block(name: str, *, predict: str | None = None) -> TowerPlan:
-    """The tower of one of :data:`~lw_retinanet.models.blocks.D_BLOCKS`; ``predict`` replaces its usual prediction kernel."""
+def d_block(name: str, *, predict: str | None = None, width: int | None = None) -> TowerPlan:
+    """The tower of one of :data:`~lw_retinanet.models.blocks.D_BLOCKS`; ``predict`` and ``width`` replace what it usually has."""
     units, usual = D_BLOCKS[name]
-    return TowerPlan(units=units, width=NARROW_WIDTH if name == "narrow" else None, predict=predict or usual)
+    return TowerPlan(units=units, width=width or (NARROW_WIDTH if name == "narrow" else None), predict=predict or usual)
 
 
 class HeadPlan(BaseModel, frozen=True, extra="forbid"):
@@ -69,6 +69,11 @@ class HeadPlan(BaseModel, frozen=True, extra="forbid"):
     def _sharing_is_possible(self) -> Self:
         if SHARED in self.shared.units or self.shared.predict == SHARED:
             raise ValueError("the shared tower cannot itself be shared")
+        if any(unit in BATCH_NORM_UNITS for unit in self.shared.units):
+            # One set of statistics would average over maps that differ, and fit none of them.
+            raise ValueError(
+                "the shared tower serves several levels, so it has no batch norm; give each level units with batch norm of its own"
+            )
         for branch, towers in (("cls", self.cls), ("bbox", self.bbox)):
             for level, tower in towers.items():
                 if any(unit == SHARED and i >= len(self.shared.units) for i, unit in enumerate(tower.units)):

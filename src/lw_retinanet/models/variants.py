@@ -1,7 +1,10 @@
-"""The rows of the paper's tables, each a small function that shows all that differs from the baseline."""
+"""The rows of the paper's tables, each a small function that shows all that differs from the baseline; and plans by name."""
 
 from collections.abc import Callable
 
+from lw_retinanet import preset_names
+from lw_retinanet.config import nearest
+from lw_retinanet.errors import ConfigError
 from lw_retinanet.models.plan import HeadPlan, d_block
 
 
@@ -67,3 +70,23 @@ PRESETS: dict[str, Callable[[], HeadPlan]] = {
     "lw-narrow": lw_narrow,
     "lw-dw5": lw_dw5,
 }
+
+
+def plan_of(name: str) -> HeadPlan:
+    """The head plan of a name: one of :data:`PRESETS`, or a block and the branches of D3 that own it.
+
+    Args:
+        name: ``lw-v3`` and the like, or ``cls-``, ``bbox-`` or ``both-`` and a block (:data:`lw_retinanet.preset_names.BLOCKS`):
+            ``cls-dw5``, ``both-v1-bn``, ``both-narrow64``. The width of ``narrow`` is a multiple of 8 from 8 to 512; 96 without a number.
+
+    Raises:
+        ConfigError: for any other name, with the nearest known one.
+    """
+    if isinstance(name, str) and name in PRESETS:
+        return PRESETS[name]()
+    parts = preset_names.parse_block_name(str(name))
+    if parts is None:
+        hint = nearest(str(name), preset_names.similar_presets(str(name)))
+        raise ConfigError(f"unknown preset {name!r}{hint}; known: {preset_names.IN_WORDS}")
+    tower = d_block(parts.block, width=parts.width)
+    return HeadPlan.model_validate({branch: {"P3": tower} for branch in parts.branches})
