@@ -1,5 +1,6 @@
 """The few typed values that tensors travel in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
@@ -32,6 +33,20 @@ class Targets:
     boxes: Tensor
     labels: Tensor
     is_ignored: Tensor
+
+    @classmethod
+    def padded(cls, per_image: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Self:
+        """Of boxes (M, 4), labels (M,) and is_ignored (M,) of each image; at least one row, so that no box at all gives the usual shapes."""
+        most = max([1, *(len(labels) for _, labels, _ in per_image)])
+        targets = cls(
+            boxes=torch.zeros((len(per_image), most, 4)),
+            labels=torch.full((len(per_image), most), -1, dtype=torch.int64),
+            is_ignored=torch.zeros((len(per_image), most), dtype=torch.bool),
+        )
+        for row, (boxes, labels, is_ignored) in enumerate(per_image):
+            number = len(labels)
+            targets.boxes[row, :number], targets.labels[row, :number], targets.is_ignored[row, :number] = boxes, labels, is_ignored
+        return targets
 
     def to(self, device: torch.device) -> Self:
         return type(self)(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})

@@ -20,6 +20,13 @@ def test_json_has_the_keys_of_the_contract(cli: Any) -> None:
     assert sum(block["share"] for block in result["blocks"].values()) == pytest.approx(1)
 
 
+def test_a_block_in_a_branch_by_name(cli: Any) -> None:
+    result = cli("profile", "cls-dw5", "--json").json
+    assert result["model"] == "cls-dw5"
+    # P3 has 100 x 100 cells: class branch 5x5 depthwise, 4 x 1x1, 720 logits; the box branch is the original.
+    assert result["blocks"]["D3"]["macs"] == (256 * 25 + 4 * 256 * 256 + 256 * 720 + (4 * 256 * 256 + 256 * 36) * 9) * 100 * 100
+
+
 def test_settings_reach_the_count(cli: Any) -> None:
     result = cli("profile", "retinanet", "--size", "256", "320", "--classes", "3", "--backbone", "resnet18", "--width", "64", "--json").json
     assert (result["size_hw"], result["num_classes"]) == ([256, 320], 3)
@@ -37,6 +44,15 @@ def test_forms_of_a_size(cli: Any, arguments: list[str], size_hw: list[int]) -> 
 def test_stride_in_changes_the_count(cli: Any) -> None:
     one, three = (cli("profile", "lw-v3", "--size", "256", "--stride-in", stride, "--json").json["macs"] for stride in ("1x1", "3x3"))
     assert one < three
+
+
+def test_one_anchor_saves_eight_ninths_of_the_predictions(cli: Any) -> None:
+    nine, one = (cli("profile", "retinanet", "--anchors", number, "--json").json for number in ("nine", "one"))
+    # 8 anchors fewer: 8 * (80 + 4) outputs of a 3x3 convolution over 256 channels, in every cell of P3..P7.
+    cells = 100**2 + 50**2 + 25**2 + 13**2 + 7**2
+    assert (nine["macs"], one["macs"]) == (149_194_714_112, 149_194_714_112 - 8 * 84 * 256 * 9 * cells)
+    assert "1 anchor a cell" in cli("profile", "lw-v3", "--anchors", "one", "--size", "256").out
+    assert "anchor a cell" not in cli("profile", "lw-v3", "--size", "256").out
 
 
 def test_the_table_names_every_block(cli: Any) -> None:
@@ -71,8 +87,10 @@ def test_latency(cli: Any, trained: Path) -> None:
     ("arguments", "parts"),
     [
         (["lw-v33"], ["'lw-v33' is no preset", "did you mean lw-v3?", "lw-narrow"]),
+        (["both-narrow100"], ["'both-narrow100' is no preset", "did you mean both-narrow96?"]),
         (["lw-v3", "--backbone", "resnet51"], ["resnet51", "did you mean resnet50?"]),
         (["lw-v3", "--stride-in", "2x2"], ["stride_in", "3x3, 1x1"]),
+        (["lw-v3", "--anchors", "1"], ["anchors='1'", "nine, one"]),
         (["lw-v3", "--size", "31"], ["--size 31", "32 to 16384"]),
         (["lw-v3", "--size", "big"], ["--size big", "one side or height and width"]),
         (["lw-v3", "--size", "0", "800"], ["--size 0 800"]),

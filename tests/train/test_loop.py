@@ -39,6 +39,8 @@ def run(model: RetinaNet, data: TrainingData, config: Config, path: Path, **opti
 def test_length_of_a_run(make_config: MakeConfig) -> None:
     assert total_steps(make_config(epochs=3), 10, 4, 1.0) == 30
     assert total_steps(make_config(epochs=3, steps=7), 10, 4, 2.0) == 7
+    # 90 steps of 16 images: 4 times as many of 4, and twice that for a model of half the arithmetic; epochs no longer count.
+    assert total_steps(make_config(epochs=3, schedule="paper", base_steps=90), 10, 4, 2.0) == 90 * 4 * 2
     assert total_steps(make_config(epochs=3, schedule="steps"), 10, 4, 2.0) == 30
     # Only the paper's schedule trains a lighter model longer.
     assert total_steps(make_config(epochs=3, schedule="paper"), 10, 4, 1.63) == 49

@@ -4,11 +4,13 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from lw_retinanet.boxes import encode
-from lw_retinanet.train.losses import ALPHA, BoxLoss, box_loss, focal_loss
+from lw_retinanet.boxes import decode, encode
+from lw_retinanet.train.losses import ALPHA, BoxLoss, box_loss, box_qualities, focal_loss, quality_focal_loss
 from lw_retinanet.train.matching import BACKGROUND, IGNORED, Matches
 
 ANCHORS = torch.tensor([[0.0, 0.0, 10.0, 10.0], [10.0, 0.0, 20.0, 20.0], [5.0, 5.0, 25.0, 15.0]])
@@ -78,6 +80,86 @@ def test_ignored_anchors_pull_nowhere() -> None:
     assert (logits.grad[0, [0, 2]] != 0).all()
 
 
+def test_quality_focal_loss_of_coin_tosses() -> None:
+    # p = 0.5. Quality 0.8: 0.3^2 * ln 2, since the cross entropy of 0.5 is ln 2 with any target. Background: 0.5^2 * ln 2 a pair.
+    logits = torch.zeros(1, 3, 2)
+    loss = quality_focal_loss(logits, torch.tensor([[1, BACKGROUND, IGNORED]]), torch.tensor([[0.8, 0.9, 0.9]]))
+    torch.testing.assert_close(loss, torch.tensor([(0.09 + 3 * 0.25) * math.log(2)]))
+
+
+def pairs_of(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and qualities of 2 images, 30 anchors, 4 classes."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 30, 4, generator=random, dtype=torch.float64) * 4
+    return logits, torch.randint(IGNORED, 4, (2, 30), generator=random), torch.rand(2, 30, generator=random, dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), beta=st.floats(1, 4))
+def test_perfect_quality_is_twice_the_focal_loss_of_even_weights(seed: int, beta: float) -> None:
+    logits, labels, qualities = pairs_of(seed)
+    loss = quality_focal_loss(logits, labels, torch.ones_like(qualities), beta=beta)
+    torch.testing.assert_close(loss, 2 * focal_loss(logits, labels, alpha=0.5, gamma=beta))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_quality_without_focus_is_cross_entropy_with_soft_targets(seed: int) -> None:
+    logits, labels, qualities = pairs_of(seed)
+    pairs = F.binary_cross_entropy_with_logits(logits, one_hot(labels, 4) * qualities[..., None], reduction="none")
+    expected = (pairs * (labels != IGNORED)[..., None]).sum(dim=(1, 2))
+    torch.testing.assert_close(quality_focal_loss(logits, labels, qualities, beta=0.0), expected)
+
+
+def test_the_score_that_is_the_quality_costs_nothing_and_is_not_pulled() -> None:
+    qualities = torch.tensor([[0.1, 0.5, 0.93]], dtype=torch.float64)
+    logits = torch.stack([torch.logit(qualities), torch.full_like(qualities, -60.0)], dim=2).requires_grad_()
+    loss = quality_focal_loss(logits, torch.zeros(1, 3, dtype=torch.int64), qualities)
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert loss.item() == pytest.approx(0, abs=1e-20)
+    assert float(logits.grad.abs().max()) < 1e-12
+    for nudge in (-0.5, 0.5):
+        moved = logits.detach() + torch.tensor([nudge, 0.0])
+        assert float(quality_focal_loss(moved, torch.zeros(1, 3, dtype=torch.int64), qualities)) > 1e-4
+
+
+def test_gradient_of_the_quality_focal_loss() -> None:
+    logits = torch.linspace(-6, 6, 24, dtype=torch.float64).reshape(2, 4, 3).requires_grad_()
+    labels = torch.tensor([[0, BACKGROUND, IGNORED, 2], [1, 1, BACKGROUND, IGNORED]])
+    qualities = torch.linspace(0, 1, 8, dtype=torch.float64).reshape(2, 4)
+    assert torch.autograd.gradcheck(lambda values: quality_focal_loss(values, labels, qualities), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_extreme_logits_give_finite_quality_losses_and_gradients(dtype: torch.dtype) -> None:
+    values = [-1e4, -100.0, 0.0, 100.0, 1e4]
+    logits = torch.tensor(values * 2).reshape(1, 10, 1).to(dtype).requires_grad_()
+    labels = torch.tensor([[0] * 5 + [BACKGROUND] * 5])
+    loss = quality_focal_loss(logits, labels, torch.full((1, 10), 0.75))
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    # Missed: (0.75 - 0)^2 * d/dl (softplus(l) - 0.75 l) = -0.75^3; too sure: 0.25^2 * 0.25; invented: 1.
+    assert logits.grad.flatten()[[0, 4, 9]].tolist() == pytest.approx([-(0.75**3), 0.25**3, 1.0], rel=1e-2)
+
+
+def test_qualities_by_hand() -> None:
+    # The first anchor says its own 10 x 10; its object is moved by (2, 0.5): 76 / 124. The second says twice its 10 x 20, centred: half.
+    matches = matched([3, 0, IGNORED], [[2.0, 0.5, 12.0, 10.5], *ANCHORS[1:].tolist()])
+    deltas = torch.zeros(1, 3, 4)
+    deltas[0, 1, 2] = math.log(2)
+    deltas[0, 2] = float("nan")
+    deltas.requires_grad_()
+    qualities = box_qualities(deltas, ANCHORS, matches)
+    torch.testing.assert_close(qualities, torch.tensor([[76 / 124, 0.5, 0.0]]))
+    assert not qualities.requires_grad
+    apart = matched([0] * 3, [[100.0, 100.0, 110.0, 110.0]] * 3)
+    assert box_qualities(torch.zeros(1, 3, 4), ANCHORS, apart).tolist() == [[0.0] * 3]
+
+
 def matched(labels: list[int], boxes: list[list[float]]) -> Matches:
     return Matches(torch.tensor([labels]), torch.tensor([boxes]))
 
@@ -92,6 +174,23 @@ def test_box_losses_by_hand() -> None:
     assert float(box_loss(deltas, ANCHORS, matches, kind="smooth_l1")) == pytest.approx(0.145 + 0.00125 / 0.11)
     # 10 x 10 moved by (2, 0.5): intersection 8 x 9.5 = 76, union 124, hull 12 x 10.5 = 126. 1 - (76/124 - 2/126).
     assert float(box_loss(deltas, ANCHORS, matches, kind="giou")) == pytest.approx(1 - (76 / 124 - 2 / 126))
+
+
+def test_giou_and_its_gradient_equal_torchvisions() -> None:
+    random = torch.Generator().manual_seed(4)
+    # Apart, overlapping and inside one another; the last anchor answers with its own object.
+    corners, sides = torch.rand(500, 2, generator=random) * 30, torch.rand(500, 2, generator=random) * 30 + 1
+    boxes = torch.cat([torch.cat([corners, corners + sides], dim=1), ANCHORS[:1]]).double()
+    anchors = torch.cat([boxes[:-1].roll(1, dims=0), ANCHORS[:1].double()])
+    deltas = (torch.randn(1, 501, 4, generator=random, dtype=torch.float64) * 0.3).requires_grad_()
+    with torch.no_grad():
+        deltas[0, -1] = 0
+    matches = Matches(torch.zeros(1, 501, dtype=torch.int64), boxes[None])
+    loss = box_loss(deltas, anchors, matches, kind="giou")
+    expected = generalized_box_iou_loss(decode(deltas, anchors), boxes[None], reduction="sum")[None]
+    torch.testing.assert_close(loss, expected)
+    grads = [torch.autograd.grad(value, deltas)[0][:, :-1] for value in (loss, expected)]  # a kink at the last one: no gradient is right
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("kind", ["l1", "smooth_l1", "giou"])

@@ -23,6 +23,21 @@ def test_a_lighter_model_trains_longer_at_the_same_rate() -> None:
     assert paper_schedule(images_per_step=8, macs_reduction=1.63).iterations == 293_400
 
 
+def test_the_released_code_is_one_and_a_half_schedules_long() -> None:
+    # 4 GPUs: 180k x 1.5 = 270k, falling at 2/3 and 8/9: 180k and 240k, rate 0.005. The reduction of its model is 1.63, so this was rounded.
+    released = paper_schedule(images_per_step=8, macs_reduction=1.5)
+    assert (released.iterations, released.rate, released.steps) == (270_000, 0.005, (180_000, 240_000))
+
+
+@pytest.mark.parametrize(("gpus", "iterations"), [(8, 146_319), (4, 292_638), (1, 1_170_553)])
+def test_light_models_see_as_many_images_on_any_number_of_gpus(gpus: int, iterations: int) -> None:
+    # 90,000 x 16 images x 1.625767 = 2,341,105 images, two a GPU and step.
+    light = paper_schedule(images_per_step=2 * gpus, macs_reduction=149_194_714_112 / 91_768_794_112)
+    assert light.iterations == iterations
+    assert light.iterations * 2 * gpus == pytest.approx(2_341_105, abs=2 * gpus)
+    assert light.rate == pytest.approx(0.01 * gpus / 8)
+
+
 @pytest.mark.parametrize(("images", "reduction"), [(0, 1.0), (16, 0.9)])
 def test_nonsense_is_refused(images: int, reduction: float) -> None:
     with pytest.raises(ValueError, match="at least 1"):

@@ -58,11 +58,11 @@ def run(
 
 
 @pytest.mark.parametrize("normaliser", ["batch", "image"])
-@pytest.mark.parametrize("box_loss", ["giou", "smooth_l1"])
+@pytest.mark.parametrize("objective", [{"box_loss": "giou"}, {"box_loss": "smooth_l1"}, {"assignment": "atss", "class_loss": "quality"}])
 def test_accumulation_equals_the_large_batch(
-    normaliser: str, box_loss: str, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    normaliser: str, objective: dict[str, str], data: TrainingData, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
-    model, config = make_model(), make_config(normaliser=normaliser, box_loss=box_loss)
+    model, config = make_model(), make_config(normaliser=normaliser, **objective)
     large = batches_of(data, model, config, batch_size=8, accumulate=1)
     small = batches_of(data, model, config, batch_size=2, accumulate=4)
     assert sorted(index for batch in small for index in batch.indices) == sorted(large[0].indices)

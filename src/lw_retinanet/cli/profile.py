@@ -27,6 +27,7 @@ def profile_command(
     ),
     backbone: str | None = typer.Option(None, help="resnet18|34|50|101, mobilenet_v2 or timm:NAME (presets only) [default: resnet50]."),
     width: int | None = typer.Option(None, min=8, max=4096, help="Channels of pyramid and towers (presets only) [default: 256]."),
+    anchors: str | None = typer.Option(None, help="Anchors of a cell: nine, or ATSS's one (presets only) [default: nine]."),
     stride_in: str | None = typer.Option(None, help="Convolution of a bottleneck that strides: 3x3 or 1x1 (presets only) [default: 3x3]."),
     budget: float | None = typer.Option(None, help="GMACs to reach: rank what is worth lightening and propose the least harmful plan."),
     latency: bool = typer.Option(False, help="Also measure milliseconds an image, here and now."),
@@ -43,7 +44,7 @@ def profile_command(
     from lw_retinanet.lighten.budget import propose_for
 
     budget_macs = _budget(budget)
-    settings = {"classes": classes, "backbone": backbone, "width": width, "stride-in": stride_in}
+    settings = {"classes": classes, "backbone": backbone, "width": width, "anchors": anchors, "stride-in": stride_in}
     network, default_size = _network(model, settings, needs_weights=latency)
     size_hw = _size(size) or default_size
     ranking = proposal = latency_ms = None
@@ -85,7 +86,8 @@ def _budget(gmacs: float | None) -> int | None:
 def _plot(path: Path, network: "nn.Module", counted: "Profile", ranking: "Ranking | None", proposal: "Proposal | None") -> None:
     from lw_retinanet.analyze.cost_chart import save_cost_chart
     from lw_retinanet.analyze.imbalance_chart import save_imbalance_chart
-    from lw_retinanet.analyze.profile import profile, with_original_head
+    from lw_retinanet.analyze.profile import profile, with_head
+    from lw_retinanet.models.plan import HeadPlan
     from lw_retinanet.models.retinanet import RetinaNet
 
     if ranking is not None and proposal is not None:
@@ -94,7 +96,7 @@ def _plot(path: Path, network: "nn.Module", counted: "Profile", ranking: "Rankin
         return
     beside = [counted]
     if isinstance(network, RetinaNet) and counted.macs < counted.original_macs:
-        beside.insert(0, profile(with_original_head(network), name="retinanet", size_hw=counted.size_hw))
+        beside.insert(0, profile(with_head(network, HeadPlan()), name="retinanet", size_hw=counted.size_hw))
     save_cost_chart(beside, path)
 
 
@@ -103,7 +105,7 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
 
     from lw_retinanet.config import nearest, parse_config
     from lw_retinanet.errors import InputError
-    from lw_retinanet.models.variants import PRESETS
+    from lw_retinanet.preset_names import IN_WORDS, is_preset, similar_presets
     from lw_retinanet.weights.create import create_model
     from lw_retinanet.weights.model_file import load_model
 
@@ -111,10 +113,10 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
     given = [f"--{name}" for name, value in settings.items() if value is not None]
     if model.startswith(TORCHVISION):
         return _torchvision_network(model, settings["classes"], [option for option in given if option != "--classes"], needs_weights)
-    if model not in PRESETS:
+    if not is_preset(model):
         if not path.exists():
             raise InputError(
-                f"{model!r} is no preset, model file or run folder{nearest(model, PRESETS)}; presets: {', '.join(PRESETS)}; "
+                f"{model!r} is no preset, model file or run folder{nearest(model, similar_presets(model))}; presets: {IN_WORDS}; "
                 "or torchvision:NAME"
             )
         if given:
@@ -126,6 +128,7 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
         "preset": model,
         "backbone": settings["backbone"] or "resnet50",
         "head_width": settings["width"] or 256,
+        "anchors": settings["anchors"] or "nine",
         "stride_in": settings["stride-in"] or "3x3",
         "norm": "frozen",
     }

@@ -98,19 +98,11 @@ def collate(samples: "list[Sample | LwRetinaNetError]") -> "Batch | LwRetinaNetE
         if isinstance(sample, LwRetinaNetError):
             return sample
         good.append(sample)
-    # At least one row, so that a batch without any box has the shapes of every other.
-    most = max(1, *(len(sample.labels) for sample in good))
-    boxes = torch.zeros((len(good), most, 4))
-    labels = torch.full((len(good), most), -1, dtype=torch.int64)
-    is_ignored = torch.zeros((len(good), most), dtype=torch.bool)
-    for row, sample in enumerate(good):
-        number = len(sample.labels)
-        boxes[row, :number], labels[row, :number], is_ignored[row, :number] = sample.boxes, sample.labels, sample.is_ignored
     return Batch(
         images=pad_to([sample.image for sample in good], good[0].key.size_hw),
         sizes_hw=torch.tensor([sample.image.shape[1:] for sample in good]),
         scales_xy=torch.tensor([sample.scale_xy for sample in good]),
-        targets=Targets(boxes=boxes, labels=labels, is_ignored=is_ignored),
+        targets=Targets.padded([(sample.boxes, sample.labels, sample.is_ignored) for sample in good]),
         indices=tuple(sample.key.index for sample in good),
     )
 

@@ -1,6 +1,5 @@
 """Everything that a run needs to go on, in one safetensors file, written so that a crash at any moment leaves a good one."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lw_retinanet.errors import OutputError, RunFolderError
-from lw_retinanet.files import leftovers, replacing, write_text
+from lw_retinanet.files import leftovers, replacing, sha256, write_text
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         _remove_leftovers(folder)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-            write_text(path.with_suffix(".sha256"), _digest(temporary))
+            write_text(path.with_suffix(".sha256"), sha256(temporary))
         for old in checkpoint_files(folder)[:-KEEP]:
             old.unlink()
             old.with_suffix(".sha256").unlink(missing_ok=True)
@@ -82,7 +81,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     for path in reversed(files):
         try:
             stored = path.with_suffix(".sha256").read_text()
-            if _digest(path) != stored:
+            if sha256(path) != stored:
                 raise ValueError("its checksum does not fit")
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
@@ -120,8 +119,3 @@ def load_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         else:
             state.setdefault(int(index), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,9 +45,15 @@ class TrainingData:
 
 
 def total_steps(config: Config, plan_steps_per_epoch: int, images_per_step: int, macs_reduction: float) -> int:
-    """Length of the run. ``schedule: paper`` multiplies epochs by the MACs reduction, as :func:`paper_schedule` does for COCO."""
+    """Length of the run in steps.
+
+    ``schedule: paper`` multiplies epochs by the MACs reduction, and counts ``base_steps`` by :func:`paper_schedule`.
+    """
     if config.train.steps is not None:
         return config.train.steps
+    if config.train.base_steps is not None:
+        base = config.train.base_steps
+        return paper_schedule(images_per_step=images_per_step, macs_reduction=macs_reduction, base_iterations=base).iterations
     steps = config.train.epochs * plan_steps_per_epoch
     if config.train.schedule == "paper":
         # At equal epochs the number of iterations already follows the batch size; only the reduction remains to be applied.

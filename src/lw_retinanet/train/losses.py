@@ -1,15 +1,14 @@
-"""Focal loss and box losses as sums an image, in fp32 or better; the caller divides."""
+"""Class losses (focal, quality focal) and box losses as sums an image, in fp32 or better; the caller divides."""
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from lw_retinanet.boxes import decode, encode
 from lw_retinanet.conventions import BoxRule
-from lw_retinanet.train.matching import IGNORED, Matches
+from lw_retinanet.train.matching import IGNORED, Matches, paired_iou
 
 ALPHA = 0.25
 GAMMA = 2.0
@@ -37,6 +36,49 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = ALPHA, gamma: f
     positive_logits = logits.gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
     correction = alpha * _modulated(-positive_logits, gamma) - (1 - alpha) * _modulated(positive_logits, gamma)
     return negative + torch.where(labels >= 0, correction, 0.0).sum(dim=1)
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor, qualities: Tensor, *, beta: float = GAMMA) -> Tensor:
+    """Focal loss whose score is to be the quality of the box: ``|q - p|^beta`` times the cross entropy of p with q.
+
+    q is the anchor's quality for the class of its object and 0 for every other pair. Positives and negatives weigh alike. With all
+    qualities 1 it is twice the focal loss with alpha 0.5; with beta 0, the cross entropy with soft targets.
+
+    Args:
+        logits: (N, A, K).
+        labels: (N, A) class, ``BACKGROUND`` or ``IGNORED``.
+        qualities: (N, A) 0..1, read at positives only, where it is finite.
+        beta: focusing exponent, 0 or at least 1.
+
+    Returns:
+        (N,) sums over the anchors that are not ignored, fp32 (float64 for float64).
+
+    Source: Li et al. 2020, Generalized Focal Loss, equation 4.
+    """
+    logits = _at_least_fp32(logits)
+    negative = (_modulated(logits, beta).sum(dim=2) * (labels != IGNORED)).sum(dim=1)
+    positive_logits = logits.gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
+    entropy = F.softplus(positive_logits) - qualities * positive_logits
+    correction = (qualities - torch.sigmoid(positive_logits)).abs() ** beta * entropy - _modulated(positive_logits, beta)
+    return negative + torch.where(labels >= 0, correction, 0.0).sum(dim=1)
+
+
+@torch.no_grad()
+def box_qualities(deltas: Tensor, anchors: Tensor, matches: Matches, *, rule: BoxRule = BoxRule()) -> Tensor:
+    """How well each box fits: what :func:`quality_focal_loss` wants to hear, a constant to its gradient.
+
+    Args:
+        deltas: (N, A, 4).
+        anchors: (A, 4) xyxy.
+        matches: of these anchors.
+        rule: of deltas.
+
+    Returns:
+        (N, A) IoU of the decoded box with its object, 0 where there is none; fp32 (float64 for float64).
+    """
+    is_positive = matches.is_positive
+    decoded = decode(torch.where(is_positive[..., None], _at_least_fp32(deltas), 0.0), anchors, rule)
+    return torch.where(is_positive, paired_iou(decoded, matches.boxes), 0.0)
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:
@@ -67,8 +109,24 @@ def box_loss(deltas: Tensor, anchors: Tensor, matches: Matches, *, kind: BoxLoss
     if kind == "giou":
         # Elsewhere the matched box is the anchor: decoding zeros there keeps every number and gradient finite.
         decoded = decode(torch.where(is_positive[..., None], deltas, 0.0), anchors, rule)
-        losses = generalized_box_iou_loss(decoded, matches.boxes)
+        losses = _giou_loss(decoded, matches.boxes)
     else:
         wanted = encode(matches.boxes, anchors, rule)
         losses = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=beta if kind == "smooth_l1" else 0.0).sum(dim=2)
     return torch.where(is_positive, losses, 0.0).sum(dim=1)
+
+
+def _giou_loss(boxes: Tensor, wanted: Tensor, *, epsilon: float = 1e-7) -> Tensor:
+    """(...) 1 - GIoU of the boxes in the same place; both (..., 4).
+
+    torchvision.ops has the same numbers, but its mask as an index makes the host wait for the device. So would the gradient of ``prod``.
+    """
+    shared = _area(torch.maximum(boxes[..., :2], wanted[..., :2]), torch.minimum(boxes[..., 2:], wanted[..., 2:]))
+    union = _area(boxes[..., :2], boxes[..., 2:]) + _area(wanted[..., :2], wanted[..., 2:]) - shared
+    hull = _area(torch.minimum(boxes[..., :2], wanted[..., :2]), torch.maximum(boxes[..., 2:], wanted[..., 2:]))
+    return 1 - shared / (union + epsilon) + (hull - union) / (hull + epsilon)
+
+
+def _area(upper_left: Tensor, lower_right: Tensor) -> Tensor:
+    width, height = (lower_right - upper_left).clamp(min=0).unbind(dim=-1)
+    return width * height

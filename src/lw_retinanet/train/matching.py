@@ -67,7 +67,20 @@ def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, is_ignored: Ten
     is_forced = ((overlaps == best_of_object) & (best_of_object > 0)).any(dim=1)
     is_positive = (best_overlap >= FOREGROUND_IOU) | is_forced
     is_between = (best_overlap >= BACKGROUND_IOU) & (best_overlap < FOREGROUND_IOU)
-    is_region = (labels >= 0) & is_ignored
-    is_in_region = ((coverage(anchors, boxes) >= CROWD_COVERAGE) & is_region[None, :]).any(dim=1)
-    result = torch.where(is_positive, labels[best_object], torch.where(is_between | is_in_region, IGNORED, BACKGROUND))
+    is_unasked = is_between | in_region(anchors, boxes, is_region=(labels >= 0) & is_ignored)
+    result = torch.where(is_positive, labels[best_object], torch.where(is_unasked, IGNORED, BACKGROUND))
     return result, torch.where(is_positive[:, None], boxes[best_object], anchors)
+
+
+def in_region(anchors: Tensor, boxes: Tensor, *, is_region: Tensor) -> Tensor:
+    """(A,) bool: at least half of the anchor lies in one of the (M, 4) ``boxes`` that are regions, (M,) bool, of one image."""
+    return ((coverage(anchors, boxes) >= CROWD_COVERAGE) & is_region[None, :]).any(dim=1)
+
+
+def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """(...) intersection over union of each box with the one in its place; both (..., 4) xyxy, broadcast. 0 where both are empty."""
+    corner = torch.maximum(boxes_a[..., :2], boxes_b[..., :2])
+    width, height = (torch.minimum(boxes_a[..., 2:], boxes_b[..., 2:]) - corner).clamp(min=0).unbind(dim=-1)
+    shared = width * height
+    area_a, area_b = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) for boxes in (boxes_a, boxes_b))
+    return shared / (area_a + area_b - shared).clamp(min=torch.finfo(shared.dtype).tiny)

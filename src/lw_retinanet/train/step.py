@@ -13,13 +13,12 @@ from lw_retinanet.config import TrainConfig
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.preprocess import normalise
 from lw_retinanet.errors import TrainingError
-from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Predictions
 from lw_retinanet.train.distillation import BOX_WEIGHT, distillation
 from lw_retinanet.train.distributed import World
-from lw_retinanet.train.losses import box_loss, focal_loss
-from lw_retinanet.train.matching import Matches, match
+from lw_retinanet.train.matching import Matches
+from lw_retinanet.train.objective import assign, label_losses
 
 LOSS_PARTS = ("classification", "bbox_regression", "distillation")
 """What a loss is the sum of; the last part is there with a teacher only."""
@@ -74,12 +73,10 @@ def accumulate_gradients(
     matched: list[tuple[Tensor, Matches]] = []
     for batch in batches:
         assert batch.targets is not None
-        anchors = make_anchors((batch.images.shape[2], batch.images.shape[3]), conventions.anchors, device)
-        matched.append((anchors, match(anchors, batch.targets.to(device))))
+        size_hw = (batch.images.shape[2], batch.images.shape[3])
+        matched.append(assign(size_hw, batch.targets.to(device), config=config, rule=conventions.anchors))
     num_images = sum(len(batch.indices) for batch in batches) * world.size
     num_positive = world.sum(torch.stack([matches.num_positive.sum() for _, matches in matched]).sum())
-    assert config.box_loss is not None
-    assert config.box_weight is not None
     totals = torch.zeros(len(LOSS_PARTS) if teacher else len(LOSS_PARTS) - 1, device=device)
     for number, (batch, (anchors, matches)) in enumerate(zip(batches, matched, strict=True), start=1):
         pictures = batch.images.to(device, non_blocking=True)
@@ -91,12 +88,7 @@ def accumulate_gradients(
         with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with autocast(device, use_bf16):
                 predictions = model(images)
-            per_image = torch.stack(
-                [
-                    focal_loss(predictions.logits, matches.labels),
-                    config.box_weight * box_loss(predictions.deltas, anchors, matches, kind=config.box_loss, rule=conventions.boxes),
-                ]
-            )
+            per_image = label_losses(predictions, anchors, matches, config=config, conventions=conventions)
             if config.normaliser == "batch":
                 losses = per_image.sum(dim=1) / num_positive.clamp(min=1)
             else:

@@ -2,21 +2,34 @@
 
 import torch
 
-from lw_retinanet.config import ModelConfig
-from lw_retinanet.conventions import Conventions, InputRule
+from lw_retinanet.config import MAX_SIZE, ModelConfig, Resize
+from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.models.variants import plan_of
 from lw_retinanet.weights.backbone_file import guess_stride, load_backbone
 
+# What model.anchors names. One square of eight strides: Zhang et al. 2020 (ATSS), section 3.2.
+ANCHORS = {"nine": AnchorRule(), "one": AnchorRule(base_size=8.0, octave_scales=(1.0,), aspect_ratios=(1.0,))}
 
-def create_model(config: ModelConfig, *, num_classes: int, image_size: int = 640, seed: int | None = None) -> RetinaNet:
+
+def create_model(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    image_size: int = 640,
+    resize: Resize = "long_side",
+    max_size: int = MAX_SIZE,
+    seed: int | None = None,
+) -> RetinaNet:
     """A model with a random head, and the backbone weights that the settings name.
 
     Args:
         config: resolved settings.
         num_classes: K.
-        image_size: longer side of the pictures it will see; kept in its conventions.
+        image_size: side of the pictures it will see that ``resize`` names; kept in its conventions.
+        resize: ``long_side`` or ``short_side``.
+        max_size: of the longer side, for ``short_side``.
         seed: of the random weights; None draws from torch's generator as it stands.
 
     Raises:
@@ -24,11 +37,15 @@ def create_model(config: ModelConfig, *, num_classes: int, image_size: int = 640
         WeightsError: if backbone weights cannot be had or do not fit.
     """
     stride_in = guess_stride(config.backbone_weights) if config.stride_in == "auto" else config.stride_in
-    conventions = Conventions(stride_in=stride_in, input=InputRule(size=image_size))
+    conventions = Conventions(
+        stride_in=stride_in,
+        anchors=ANCHORS[config.anchors],
+        input=InputRule(resize=resize, size=image_size, max_size=max_size),
+    )
     if seed is not None:
         torch.manual_seed(seed)
     model = build(
-        PRESETS[config.preset](),
+        plan_of(config.preset),
         num_classes=num_classes,
         backbone=config.backbone,
         width=config.head_width,

@@ -1,15 +1,15 @@
 """What a training starts from: a new network, or the one of a model file with the classes of the data set."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from lw_retinanet import __version__
-from lw_retinanet.config import Config
+from lw_retinanet.config import MAX_SIZE, Config, Resize
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.files import sha256
+from lw_retinanet.models.variants import plan_of
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model, make_record
@@ -30,21 +30,36 @@ def new_start(config: Config, categories: tuple[Category, ...]) -> LoadedModel:
     """
     settings = config.model
     assert config.data.image_size is not None
-    model = create_model(settings, num_classes=len(categories), image_size=config.data.image_size, seed=config.train.seed)
+    model = create_model(
+        settings,
+        num_classes=len(categories),
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        max_size=config.data.max_size,
+        seed=config.train.seed,
+    )
     record = make_record(
         model,
         preset=settings.preset,
         backbone=settings.backbone,
         width=settings.head_width,
         norm=settings.norm,
-        plan=PRESETS[settings.preset](),
+        plan=plan_of(settings.preset),
         categories=categories,
         notes={},
     )
     return LoadedModel(model=model.eval(), record=record)
 
 
-def file_start(path: Path, categories: tuple[Category, ...], *, image_size: int | None, seed: int) -> LoadedModel:
+def file_start(
+    path: Path,
+    categories: tuple[Category, ...],
+    *,
+    image_size: int | None,
+    resize: Resize = "long_side",
+    max_size: int = MAX_SIZE,
+    seed: int,
+) -> LoadedModel:
     """The network of a model file, for other classes.
 
     Everything is the file's own: weights, head plan, backbone and its norm, conventions. A class that the file knows by name keeps its
@@ -54,7 +69,9 @@ def file_start(path: Path, categories: tuple[Category, ...], *, image_size: int 
     Args:
         path: model file or run folder.
         categories: classes of the data set; the answer's, in this order and with these ids.
-        image_size: longer side of the pictures from now on; None keeps the size rule of the file.
+        image_size: side of the pictures from now on that ``resize`` names; None keeps the size rule of the file.
+        resize: ``long_side`` or ``short_side``.
+        max_size: of the longer side, for ``short_side``.
         seed: of the weights of new classes.
 
     Returns:
@@ -67,7 +84,7 @@ def file_start(path: Path, categories: tuple[Category, ...], *, image_size: int 
         raise WeightsError(f"{path} is not a model file of this program; make one: lw-retinanet convert {path} --out MODEL.safetensors")
     file = find_model_file(path)
     loaded = _light_only(load_model(file))
-    notes: dict[str, Any] = {"start": {"file": str(path), "sha256": _sha256(file), "notes": loaded.record.notes}}
+    notes: dict[str, Any] = {"start": {"file": str(path), "sha256": sha256(file), "notes": loaded.record.notes}}
     known = loaded.record.categories
     if [category.name for category in known] != [category.name for category in categories]:
         loaded = change_classes(loaded, categories, seed=seed)
@@ -75,7 +92,8 @@ def file_start(path: Path, categories: tuple[Category, ...], *, image_size: int 
         log.info("%s knows %d classes, the data set has %d; those of the same name keep their weights", path, len(known), len(categories))
     conventions = loaded.model.conventions
     if image_size is not None:
-        size_rule = conventions.input.model_copy(update={"resize": "long_side", "size": image_size})
+        limit = {"max_size": max_size} if resize == "short_side" else {}
+        size_rule = conventions.input.model_copy(update={"resize": resize, "size": image_size, **limit})
         conventions = conventions.model_copy(update={"input": size_rule})
         loaded.model.conventions = conventions
     classes = [vars(category) for category in categories]
@@ -87,8 +105,3 @@ def _light_only(loaded: LoadedModel) -> LoadedModel:
     """The model itself, without what only its full head needs: it would get no gradient."""
     loaded.model.fpn.full_output = None
     return LoadedModel(model=loaded.model, record=loaded.record.model_copy(update={"switchable": False, "full_output": False}))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
