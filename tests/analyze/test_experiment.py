@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lw_retinanet.analyze.experiment import macs_reduction, open_training_data, run_training
+from lw_retinanet.analyze.experiment import open_training_data, run_training
+from lw_retinanet.analyze.run_plan import macs_reduction
 from lw_retinanet.config import Config, parse_config
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.data.sample import make_sample

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from lw_retinanet import __version__
 from lw_retinanet.analyze.curves import save_curves
-from lw_retinanet.analyze.profile import profile
+from lw_retinanet.analyze.run_plan import macs_reduction
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.image_sizes import header_sizes, require_files, with_sizes
@@ -112,8 +112,8 @@ def run_training(
             "processes": world.size,
             "version": __version__,
         }
-        start = _start(config, records, out if resume else None)
-        teacher = _teacher(config, start.record)
+        start = open_start(config, records, out if resume else None)
+        teacher = open_teacher(config, start.record)
         model, name = start.model.to(world.device), start.record.preset
         folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
         if world.is_main:
@@ -173,25 +173,26 @@ def save_detection_sheet(path: Path, detector: Detector, records: Records, *, co
     save_picture(sheet, path)
 
 
-def macs_reduction(model: RetinaNet) -> float:
-    """MACs of the same network with RetinaNet's own head over this model's, at its input size."""
-    side = model.conventions.input.size
-    counted = profile(model, name="model", size_hw=(side, side))
-    return max(1.0, counted.original_macs / counted.macs)
-
-
-def _start(config: Config, records: Records, resumed: Path | None) -> LoadedModel:
+def open_start(config: Config, records: Records, resumed: Path | None) -> LoadedModel:
     """The network before its first step: new, of the model file that the settings name, or as the resumed run noted it down."""
     if config.model.start is None:
         return new_start(config, records.categories)
     if resumed is None:
-        return file_start(Path(config.model.start), records.categories, image_size=config.data.image_size, seed=config.train.seed)
+        data = config.data
+        return file_start(
+            Path(config.model.start),
+            records.categories,
+            image_size=data.image_size,
+            resize=data.resize,
+            max_size=data.max_size,
+            seed=config.train.seed,
+        )
     if not (resumed / START_FILE).is_file():
         raise RunFolderError(f"{resumed} has no {START_FILE}, so it stopped before its first step; start the run anew, elsewhere")
     return load_model(resumed / START_FILE)
 
 
-def _teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
+def open_teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
     """The network to learn from.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lw_retinanet.config import ModelConfig
+    from lw_retinanet.config import Config, ModelConfig
 
 
 def train_command(
@@ -18,6 +18,12 @@ def train_command(
     out: Path | None = typer.Option(None, help="New run folder [default: runs/MODEL-DATA-NUMBER]."),
     resume: Path | None = typer.Option(None, help="Run folder to go on with."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check the data, print what the run will come to, and write nothing."),
+    processes: int | None = typer.Option(
+        None, min=1, max=4096, help="With --dry-run: processes (GPUs) to plan for [default: torchrun's, or 1]."
+    ),
+    measure: bool = typer.Option(False, "--measure", help="With --dry-run: time a few steps here, in memory."),
+    json_output: bool = typer.Option(False, "--json", help="With --dry-run: print one JSON object."),
 ) -> None:
     """Train on your own pictures, evaluate on val, and leave model, metrics, curves and pictures in one run folder."""
     from lw_retinanet.analyze.experiment import run_training
@@ -27,6 +33,12 @@ def train_command(
     from lw_retinanet.errors import ConfigError, InputError, RunFolderError
     from lw_retinanet.evaluate.tables import class_table, summary_table
 
+    planning = {"--processes": processes is not None, "--measure": measure, "--json": json_output}
+    if not dry_run and any(planning.values()):
+        names = ", ".join(name for name, is_given in planning.items() if is_given)
+        raise ConfigError(f"{names} goes with --dry-run only; add that or leave it out")
+    if dry_run and resume:
+        raise ConfigError("--dry-run plans a new run; plan an earlier one anew by --config RUN/config.yaml in place of --resume")
     if resume and (out or config):
         raise ConfigError("--resume goes on with a run as it is; leave out --out and --config")
     if resume and not (resume / "config.yaml").is_file():
@@ -47,6 +59,11 @@ def train_command(
     if not data and not source.exists():
         raise InputError(f"{file} was made with the data set {source}, which does not exist here; name it: lw-retinanet train DATA")
     existing(source, "data set")
+    if dry_run:
+        if out:
+            output_folder(out)
+        _print_plan(checked, source, processes=processes, device=device, measure=measure, as_json=json_output)
+        return
     folder = resume or output_folder(out or _new_folder(f"{_name(checked.model)}-{source.resolve().stem}"))
     # torchrun names the device of each process itself.
     chosen = None if device == "auto" else choose_device(device)
@@ -60,15 +77,30 @@ def train_command(
         print(f"run folder: {outcome.folder} (model.safetensors, metrics.json, log.jsonl, pictures/)")
 
 
+def _print_plan(config: "Config", source: Path, *, processes: int | None, device: str, measure: bool, as_json: bool) -> None:
+    import os
+
+    from lw_retinanet.analyze.dry_run import plan_training
+    from lw_retinanet.cli.console import print_json
+    from lw_retinanet.devices import choose_device
+
+    count = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    plan = plan_training(config, source, processes=count, device=choose_device(device), measure=measure)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one answer is enough
+        return
+    if as_json:
+        print_json(plan.as_dict())
+    else:
+        print("\n".join([*plan.lines(), "dry run: nothing was written"]))
+
+
 def _model_setting(model: str) -> str:
     """What ``--model`` sets: ``model.start`` for a path, ``model.preset`` for a name, mistyped ones included."""
-    from typing import get_args
-
-    from lw_retinanet.config import Preset
+    from lw_retinanet.preset_names import is_preset
 
     path = Path(model)
     looks_like_one = path.name != model or path.suffix in (".safetensors", ".pth", ".pt", ".pkl")
-    is_path = model not in get_args(Preset) and (looks_like_one or path.exists())
+    is_path = not is_preset(model) and (looks_like_one or path.exists())
     return f"model.start={json.dumps(model)}" if is_path else f"model.preset={model}"
 
 
