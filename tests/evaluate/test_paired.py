@@ -13,7 +13,7 @@ from lw_retinanet.errors import ConfigError, DataError, InputError
 from lw_retinanet.evaluate.coco_metrics import evaluate
 from lw_retinanet.evaluate.detections import DetectionTable, concatenate
 from lw_retinanet.evaluate.match_tables import METRICS, match
-from lw_retinanet.evaluate.paired import Comparison, Interval, bootstrap, compare
+from lw_retinanet.evaluate.paired import Comparison, Interval, bootstrap, compare, drawn_scores
 
 FEW = 100  # draws
 
@@ -233,3 +233,20 @@ def test_bad_input(box: Any, make_records: Any, records: Records) -> None:
     ignored = make_records([box(xywh=(0, 0, 9, 9), crowd=True)], image_ids=tuple(range(20)))
     with pytest.raises(DataError, match="no box to find"):
         compare(ignored, empty, empty)
+
+
+def test_scores_drawn_once_pair_as_the_comparison_does(records: Records) -> None:
+    good, bad, third = detector(records, 1, recall=0.9), detector(records, 2, recall=0.4), detector(records, 3)
+    a = drawn_scores(records, [good, bad], draws=FEW, seed=5)
+    b = drawn_scores(records, [third, good], draws=FEW, seed=5)
+    assert b.against(a) == compare(records, [good, bad], [third, good], draws=FEW, seed=5).metrics
+    assert a.estimates() == bootstrap(records, [good, bad], draws=FEW, seed=5)
+    assert a.draws.shape == (FEW, 6)
+
+
+@pytest.mark.parametrize(("draws", "seed"), [(FEW + 1, 0), (FEW, 1)])
+def test_other_draws_do_not_pair(records: Records, draws: int, seed: int) -> None:
+    a = drawn_scores(records, detector(records, 1), draws=FEW)
+    b = drawn_scores(records, detector(records, 1), draws=draws, seed=seed)
+    with pytest.raises(InputError, match="do not pair"):
+        b.against(a)

@@ -19,7 +19,7 @@ ROUNDS = 20
 def measure_latency(
     models: Mapping[str, nn.Module],
     *,
-    size_hw: tuple[int, int],
+    size_hw: tuple[int, int] | Mapping[str, tuple[int, int]],
     batch_size: int = 1,
     device: torch.device | str = "cpu",
     rounds: int = ROUNDS,
@@ -31,8 +31,8 @@ def measure_latency(
     evaluation mode; the given ones keep their device, mode and memory format.
 
     Args:
-        models: by name.
-        size_hw: height and width of the padded input in pixels.
+        models: by name; modules that several of them share stay shared in the copies.
+        size_hw: height and width of the padded input in pixels, of all or by the model's name.
         batch_size: images a call.
         device: where to measure.
         rounds: timed calls of each model and precision.
@@ -45,19 +45,22 @@ def measure_latency(
     Raises:
         ConfigError: if a number is not positive.
     """
-    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("size_hw", min(size_hw)), ("warm_up", warm_up + 1)):
+    sizes = dict(size_hw) if isinstance(size_hw, Mapping) else dict.fromkeys(models, size_hw)
+    smallest = min((min(sizes[name]) for name in models), default=1)
+    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("size_hw", smallest), ("warm_up", warm_up + 1)):
         if value < 1:
             raise ConfigError(f"{name} is too small to measure a latency; use a positive number")
     place = torch.device(device)
-    images = torch.randn((batch_size, 3, *size_hw), generator=torch.Generator().manual_seed(0)).to(place)
+    images = {name: torch.randn((batch_size, 3, *sizes[name]), generator=torch.Generator().manual_seed(0)).to(place) for name in models}
     calls: dict[tuple[str, str], Callable[[], object]] = {}
-    for name, model in models.items():
-        timed = copy.deepcopy(model).eval().to(place)
-        calls[name, "fp32"] = _call(timed, images)
-        if uses_bf16("auto", place):
-            # Its own copy: channels_last would change the strides of the one above.
-            fast = copy.deepcopy(timed).to(memory_format=torch.channels_last)
-            calls[name, "bf16"] = _bf16_call(fast, images.contiguous(memory_format=torch.channels_last))
+    timed = {name: model.eval().to(place) for name, model in copy.deepcopy(dict(models)).items()}
+    for name, model in timed.items():
+        calls[name, "fp32"] = _call(model, images[name])
+    if uses_bf16("auto", place):
+        # Their own copies: channels_last would change the strides of the ones above.
+        for name, model in copy.deepcopy(timed).items():
+            fast = model.to(memory_format=torch.channels_last)
+            calls[name, "bf16"] = _bf16_call(fast, images[name].contiguous(memory_format=torch.channels_last))
     times = _take_turns(calls, rounds=rounds, warm_up=warm_up, wait=_waiter(place))
     result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
     for (name, precision), milliseconds in times.items():

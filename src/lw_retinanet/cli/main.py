@@ -14,6 +14,7 @@ from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.cli.predict import predict_command
 from lw_retinanet.cli.profile import profile_command
 from lw_retinanet.cli.quickstart import quickstart_command
+from lw_retinanet.cli.tradeoff import tradeoff_command
 from lw_retinanet.cli.train import train_command
 from lw_retinanet.errors import InputError, LwRetinaNetError
 
@@ -35,6 +36,7 @@ app.command("lighten")(lighten_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("predict")(predict_command)
+app.command("tradeoff")(tradeoff_command)
 
 INTERRUPTED = 130
 # typer carries its own click since 0.20 or so; the class is found by name, so that either serves.

@@ -55,6 +55,51 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One detector's metrics on all images and in each draw: what a comparison needs of it, so that many can be compared in pairs.
+
+    Args:
+        values: (6,) on all images in the order of ``METRICS``, the mean over runs if there are several; NaN where there is nothing to find.
+        draws: (D, 6) the same in each draw of the images and, if there are several, of the runs.
+        images: of the data set.
+        seed: of the draws; row d of two sets of draws is the same images where images and seed are the same.
+    """
+
+    values: NDArray[np.float64]
+    draws: NDArray[np.float64]
+    images: int
+    seed: int
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Value and 95 % interval by name; without the metrics for which there is nothing to find."""
+        estimates = {}
+        for place, name in enumerate(METRICS):
+            if np.isfinite(self.values[place]):
+                low, high = _ends(self.draws[:, place])
+                estimates[name] = Estimate(value=float(self.values[place]), low=low, high=high)
+        return estimates
+
+    def against(self, other: "Drawn") -> dict[str, Interval]:
+        """This one minus ``other``, draw by draw, by name; without the metrics for which there is nothing to find.
+
+        Raises:
+            InputError: if the draws are not of the same images.
+        """
+        if (self.images, self.seed, len(self.draws)) != (other.images, other.seed, len(other.draws)):
+            raise InputError(
+                f"draws of {self.images} images ({len(self.draws)}, seed {self.seed}) do not pair with draws of {other.images} images "
+                f"({len(other.draws)}, seed {other.seed}); draw both with the same images, number and seed"
+            )
+        metrics = {}
+        for place, name in enumerate(METRICS):
+            a, b = float(other.values[place]), float(self.values[place])
+            if np.isfinite(a):
+                low, high = _ends(self.draws[:, place] - other.draws[:, place])
+                metrics[name] = Interval(a=a, b=b, difference=b - a, low=low, high=high)
+        return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two detectors on the same images.
 
@@ -134,17 +179,8 @@ def compare(
         DataError: as ``coco_metrics.evaluate``, or if the data set has nothing to find.
     """
     runs_a, runs_b = _as_runs(detections_a), _as_runs(detections_b)
-    full, drawn = _scores(records, [*runs_a, *runs_b], draws, seed, progress)
-    split = len(runs_a)
-    drawn_a, drawn_b = _mean_of_runs(drawn[:split], seed), _mean_of_runs(drawn[split:], seed)
-    mean_a, mean_b = full[:split].mean(axis=0), full[split:].mean(axis=0)
-    metrics = {}
-    for place, name in enumerate(METRICS):
-        if np.isfinite(mean_a[place]):
-            low, high = _ends(drawn_b[:, place] - drawn_a[:, place])
-            a, b = float(mean_a[place]), float(mean_b[place])
-            metrics[name] = Interval(a=a, b=b, difference=b - a, low=low, high=high)
-    return Comparison(metrics=metrics, images=records.num_images, draws=draws, runs_a=len(runs_a), runs_b=len(runs_b))
+    a, b = _drawn(records, [runs_a, runs_b], draws, seed, progress)
+    return Comparison(metrics=b.against(a), images=records.num_images, draws=draws, runs_a=len(runs_a), runs_b=len(runs_b))
 
 
 def bootstrap(
@@ -156,15 +192,15 @@ def bootstrap(
 
     Args and errors are those of ``compare``.
     """
-    runs = _as_runs(detections)
-    full, drawn = _scores(records, runs, draws, seed, progress)
-    mean, means = full.mean(axis=0), _mean_of_runs(drawn, seed)
-    estimates = {}
-    for place, name in enumerate(METRICS):
-        if np.isfinite(mean[place]):
-            low, high = _ends(means[:, place])
-            estimates[name] = Estimate(value=float(mean[place]), low=low, high=high)
-    return estimates
+    return drawn_scores(records, detections, draws=draws, seed=seed, progress=progress).estimates()
+
+
+def drawn_scores(records: Records, detections: Runs, *, draws: int = 1000, seed: int = 0, progress: Progress | None = None) -> Drawn:
+    """Score one detector on all images and in every draw, once, for any number of comparisons later: ``b.against(a)`` is ``compare(a, b)``.
+
+    Args and errors are those of ``compare``.
+    """
+    return _drawn(records, [_as_runs(detections)], draws, seed, progress)[0]
 
 
 def _as_runs(detections: Runs) -> list[DetectionTable]:
@@ -172,6 +208,18 @@ def _as_runs(detections: Runs) -> list[DetectionTable]:
     if not runs:
         raise InputError("no detections to compare; give at least one table of detections")
     return runs
+
+
+def _drawn(
+    records: Records, detectors: Sequence[Sequence[DetectionTable]], draws: int, seed: int, progress: Progress | None
+) -> list[Drawn]:
+    """Each detector's runs scored together: a draw's images are drawn once for all."""
+    full, drawn = _scores(records, [run for runs in detectors for run in runs], draws, seed, progress)
+    ends = np.cumsum([len(runs) for runs in detectors])[:-1]
+    return [
+        Drawn(values=values.mean(axis=0), draws=_mean_of_runs(scores, seed), images=records.num_images, seed=seed)
+        for values, scores in zip(np.split(full, ends), np.split(drawn, ends), strict=True)
+    ]
 
 
 def _scores(

@@ -1,0 +1,239 @@
+"""The experiment file: which detectors at which input sizes, how they are trained, and how often."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+
+from lw_retinanet.config import Config, load_config, nearest, parse_config
+from lw_retinanet.errors import ConfigError, InputError
+
+Regime = Literal["full", "head", "lighten"]
+REGIMES: dict[str, str] = {
+    "full": "the whole network is trained from the settings' backbone weights, as `lw-retinanet train` does",
+    "head": "backbone and pyramid are those of a trained detector and stay as they are; every head is trained from scratch on their maps",
+    "lighten": "a trained detector is lightened without labels, as `lw-retinanet lighten` does",
+}
+Scale = Annotated[int, Field(ge=64, le=4096)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Variant(_Part):
+    """A head, and what is special about its training.
+
+    Args:
+        preset: name of the head.
+        init: of its weights; None takes the settings'.
+        anchors: a cell; None takes the settings'.
+        teacher: the trunk's own head teaches it beside the labels (regime ``head``).
+    """
+
+    preset: str
+    init: Literal["fan_in", "fan_in_light", "paper"] | None = None
+    anchors: Literal["nine", "one"] | None = None
+    teacher: bool = False
+
+    @property
+    def label(self) -> str:
+        """``bbox-v1, init paper``."""
+        special = [
+            f"init {self.init.replace('_', '-')}" if self.init else "",
+            f"{self.anchors} anchor{'s' if self.anchors == 'nine' else ''}" if self.anchors else "",
+            "with teacher" if self.teacher else "",
+        ]
+        return ", ".join([self.preset, *filter(None, special)])
+
+    @property
+    def slug(self) -> str:
+        """The label as a name for folders and for ``--only``."""
+        return re.sub(r"[^a-z0-9]+", "-", self.label.lower())
+
+
+class Line(_Part):
+    """Variants times scales, joined by a line in the picture.
+
+    Args:
+        name: ``scaling``, ``blocks`` and the like.
+        regime: how its networks come about.
+        variants: heads; a text is a preset.
+        scales: longer side of the pictures, pixels.
+    """
+
+    name: str = Field(min_length=1)
+    regime: Regime = "head"
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    scales: tuple[Scale, ...] = Field(min_length=1)
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _texts_are_presets(cls, variants: Any) -> Any:
+        return (
+            [{"preset": item} if isinstance(item, str) else item for item in variants] if isinstance(variants, list | tuple) else variants
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of the table: a variant at a scale in a regime, over all its seeds."""
+
+    line: str
+    regime: Regime
+    variant: Variant
+    scale: int
+
+    @property
+    def name(self) -> str:
+        """What ``--only`` calls it, and its folder: ``bbox-v1-init-paper@416``."""
+        regime = "" if self.regime == "head" else f"-{self.regime}"
+        return f"{self.variant.slug}{regime}@{self.scale}"
+
+
+class Experiment(_Part):
+    """Everything that decides the table.
+
+    Args:
+        name: of the experiment.
+        data: data set with training and validation split.
+        trunk: trained model file or run folder, for the regimes ``head`` and ``lighten``.
+        seeds: of weights, order and mirroring; one run each.
+        lines: the first is the scaling line: one variant at several scales, the first of which is the baseline.
+        settings: of the training, as in a settings file: sections ``model``, ``data``, ``train``.
+        fit_steps: of the regime ``lighten``.
+        draws: times that the images are drawn for an interval.
+    """
+
+    name: str = "trade-off"
+    data: str
+    trunk: str | None = None
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
+    lines: tuple[Line, ...] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+    fit_steps: NonNegativeInt = 1500
+    draws: int = Field(default=1000, ge=100, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} are not all different")
+        names = [cell.name for cell in self.cells()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"{twice} is there twice; name it in one line only")
+        if len(self.lines[0].variants) > 1 or list(self.lines[0].scales) != sorted(set(self.lines[0].scales), reverse=True):
+            raise ValueError("the first line is the scaling line: one variant, its scales from large to small")
+        if self.trunk is None and any(line.regime != "full" for line in self.lines):
+            raise ValueError("the regimes head and lighten start from a trained model; name it as trunk")
+        teaching = [cell.name for cell in self.cells() if cell.variant.teacher and (cell.regime != "head" or cell.variant.anchors == "one")]
+        if teaching:
+            raise ValueError(f"{teaching[0]}: a teacher teaches in the regime head only, and heads with its own anchors")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """All rows, line by line."""
+        return [
+            Cell(line=line.name, regime=line.regime, variant=variant, scale=scale)
+            for line in self.lines
+            for variant in line.variants
+            for scale in line.scales
+        ]
+
+    @property
+    def baseline(self) -> Cell:
+        """What the others are compared with: the first line's variant at its largest scale."""
+        return self.cells()[0]
+
+    def config(self, cell: Cell, seed: int) -> Config:
+        """Resolved settings of one run.
+
+        Raises:
+            ConfigError: for a setting that does not exist, a preset that does not, or what the experiment itself decides.
+        """
+        values: dict[str, dict[str, Any]] = {section: dict(part) for section, part in self.settings.items()}
+        special = {"preset": cell.variant.preset, "init": cell.variant.init, "anchors": cell.variant.anchors}
+        values.setdefault("model", {}).update({name: value for name, value in special.items() if value is not None})
+        values.setdefault("data", {})["image_size"] = cell.scale
+        values.setdefault("train", {})["seed"] = seed
+        if cell.regime == "head":
+            values["data"].setdefault("augment", "flip")
+        return parse_config(values, where=f"{self.name}, {cell.name}").resolved()
+
+    def chosen(self, only: Sequence[str]) -> list[Cell]:
+        """The rows with these names, all without any.
+
+        Raises:
+            ConfigError: for a name that is none.
+        """
+        by_name = {cell.name: cell for cell in self.cells()}
+        for name in only:
+            if name not in by_name:
+                raise ConfigError(f"--only {name}: no such row{nearest(name, by_name)}; known: {', '.join(by_name)}")
+        return [by_name[name] for name in only] if only else list(by_name.values())
+
+
+_DECIDED = {"model": ("preset", "init", "anchors", "start"), "data": ("image_size",), "train": ("seed", "teacher")}
+
+
+def open_experiment(path: Path, *, data: Path | None = None, trunk: Path | None = None) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: YAML with the fields of :class:`Experiment`.
+        data, trunk: instead of the file's own.
+
+    Raises:
+        ConfigError: one line that names what is wrong: a field, a variant, a scale, a setting.
+    """
+    values: dict[str, Any] = dict(load_config(path))
+    values |= {name: str(value) for name, value in (("data", data), ("trunk", trunk)) if value is not None}
+    return parse_experiment(values, where=str(path))
+
+
+def parse_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
+    """Check plain values; errors as :func:`open_experiment`."""
+    settings = values.get("settings") or {}
+    if not isinstance(settings, Mapping) or not all(isinstance(part, Mapping) for part in settings.values()):
+        raise ConfigError(f"{where}: settings has sections model, data and train, each with names and values")
+    for section, names in _DECIDED.items():
+        for name in names:
+            if name in settings.get(section, {}):
+                raise ConfigError(
+                    f"{where}: settings.{section}.{name} is the experiment's own to decide; say it in the lines, or leave it out"
+                )
+    try:
+        experiment = Experiment.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from None
+    for cell in experiment.cells():  # finds unknown presets and settings before the first hour of work
+        _require_preset(cell, where)
+        try:
+            experiment.config(cell, experiment.seeds[0])
+        except InputError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return experiment
+
+
+def _require_preset(cell: Cell, where: str) -> None:
+    from lw_retinanet.models.variants import plan_of  # imports torch
+
+    try:
+        plan_of(cell.variant.preset)
+    except ConfigError as error:
+        raise ConfigError(f"{where}, line {cell.line}: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [*Experiment.model_fields, *Line.model_fields, *Variant.model_fields]
+        return f"unknown field {place!r}{nearest(str(problem['loc'][-1]), known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], Mapping | Experiment) or not place:
+        return f"{place + ': ' if place else ''}{message[0].lower()}{message[1:]}"
+    return f"{place}={problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,226 @@
+"""Training a head on the feature maps of a frozen trunk: minutes on two cores, and nothing but the head differs between two runs."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lw_retinanet.config import Config
+from lw_retinanet.data.augment import sample_generator
+from lw_retinanet.data.records import Category
+from lw_retinanet.errors import TrainingError
+from lw_retinanet.evaluate.coco_metrics import match_categories
+from lw_retinanet.evaluate.detections import DetectionTable, concatenate
+from lw_retinanet.lighten.examples import Progress
+from lw_retinanet.models.head import Head
+from lw_retinanet.models.postprocess import detect
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.structures import Targets
+from lw_retinanet.tradeoff.feature_maps import FeatureMaps
+from lw_retinanet.train.distillation import BOX_WEIGHT, distillation
+from lw_retinanet.train.ema import make_ema
+from lw_retinanet.train.objective import assign, label_losses
+from lw_retinanet.train.optimiser import make_optimiser, set_rates, trainable
+from lw_retinanet.train.schedule import rate_factor
+from lw_retinanet.train.step import autocast
+
+Log = Callable[[dict[str, Any]], None]
+_LOG_EVERY = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Pictures of one padded size: their numbers, and which view of each."""
+
+    images: tuple[int, ...]
+    views: tuple[str, ...]
+
+
+def batches(maps: FeatureMaps, *, epoch: int, seed: int, batch_size: int) -> list[Batch]:
+    """The batches of an epoch: every picture once, plain or mirrored; a function of seed and epoch alone.
+
+    Pictures of one padded size go together; what does not fill a batch makes a smaller one.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for image in range(maps.records.num_images):
+        groups[maps.padded_hw(image)].append(image)
+    random = np.random.default_rng((seed, epoch))
+    made = []
+    for members in groups.values():
+        order = random.permutation(members).tolist()
+        made += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    views = {
+        image: maps.views[int(sample_generator(seed, epoch, image, stream=0).integers(len(maps.views)))]
+        for image in range(maps.records.num_images)
+    }
+    return [Batch(images=tuple(made[i]), views=tuple(views[image] for image in made[i])) for i in random.permutation(len(made))]
+
+
+def targets_of(maps: FeatureMaps, batch: Batch) -> Targets:
+    """Boxes of a batch in pixels of the network's input, mirrored where the picture is."""
+    records = maps.records
+    per_image = []
+    for image, view in zip(batch.images, batch.views, strict=True):
+        rows = records.rows(image)
+        kept = maps.usable[rows]
+        height, width = maps.resized_hw(image)
+        boxes = torch.from_numpy(records.boxes(image)[kept]).float()
+        boxes *= torch.tensor([width / records.sizes_hw[image, 1], height / records.sizes_hw[image, 0]] * 2, dtype=torch.float32)
+        boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height] * 2))
+        if view == "mirrored":
+            boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+        left = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
+        labels, ignored = torch.from_numpy(records.labels[rows][kept]).long(), torch.from_numpy(records.is_ignored[rows][kept])
+        per_image.append((boxes[left], labels[left], ignored[left]))
+    return Targets.padded(per_image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedHead:
+    """A detector with its new head, which is the moving average of its weights where the settings ask for one.
+
+    Args:
+        model: trunk and head.
+        steps: of the optimiser.
+        seconds: that they took.
+    """
+
+    model: RetinaNet
+    steps: int
+    seconds: float
+
+
+def train_head(
+    model: RetinaNet,
+    maps: FeatureMaps,
+    config: Config,
+    *,
+    device: torch.device,
+    use_bf16: bool,
+    teacher: Head | None = None,
+    log: Log | None = None,
+    progress: Progress | None = None,
+    what: str = "head",
+) -> TrainedHead:
+    """Train ``model.head`` on labels, with the settings' optimiser, schedule and losses; everything before it is left alone.
+
+    Args:
+        model: on ``device``; its head is trained in place.
+        maps: of the training pictures.
+        config: resolved settings.
+        device, use_bf16: to compute on and with.
+        teacher: a head with the same anchors and classes that answers on the same maps, learned beside the labels with
+            ``train.distill_weight``.
+        log: takes the mean losses every so many steps.
+        progress: wraps the steps, to show a bar; gets their number and ``what``.
+
+    Raises:
+        TrainingError: if the loss is not finite.
+    """
+    settings = config.train
+    started = time.monotonic()
+    model.requires_grad_(False)
+    model.head.requires_grad_(True).train().to(memory_format=torch.channels_last)
+    optimiser = make_optimiser(model, settings, settings.batch_size)
+    learned = trainable(model)
+    ema = make_ema(model.head, settings.ema) if settings.ema else None
+    steps_per_epoch = len(batches(maps, epoch=0, seed=settings.seed, batch_size=settings.batch_size))
+    steps = settings.steps or settings.epochs * steps_per_epoch
+    source = _endless(maps, settings.seed, settings.batch_size)
+    sums: list[Tensor] = []
+    numbers = range(steps)
+    for step in progress(numbers, steps, what) if progress else numbers:
+        factor = rate_factor(step, total_steps=steps, warmup_steps=settings.warmup_steps or 0, schedule=settings.schedule or "cosine")
+        set_rates(optimiser, factor)
+        sums.append(_backward(model, maps, next(source), config, device, use_bf16, teacher))
+        norm = nn.utils.clip_grad_norm_(learned, settings.clip or math.inf)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(f"{what}, step {step + 1}: the gradient is not finite; lower train.rate")
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if ema:
+            ema.update_parameters(model.head)
+        if log and ((step + 1) % _LOG_EVERY == 0 or step + 1 == steps):
+            mean = torch.stack(sums).mean(dim=0).tolist()
+            log({"step": step + 1, "classification": mean[0], "bbox_regression": mean[1], "seconds": round(time.monotonic() - started, 2)})
+            sums = []
+    if ema:
+        model.head.load_state_dict(ema.module.state_dict())
+    model.requires_grad_(True)
+    return TrainedHead(model=model.eval(), steps=steps, seconds=time.monotonic() - started)
+
+
+def _endless(maps: FeatureMaps, seed: int, batch_size: int) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from batches(maps, epoch=epoch, seed=seed, batch_size=batch_size)
+        epoch += 1
+
+
+def _backward(
+    model: RetinaNet,
+    maps: FeatureMaps,
+    batch: Batch,
+    config: Config,
+    device: torch.device,
+    use_bf16: bool,
+    teacher: Head | None,
+) -> Tensor:
+    """Gradients of one batch; (2,) its losses on labels."""
+    settings, conventions = config.train, model.conventions
+    pyramid = {level: values.to(device) for level, values in maps.load(batch.images, batch.views).items()}
+    anchors, matches = assign(
+        maps.padded_hw(batch.images[0]), targets_of(maps, batch).to(device), config=settings, rule=conventions.anchors
+    )
+    with autocast(device, use_bf16):
+        predictions = model.head(pyramid)
+    per_image = label_losses(predictions, anchors, matches, config=settings, conventions=conventions)
+    losses = per_image.sum(dim=1) / matches.num_positive.sum().clamp(min=1)
+    total = losses.sum()
+    if teacher:
+        with torch.no_grad(), autocast(device, use_bf16):
+            taught = teacher(pyramid)
+        by_branch = distillation(predictions, taught)
+        total = total + settings.distill_weight * (by_branch[0] + BOX_WEIGHT * by_branch[1])
+    total.backward()
+    return losses.detach()
+
+
+@torch.inference_mode()
+def detect_from_maps(
+    model: RetinaNet, maps: FeatureMaps, categories: tuple[Category, ...], *, device: torch.device, use_bf16: bool
+) -> DetectionTable:
+    """What the head finds on the maps of a data set: the same as the whole detector would in its pictures.
+
+    Args:
+        model: trained, on ``device``.
+        maps: of the plain pictures.
+        categories: classes of the model, in the order of its labels.
+    """
+    records = maps.records
+    match = match_categories(categories, records)
+    found = []
+    for image in range(records.num_images):
+        height, width = records.sizes_hw[image].tolist()
+        pyramid = {level: values.to(device) for level, values in maps.load([image], ["plain"]).items()}
+        with autocast(device, use_bf16):
+            predictions = model.head(pyramid)
+        detections = detect(
+            predictions,
+            size_hw=maps.padded_hw(image),
+            sizes_hw=torch.tensor([maps.resized_hw(image)], device=device),
+            conventions=model.conventions,
+            pictures_hw=[(height, width)],
+        )
+        count = int(detections.counts[0])
+        labels = match.labels[detections.labels[0, :count].cpu().numpy()]
+        known = labels >= 0
+        boxes, scores = detections.boxes[0, :count].cpu().numpy(), detections.scores[0, :count].cpu().numpy()
+        found.append(DetectionTable.from_image(image, boxes[known], scores[known], labels[known]))
+    return concatenate(found)

@@ -1,0 +1,134 @@
+"""A drawn figure as a PNG file, or as SVG that takes its colours from the page around it."""
+
+import html
+import io
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lw_retinanet.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIGHT: Mapping[str, str] = {
+    "ink": "#1f2328",
+    "soft": "#59636e",
+    "rule": "#d8dce0",
+    "paper": "#ffffff",
+    # After Okabe and Ito, whom any kind of colour vision tells apart, a little darker where white paper asks for it.
+    "blue": "#0072b2",
+    "red": "#d55e00",
+    "green": "#008a64",
+    "purple": "#a8487f",
+    "backbone": "#8a8f96",
+    "pyramid": "#c4c8cd",
+}
+"""Colours by role, on white."""
+
+DARK: Mapping[str, str] = {
+    "ink": "#e6e8eb",
+    "soft": "#a3abb4",
+    "rule": "#3a4048",
+    "paper": "#16191d",
+    "blue": "#56b4e9",
+    "red": "#f28c3a",
+    "green": "#2fc79a",
+    "purple": "#e29ac4",
+    "backbone": "#7d848c",
+    "pyramid": "#535a62",
+}
+"""The same roles on a dark page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with the words that belong to it.
+
+    Args:
+        name: of its file, without the ending.
+        title: heading above it.
+        caption: how to read it.
+        alt: what it shows, for those who do not see it.
+        figure: drawn with the colours of ``LIGHT`` alone.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: "Figure"
+
+    def save_png(self, folder: Path) -> Path:
+        """Write ``NAME.png`` on white, 150 dpi; the path.
+
+        Raises:
+            OutputError: if the place cannot be written.
+        """
+        picture = io.BytesIO()
+        self.figure.savefig(picture, format="png", dpi=150, facecolor=LIGHT["paper"])
+        path = folder / f"{self.name}.png"
+        write_bytes(path, picture.getvalue())
+        return path
+
+    def svg(self) -> str:
+        """An ``<svg>`` element for a page that defines the colours as CSS variables, see :func:`css_variables`.
+
+        It grows with its surroundings, its identifiers are its own among several pictures on a page, and it refers to nothing outside.
+        """
+        from matplotlib import rc_context
+
+        stream = io.StringIO()
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):  # text stays text; the same picture gives the same ids
+            self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        text = re.sub(r"<metadata>.*?</metadata>", "", stream.getvalue(), flags=re.DOTALL)
+        text = text[text.index("<svg") :]
+        text = re.sub(r' (?:xmlns:xlink|version)="[^"]*"', "", text, count=2).replace("xlink:href", "href")
+        text = re.sub(r'\bid="', f'id="{self.name}-', text)
+        text = re.sub(r'(href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        for role, colour in LIGHT.items():
+            text = text.replace(colour, f"var(--{role})")
+        viewbox = re.search(r'viewBox="[^"]*"', text)
+        assert viewbox
+        name, alt = f"{self.name}-title", f"{self.name}-desc"
+        opening = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {viewbox[0]} role="img" aria-labelledby="{name} {alt}">'
+            f'<title id="{name}">{html.escape(self.title)}</title><desc id="{alt}">{html.escape(self.alt)}</desc>'
+        )
+        return opening + text[text.index(">") + 1 :].strip()
+
+
+def css_variables(colours: Mapping[str, str]) -> str:
+    """``--ink: #1f2328; ...``."""
+    return " ".join(f"--{role}: {colour};" for role, colour in colours.items())
+
+
+def drawing_style() -> AbstractContextManager[None]:
+    """While it lasts, figures are made in the colours of ``LIGHT``."""
+    from matplotlib import rc_context
+
+    ink, soft, rule = LIGHT["ink"], LIGHT["soft"], LIGHT["rule"]
+    return rc_context(
+        {
+            "text.color": ink,
+            "axes.labelcolor": ink,
+            "axes.edgecolor": soft,
+            "axes.facecolor": "none",
+            "axes.titlecolor": ink,
+            "xtick.color": soft,
+            "ytick.color": soft,
+            "xtick.labelcolor": ink,
+            "ytick.labelcolor": ink,
+            "grid.color": rule,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 9.5,
+            "axes.labelsize": 9.5,
+            "legend.fontsize": 9.5,
+            "legend.frameon": False,
+            "text.parse_math": False,  # a name with dollars in it is a name
+        }
+    )

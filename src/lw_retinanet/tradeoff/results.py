@@ -1,0 +1,94 @@
+"""What an experiment leaves: table, pictures, report, and a few lines for the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lw_retinanet.evaluate.paired import Interval
+from lw_retinanet.evaluate.tables import aligned
+from lw_retinanet.tradeoff.csv_table import write_csv
+from lw_retinanet.tradeoff.figures import save_figures
+from lw_retinanet.tradeoff.report import write_report
+from lw_retinanet.tradeoff.rows import Row
+from lw_retinanet.tradeoff.runner import Bench
+from lw_retinanet.tradeoff.summary import Summary, facts
+from lw_retinanet.tradeoff.verdict import verdict
+
+TABLE_FILE = "table.csv"
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What was written, and what it says.
+
+    Args:
+        rows: of the table.
+        verdict: sentences.
+        files: table, report and pictures.
+    """
+
+    rows: Sequence[Row]
+    verdict: Sequence[str]
+    files: Sequence[Path]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``tradeoff --json`` prints."""
+        return {
+            "rows": [_row_dict(row) for row in self.rows],
+            "verdict": list(self.verdict),
+            "files": [str(file) for file in self.files],
+        }
+
+    def lines(self) -> list[str]:
+        """A table for people, AP in points (0..100), the verdict, and where to read on."""
+        header = ("", "GMACs", "AP", "95 % interval", "at equal GMACs", "against the baseline", "runs")
+        table = aligned([header, *(_cells(row) for row in self.rows)])
+        return [*table, "", *self.verdict, "", f"report: {next(file for file in self.files if file.name == REPORT_FILE)}"]
+
+
+def write_all(bench: Bench, summary: Summary) -> Results:
+    """Write ``table.csv``, ``report.html`` and the pictures into the experiment's folder.
+
+    Raises:
+        OutputError: if the place cannot be written.
+    """
+    rows = list(summary.rows)
+    said = verdict(rows, images=bench.held_out.num_images, initialisation=summary.initialisation)
+    table, page = bench.out / TABLE_FILE, bench.out / REPORT_FILE
+    write_csv(rows, table)
+    figures = save_figures(rows, bench.out)
+    write_report(page, rows, title=f"Trade-off: {bench.experiment.name}", facts=facts(bench), verdict=said)
+    return Results(rows=rows, verdict=said, files=[table, page, *figures])
+
+
+def _row_dict(row: Row) -> dict[str, Any]:
+    return {
+        "line": row.line,
+        "regime": row.regime,
+        "variant": row.variant,
+        "scale": row.scale,
+        "size_hw": list(row.size_hw),
+        "macs": row.macs,
+        "params": row.params,
+        "latency_ms": row.latency_ms.median if row.latency_ms else None,
+        "seeds": list(row.seeds),
+        "aps": list(row.aps),
+        "metrics": {name: vars(estimate) for name, estimate in row.metrics.items()},
+        "against_baseline": vars(row.against_baseline) if row.against_baseline else None,
+        "against_scaling": vars(row.against_scaling) if row.against_scaling else None,
+        "command": row.command,
+    }
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    interval = f"{100 * row.ap.low:.2f} .. {100 * row.ap.high:.2f}"
+    shifts = (_shift(row.against_scaling), _shift(row.against_baseline))
+    return (row.name, f"{row.macs / 1e9:.2f}", f"{100 * row.ap.value:.2f}", interval, *shifts, str(len(row.seeds)))
+
+
+def _shift(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{100 * interval.difference:+.2f} ({100 * interval.low:+.2f} .. {100 * interval.high:+.2f})"

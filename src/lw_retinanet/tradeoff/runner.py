@@ -1,0 +1,348 @@
+"""Running an experiment: every run once, in an order that gives the whole table early, and again from where it stopped."""
+
+import json
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+from filelock import FileLock, Timeout
+
+from lw_retinanet import __version__
+from lw_retinanet.analyze.experiment import open_training_data, run_training
+from lw_retinanet.config import Config
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.data.records import Records
+from lw_retinanet.data.source import fingerprint
+from lw_retinanet.detect.detector import Detector
+from lw_retinanet.devices import uses_bf16
+from lw_retinanet.errors import DataError, InputError, RunFolderError
+from lw_retinanet.evaluate.coco_metrics import evaluate
+from lw_retinanet.evaluate.detect_records import detect_records
+from lw_retinanet.evaluate.detections import DetectionTable, read_results, write_results
+from lw_retinanet.evaluate.paired import MIN_IMAGES
+from lw_retinanet.files import sha256, write_text
+from lw_retinanet.lighten.distil import FitSettings
+from lw_retinanet.lighten.examples import Progress
+from lw_retinanet.lighten.run import LightenSettings, lighten_detector
+from lw_retinanet.lighten.views import calibration_files
+from lw_retinanet.models.head import Head
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.models.variants import plan_of
+from lw_retinanet.tradeoff.experiment import Cell, Experiment
+from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
+from lw_retinanet.tradeoff.head_training import detect_from_maps, train_head
+from lw_retinanet.weights.create import ANCHORS
+from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model
+
+EXPERIMENT_FILE = "experiment.yaml"
+RESULT_FILE = "result.json"
+DETECTIONS_FILE = "detections.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of one row."""
+
+    cell: Cell
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        return out / "runs" / self.cell.name / f"seed-{self.seed}"
+
+
+class Bench:
+    """An experiment with its data, its trunk and its folder.
+
+    Args:
+        experiment: what to run.
+        out: folder of the experiment, new or one of its own from before; finished runs in it stay as they are.
+        device: to compute on.
+        progress: wraps what takes long, to show a bar; gets the number of items and what is being done.
+
+    Raises:
+        InputError: for data or a trunk that cannot be used.
+        RunFolderError: if the folder holds another experiment: other data, trunk or settings. More rows or seeds are no other experiment.
+    """
+
+    def __init__(self, experiment: Experiment, out: Path, *, device: torch.device, progress: Progress | None = None) -> None:
+        self.experiment = experiment
+        self.out = out
+        self.device = device
+        self.show: Progress = progress or (lambda items, _total, _what: items)
+        self.records, self.held_out = _open(experiment)
+        self.trunk = _open_trunk(experiment, self.records)
+        self.origin = {"data": fingerprint(self.records), "validation": fingerprint(self.held_out)}
+        if experiment.trunk is not None:
+            self.origin["trunk"] = sha256(find_model_file(Path(experiment.trunk)))
+        self._require_same_experiment()
+
+    @cached_property
+    def use_bf16(self) -> bool:
+        """Of the regime ``head``, one choice for all runs."""
+        precision = self.experiment.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision
+        return uses_bf16(precision, self.device)
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Do all runs of these rows that are not done: the first seed of every row, then the second.
+
+        Several processes may work in one folder: each takes runs that no other has taken.
+
+        Raises:
+            RunFolderError: if a finished run had other settings.
+            TrainingError: if a loss is not finite; what was finished before stays.
+        """
+        runs = [Run(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
+        self._note_down()
+        left = [run for run in runs if not self._is_done(run)]
+        log.info("%d of %d runs are to do", len(left), len(runs))
+        for number, run in enumerate(left, start=1):
+            run.folder(self.out).mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(run.folder(self.out) / ".lock", timeout=0):
+                    if self._is_done(run):
+                        continue
+                    started = time.monotonic()
+                    table, steps = self._carry_out(run)
+                    seconds = time.monotonic() - started
+                    result = self._finish(run, table, steps=steps, seconds=seconds)
+            except Timeout:
+                log.info("run %d/%d: %s, seed %d: another process is at it", number, len(left), run.cell.name, run.seed)
+                continue
+            log.info("run %d/%d: %s, seed %d: AP %.4f (%.0f s)", number, len(left), run.cell.name, run.seed, result["AP"], seconds)
+        if all(self._is_done(Run(cell=cell, seed=seed)) for cell in self.experiment.cells() for seed in self.experiment.seeds):
+            shutil.rmtree(self.out / "features", ignore_errors=True)  # gigabytes that nothing needs any more
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """What a finished run left in its ``result.json``; None if it is not finished."""
+        file = run.folder(self.out) / RESULT_FILE
+        if not file.is_file():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            raise RunFolderError(f"{file} is broken; remove {file.parent} to do that run again") from None
+        return result
+
+    def detections(self, run: Run) -> DetectionTable:
+        """What a finished run found in the validation pictures."""
+        return read_results(run.folder(self.out) / DETECTIONS_FILE, self.held_out)
+
+    def model(self, cell: Cell, *, seed: int = 0) -> RetinaNet:
+        """The network of a row before its training."""
+        config = self.experiment.config(cell, seed)
+        if self.trunk is None:
+            from lw_retinanet.weights.start import new_start
+
+            without_weights = config.model_copy(update={"model": config.model.model_copy(update={"backbone_weights": "none"})})
+            return new_start(without_weights, self.records.categories).model
+        return _with_head(self.trunk.model, config, len(self.records.categories))
+
+    def _is_done(self, run: Run) -> bool:
+        result = self.result(run)
+        if result is None:
+            return False
+        wanted, kept = _settings(self.experiment.config(run.cell, run.seed)), result["settings"]
+        different = [
+            f"{section}.{name}: {kept[section][name]} then, {value} now"
+            for section, values in wanted.items()
+            for name, value in values.items()
+            if name in kept[section] and kept[section][name] != value  # a setting that is newer than the run has changed nothing
+        ]
+        if different:
+            raise RunFolderError(
+                f"{run.folder(self.out)} was finished with other settings ({'; '.join(different[:3])}); choose another --out"
+            )
+        return True
+
+    def _carry_out(self, run: Run) -> tuple[DetectionTable, int]:
+        if run.cell.regime == "head":
+            return self._train_head(run)
+        if run.cell.regime == "lighten":
+            return self._lighten(run)
+        return self._train_all(run)
+
+    def _train_head(self, run: Run) -> tuple[DetectionTable, int]:
+        assert self.trunk is not None
+        config = self.experiment.config(run.cell, run.seed)
+        model = self.model(run.cell, seed=run.seed).to(self.device)
+        if run.cell.variant.teacher and model.head.num_anchors != self.trunk.model.head.num_anchors:
+            raise InputError(f"{run.cell.name}: the trunk's head has other anchors, so it cannot teach; leave teacher out")
+        training = self._maps(self.records, "train", run.cell.scale, ("plain", "mirrored"))
+        held_out = self._maps(self.held_out, "val", run.cell.scale, ("plain",))
+        lines: list[str] = []
+        trained = train_head(
+            model,
+            training,
+            config,
+            device=self.device,
+            use_bf16=self.use_bf16,
+            teacher=self.trunk.model.head.to(self.device) if run.cell.variant.teacher else None,
+            log=lambda entry: lines.append(json.dumps(entry)),
+            progress=self.show,
+            what=f"{run.cell.name}, seed {run.seed}",
+        )
+        write_text(run.folder(self.out) / "log.jsonl", "".join(f"{line}\n" for line in lines))
+        categories = self.records.categories
+        return detect_from_maps(trained.model, held_out, categories, device=self.device, use_bf16=self.use_bf16), trained.steps
+
+    def _maps(self, records: Records, split: str, scale: int, views: tuple[str, ...]) -> FeatureMaps:
+        assert self.trunk is not None
+        folder = self.out / "features" / f"{split}-{scale}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # another process that needs the same maps waits for them
+            return compute_feature_maps(
+                self.trunk.model.to(self.device).to(memory_format=torch.channels_last),
+                records,
+                folder,
+                rule=_at_scale(self.trunk.model.conventions, scale).input,
+                views=views,
+                origin=self.origin,
+                device=self.device,
+                use_bf16=self.use_bf16,
+                progress=self.show,
+            )
+
+    def _lighten(self, run: Run) -> tuple[DetectionTable, int]:
+        assert self.trunk is not None
+        conventions = _at_scale(self.trunk.model.conventions, run.cell.scale)
+        old = self.trunk.model
+        model = RetinaNet(backbone=old.backbone, fpn=old.fpn, head=old.head, conventions=conventions)
+        record = self.trunk.record.model_copy(update={"conventions": conventions})
+        detector = Detector(
+            model, self.trunk.record.categories, device=self.device, precision="bf16" if self.use_bf16 else "fp32", record=record
+        )
+        plan, steps = plan_of(run.cell.variant.preset), 0
+        if plan.cls or plan.bbox:  # else it is the trunk as it stands
+            steps = self.experiment.fit_steps
+            files = calibration_files(Path(self.experiment.data), count=512, seed=run.seed)
+            settings = LightenSettings(fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed)
+            name = run.cell.variant.preset
+            detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.show).detector
+        return detect_records(detector, self.held_out), steps
+
+    def _train_all(self, run: Run) -> tuple[DetectionTable, int]:
+        config = self.experiment.config(run.cell, run.seed)
+        folder = run.folder(self.out) / "training"
+        resume = (folder / "config.yaml").is_file()
+        run_training(config, Path(self.experiment.data), folder, resume=resume, device=self.device)
+        last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        return read_results(folder / DETECTIONS_FILE, self.held_out), int(last["step"])
+
+    def _finish(self, run: Run, table: DetectionTable, *, steps: int, seconds: float) -> dict[str, Any]:
+        metrics = {name: value for name, value in evaluate(self.held_out, table).as_dict().items() if name != "per_class"}
+        folder = run.folder(self.out)
+        write_results(table, self.held_out, folder / DETECTIONS_FILE)
+        result = {
+            "row": run.cell.name,
+            "seed": run.seed,
+            **metrics,
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "settings": _settings(self.experiment.config(run.cell, run.seed)),
+            "made_with": made_with(),
+        }
+        write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")  # last: from now on the run is done
+        return result
+
+    def _note_down(self) -> None:
+        values = {**self.experiment.model_dump(mode="json", exclude_defaults=True), "fingerprints": self.origin}
+        write_text(self.out / EXPERIMENT_FILE, yaml.safe_dump(values, sort_keys=False))
+
+    def _require_same_experiment(self) -> None:
+        file = self.out / EXPERIMENT_FILE
+        if not file.is_file():
+            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+                raise RunFolderError(f"{self.out} is not empty and holds no experiment; choose another --out")
+            return
+        earlier = yaml.safe_load(file.read_text(encoding="utf-8"))
+        now = self.experiment.model_dump(mode="json", exclude_defaults=True)
+        different = [name for name, value in self.origin.items() if earlier.get("fingerprints", {}).get(name) != value]
+        different += [name for name in ("settings", "fit_steps") if earlier.get(name) != now.get(name)]
+        if different:
+            raise RunFolderError(f"{self.out} holds an experiment with another {' and another '.join(different)}; choose another --out")
+
+
+def made_with() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    return {
+        "lw_retinanet": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "processor": processor(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def processor() -> str:
+    """Name of the GPU, or of the CPU as far as the system tells it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = Path("/proc/cpuinfo")
+    if names.is_file():
+        for line in names.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What decides a run's numbers; the number of workers does not."""
+    values = config.model_dump(mode="json")
+    return {"model": values["model"], "train": values["train"], "data": {k: v for k, v in values["data"].items() if k != "workers"}}
+
+
+def _open(experiment: Experiment) -> tuple[Records, Records]:
+    records, held_out = open_training_data(Path(experiment.data))
+    if held_out is None:
+        raise DataError(f"{experiment.data} has no val split to measure AP on; make one")
+    if held_out.num_images < MIN_IMAGES:
+        raise DataError(f"{experiment.data}: {held_out.num_images} validation images are too few for an interval; use {MIN_IMAGES} or more")
+    return records, held_out
+
+
+def _open_trunk(experiment: Experiment, records: Records) -> LoadedModel | None:
+    if experiment.trunk is None:
+        return None
+    trunk = load_model(find_model_file(Path(experiment.trunk)))
+    plan = trunk.model.head.plan
+    if plan.cls or plan.bbox:
+        raise InputError(f"trunk {experiment.trunk} has a light head already; start from a detector whose levels share one head")
+    theirs, ours = [c.name for c in trunk.record.categories], list(records.class_names)
+    if theirs != ours:
+        raise InputError(f"trunk {experiment.trunk} knows other classes than {experiment.data}; train it there first")
+    trunk.model.requires_grad_(False)
+    return trunk
+
+
+def _at_scale(conventions: Conventions, scale: int) -> Conventions:
+    rule = conventions.input.model_copy(update={"resize": "long_side", "size": scale})
+    return conventions.model_copy(update={"input": rule})
+
+
+def _with_head(trunk: RetinaNet, config: Config, num_classes: int) -> RetinaNet:
+    """The trunk's backbone and pyramid under a new head, at the input size of the settings."""
+    assert config.data.image_size is not None
+    conventions = _at_scale(trunk.conventions, config.data.image_size)
+    anchors = ANCHORS[config.model.anchors]
+    if anchors.num_anchors != conventions.anchors.num_anchors:  # else the trunk's own, which may be rounded as its origin does
+        conventions = conventions.model_copy(update={"anchors": anchors})
+    torch.manual_seed(config.train.seed)
+    head = Head(
+        in_channels=trunk.fpn.out_channels,
+        num_classes=num_classes,
+        num_anchors=conventions.anchors.num_anchors,
+        plan=plan_of(config.model.preset),
+        init=config.model.init or "fan_in",
+    )
+    return RetinaNet(backbone=trunk.backbone, fpn=trunk.fpn, head=head, conventions=conventions)

@@ -1,0 +1,111 @@
+"""``lw-retinanet tradeoff``: from an experiment file to table, pictures and report, and what is refused."""
+
+import csv
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data with enough validation pictures for an interval."""
+    from lw_retinanet.data.sample import make_sample
+
+    return make_sample(tmp_path_factory.mktemp("sample") / "shapes", num_train=6, num_val=20, size=64)
+
+
+@pytest.fixture(scope="module")
+def experiment(many: Path, full_and_light: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values = {
+        "name": "small & quick",
+        "data": str(many),
+        "trunk": str(full_and_light[0]),
+        "seeds": [0, 1],
+        "settings": {"train": {"steps": 2, "batch_size": 2, "precision": "fp32"}},
+        "draws": 100,
+        "lines": [
+            {"name": "scaling", "variants": ["retinanet"], "scales": [96, 64]},
+            {"name": "blocks", "variants": ["lw-v3", "bbox-v1", {"preset": "bbox-v1", "init": "paper"}], "scales": [96]},
+        ],
+    }
+    path = tmp_path_factory.mktemp("experiment") / "experiment.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(cli: Any, experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("done") / "out"
+    outcome = cli("tradeoff", experiment, "--out", out, "--json")
+    assert outcome.code == 0, outcome
+    return out, outcome.json
+
+
+def test_every_row_is_run_counted_measured_and_judged(done: tuple[Path, Any]) -> None:
+    out, said = done
+    assert [(row["line"], row["variant"], row["scale"]) for row in said["rows"]] == [
+        ("scaling", "retinanet", 96),
+        ("scaling", "retinanet", 64),
+        ("blocks", "lw-v3", 96),
+        ("blocks", "bbox-v1", 96),
+        ("blocks", "bbox-v1, init paper", 96),
+    ]
+    assert all(len(row["aps"]) == 2 and row["latency_ms"] > 0 for row in said["rows"])
+    assert "Initialisation of bbox-v1" in " ".join(said["verdict"])
+    with (out / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["macs"]) for row in table] == [row["macs"] for row in said["rows"]]
+    page = (out / "report.html").read_text()
+    assert "small &amp; quick" in page
+    assert said["verdict"][0].split(".")[0] in page
+    assert all(Path(file).is_file() for file in said["files"])
+
+
+def test_the_command_of_a_row_repeats_it(cli: Any, done: tuple[Path, Any], tmp_path: Path) -> None:
+    row = done[1]["rows"][2]
+    program, *arguments = shlex.split(row["command"])
+    assert program == "lw-retinanet"
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
+    outcome = cli(*arguments, "--no-latency", "--json")
+    assert outcome.code == 0, outcome
+    (again,) = outcome.json["rows"]
+    assert again["aps"] == row["aps"]
+    assert again["macs"] == row["macs"]
+
+
+def test_a_finished_experiment_runs_nothing_and_says_the_same(
+    cli: Any, experiment: Path, done: tuple[Path, Any], folder_state: Any
+) -> None:
+    out, said = done
+    before = folder_state(out / "runs")
+    outcome = cli("tradeoff", experiment, "--out", out, "--report-only")
+    assert outcome.code == 0, outcome
+    assert folder_state(out / "runs") == before
+    assert said["verdict"][0] in outcome.out
+    assert "lw-v3 @ 96" in outcome.out
+
+
+def test_what_cannot_be_is_refused_in_one_line(
+    cli: Any, experiment: Path, many: Path, done: tuple[Path, Any], data: Path, tmp_path: Path
+) -> None:
+    values = yaml.safe_load(experiment.read_text())
+
+    def edited(name: str, **changes: Any) -> Path:
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**values, **changes}))
+        return file
+
+    out = tmp_path / "out"
+    assert "did you mean lw-v3" in cli.refuses("tradeoff", experiment, "--out", out, "--only", "lw-v3@9", unchanged=tmp_path)
+    unknown = edited("unknown", lines=[values["lines"][0], {"name": "b", "variants": ["lw-v9"], "scales": [96]}])
+    assert "lw-v9" in cli.refuses("tradeoff", unknown, "--out", out, unchanged=tmp_path)
+    small = edited("small", lines=[{"name": "scaling", "variants": ["retinanet"], "scales": [3]}])
+    assert "lines.0.scales.0=3" in cli.refuses("tradeoff", small, "--out", out, unchanged=tmp_path)
+    longer = edited("longer", settings={"train": {"steps": 3}})
+    assert "choose another --out" in cli.refuses("tradeoff", longer, "--out", done[0], unchanged=done[0])
+    assert "too few" in cli.refuses("tradeoff", edited("few", data=str(data)), "--out", out, unchanged=tmp_path)
+    assert "does not exist" in cli.refuses("tradeoff", tmp_path / "none.yaml", "--out", out, unchanged=tmp_path)
+    assert "holds no experiment" in cli.refuses("tradeoff", experiment, "--out", many, unchanged=many)
