@@ -76,6 +76,12 @@ def test_the_command_of_a_row_repeats_it(cli: Any, done: tuple[Path, Any], tmp_p
     assert again["macs"] == row["macs"]
 
 
+def test_paths_that_were_given_are_part_of_the_commands(cli: Any, experiment: Path, many: Path, done: tuple[Path, Any]) -> None:
+    outcome = cli("tradeoff", experiment, "--data", many, "--out", done[0], "--report-only", "--json")
+    assert outcome.code == 0, outcome
+    assert all(f"--data {many} --out again" in row["command"] for row in outcome.json["rows"])
+
+
 def test_a_finished_experiment_runs_nothing_and_says_the_same(
     cli: Any, experiment: Path, done: tuple[Path, Any], folder_state: Any
 ) -> None:

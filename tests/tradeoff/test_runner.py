@@ -140,11 +140,11 @@ def test_rows_say_what_their_runs_found_and_cost(values: dict[str, Any], tmp_pat
 
     bench = bench_of(values, tmp_path)
     with pytest.raises(InputError, match="holds no finished run"):
-        summarise(bench, source=Path("e.yaml"))
+        summarise(bench, command=["lw-retinanet", "tradeoff", "my e.yaml"])
     bench.run(bench.experiment.cells())
     assert not has_latency(bench, bench.experiment.cells())
     measure_rows(bench, bench.experiment.chosen(["retinanet@64"]))
-    rows = {row.name: row for row in summarise(bench, source=Path("e.yaml")).rows}
+    rows = {row.name: row for row in summarise(bench, command=["lw-retinanet", "tradeoff", "my e.yaml"]).rows}
     assert list(rows) == ["retinanet @ 96", "retinanet @ 64", "lw-v3 @ 96", "bbox-v1, init paper @ 96"]
     row, cell = rows["lw-v3 @ 96"], bench.experiment.chosen(["lw-v3@96"])[0]
     assert row.macs == sum(cost.macs for cost in count_blocks(bench.model(cell), (96, 96)).values())
@@ -156,7 +156,7 @@ def test_rows_say_what_their_runs_found_and_cost(values: dict[str, Any], tmp_pat
     assert rows["retinanet @ 96"].against_baseline is None
     assert rows["retinanet @ 64"].latency_ms is not None
     assert row.latency_ms is None
-    assert row.command == "lw-retinanet tradeoff e.yaml --out again --only lw-v3@96"
+    assert row.command == "lw-retinanet tradeoff 'my e.yaml' --out again --only lw-v3@96"
 
 
 def test_a_head_may_have_one_anchor_of_its_own(values: dict[str, Any], tmp_path: Path) -> None:

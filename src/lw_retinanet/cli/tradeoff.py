@@ -40,7 +40,8 @@ def tradeoff_command(
         bench.run(cells)
         if latency and not has_latency(bench, cells):
             measure_rows(bench, cells)
-    written = write_all(bench, summarise(bench, source=experiment))
+    paths = [word for name, path in (("--data", data), ("--trunk", trunk)) if path for word in (name, str(path))]
+    written = write_all(bench, summarise(bench, command=["lw-retinanet", "tradeoff", str(experiment), *paths]))
     if json:
         print_json(written.as_dict())
     else:

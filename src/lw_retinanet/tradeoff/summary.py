@@ -41,12 +41,12 @@ class Summary:
     initialisation: Sequence[Initialisation]
 
 
-def summarise(bench: Bench, *, source: Path) -> Summary:
+def summarise(bench: Bench, *, command: Sequence[str]) -> Summary:
     """Make rows of the cells of which at least one run is finished.
 
     Args:
         bench: of the experiment.
-        source: experiment file, for the commands that repeat a row.
+        command: that opens this experiment, word by word, without ``--out``: what repeats a row begins with it.
 
     Raises:
         InputError: if no run is finished, or there are too few validation images for an interval.
@@ -70,7 +70,7 @@ def summarise(bench: Bench, *, source: Path) -> Summary:
     latency = _known_latency(bench)
     baseline = drawn.get(experiment.baseline)
     rows = [
-        _row(bench, cell, finished[cell], drawn[cell], counts[cell], scaling=scaling, baseline=baseline, latency=latency, source=source)
+        _row(bench, cell, finished[cell], drawn[cell], counts[cell], scaling=scaling, baseline=baseline, latency=latency, command=command)
         for cell in finished
     ]
     return Summary(rows=rows, initialisation=_initialisation(drawn))
@@ -112,7 +112,7 @@ def _row(
     scaling: Sequence[tuple[int, Drawn]],
     baseline: Drawn | None,
     latency: dict[str, dict[str, float]],
-    source: Path,
+    command: Sequence[str],
 ) -> Row:
     size_hw, blocks = count
     results = [bench.result(run) or {} for run in runs]
@@ -136,7 +136,7 @@ def _row(
         against_baseline=None if baseline is None or cell == bench.experiment.baseline else drawn.against(baseline)["AP"],
         against_scaling=against_line(drawn, macs, scaling) if _is_light(cell) else None,
         seconds=sum(float(result["seconds"]) for result in results) / len(results),
-        command=shlex.join(["lw-retinanet", "tradeoff", str(source), "--out", "again", "--only", cell.name]),
+        command=shlex.join([*command, "--out", "again", "--only", cell.name]),
         made_with=joined(result["made_with"] for result in results),
     )
 
