@@ -73,6 +73,7 @@ def change(values: dict[str, Any], place: tuple[str | int, ...], value: Any) -> 
         (("settings", "model"), {"preset": "lw-v3"}, r"settings\.model\.preset is the experiment's own"),
         (("settings",), {"train": 3}, r"sections model, data and train"),
         (("draws",), 5, r"draws=5"),
+        (("pairs",), [["retinanet@96", "lw-v3@69"]], r"pairs names lw-v3@69, which is no row; did you mean lw-v3@96"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(values: dict[str, Any], place: tuple[str | int, ...], value: Any, said: str) -> None:

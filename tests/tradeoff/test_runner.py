@@ -138,13 +138,15 @@ def test_lightening_a_trunk_and_training_all_of_a_network_are_regimes_too(values
 def test_rows_say_what_their_runs_found_and_cost(values: dict[str, Any], tmp_path: Path) -> None:
     from lw_retinanet.analyze.macs import count_blocks
 
+    values["pairs"] = [["retinanet@64", "lw-v3@96"]]
     bench = bench_of(values, tmp_path)
     with pytest.raises(InputError, match="holds no finished run"):
         summarise(bench, command=["lw-retinanet", "tradeoff", "my e.yaml"])
     bench.run(bench.experiment.cells())
     assert not has_latency(bench, bench.experiment.cells())
     measure_rows(bench, bench.experiment.chosen(["retinanet@64"]))
-    rows = {row.name: row for row in summarise(bench, command=["lw-retinanet", "tradeoff", "my e.yaml"]).rows}
+    summary = summarise(bench, command=["lw-retinanet", "tradeoff", "my e.yaml"])
+    rows = {row.name: row for row in summary.rows}
     assert list(rows) == ["retinanet @ 96", "retinanet @ 64", "lw-v3 @ 96", "bbox-v1, init paper @ 96"]
     row, cell = rows["lw-v3 @ 96"], bench.experiment.chosen(["lw-v3@96"])[0]
     assert row.macs == sum(cost.macs for cost in count_blocks(bench.model(cell), (96, 96)).values())
@@ -154,6 +156,11 @@ def test_rows_say_what_their_runs_found_and_cost(values: dict[str, Any], tmp_pat
     pairs = [[bench.detections(Run(cell=c, seed=seed)) for seed in (0, 1)] for c in (bench.experiment.baseline, cell)]
     assert row.against_baseline == compare(bench.held_out, *pairs, draws=100).ap
     assert rows["retinanet @ 96"].against_baseline is None
+    (pair,) = summary.pairs
+    small = bench.experiment.chosen(["retinanet@64"])[0]
+    other = [bench.detections(Run(cell=small, seed=seed)) for seed in (0, 1)]
+    assert pair.interval == compare(bench.held_out, other, pairs[1], draws=100).ap
+    assert rows["bbox-v1, init paper @ 96"].role == "other"
     assert rows["retinanet @ 64"].latency_ms is not None
     assert row.latency_ms is None
     assert row.command == "lw-retinanet tradeoff 'my e.yaml' --out again --only lw-v3@96"

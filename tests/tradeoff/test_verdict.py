@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluate.paired import Drawn, Interval
 from lw_retinanet.tradeoff.rows import Row
-from lw_retinanet.tradeoff.verdict import Initialisation, against_line, verdict, why_not
+from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line, verdict, why_not
 
 Points = Callable[..., Interval]
 
@@ -199,3 +199,18 @@ def test_the_initialisation_whichever_way(
 ) -> None:
     test = Initialisation(preset="head-0", interval=points(15, *ends))
     assert verdict(light((1, 0.5, 2)), images=190, initialisation=[test])[-1] == sentence
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (Interval(a=0.17, b=0.19, difference=0.02, low=0.01, high=0.03), "b finds more than a: +2.00 points (+1.00 to +3.00)."),
+        (Interval(a=0.17, b=0.15, difference=-0.02, low=-0.03, high=-0.01), "b finds less than a: -2.00 points (-3.00 to -1.00)."),
+        (
+            Interval(a=0.17, b=0.18, difference=0.01, low=-0.01, high=0.03),
+            "b and a cannot be told apart on 30 images: +1.00 points (-1.00 to +3.00).",
+        ),
+    ],
+)
+def test_a_pair_is_judged_by_its_own_interval(make_row: Callable[..., Row], interval: Interval, said: str) -> None:
+    assert verdict([make_row()], images=30, pairs=[Pair(name_a="a", name_b="b", interval=interval)])[-1] == said

@@ -106,6 +106,7 @@ class Experiment(_Part):
         settings: of the training, as in a settings file: sections ``model``, ``data``, ``train``.
         fit_steps: of the regime ``lighten``.
         draws: times that the images are drawn for an interval.
+        pairs: names of rows to compare besides, A and B each: ``[lw-v3@416, both-v1@416]``.
     """
 
     name: str = "trade-off"
@@ -116,6 +117,7 @@ class Experiment(_Part):
     settings: dict[str, Any] = {}
     fit_steps: NonNegativeInt = 1500
     draws: int = Field(default=1000, ge=100, le=1_000_000)
+    pairs: tuple[tuple[str, str], ...] = ()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -125,6 +127,9 @@ class Experiment(_Part):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise ValueError(f"{twice} is there twice; name it in one line only")
+        unknown = next((name for pair in self.pairs for name in pair if name not in names), None)
+        if unknown:
+            raise ValueError(f"pairs names {unknown}, which is no row{nearest(unknown, names)}")
         if len(self.lines[0].variants) > 1 or list(self.lines[0].scales) != sorted(set(self.lines[0].scales), reverse=True):
             raise ValueError("the first line is the scaling line: one variant, its scales from large to small")
         if self.trunk is None and any(line.regime != "full" for line in self.lines):

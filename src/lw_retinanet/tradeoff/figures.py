@@ -50,8 +50,10 @@ def pictures(rows: Sequence[Row]) -> list[Picture]:
     """
     if not rows:
         raise ConfigError("a trade-off needs at least one row to draw; run the experiment first")
+    # A head that was trained badly on purpose would squeeze all others into a corner.
+    compared = [row for row in rows if row.role != "other"]
     with drawing_style():
-        drawn = [_answer(rows), _accuracy(rows), _latency(rows), _shares(rows)]
+        drawn = [_answer(rows), _accuracy(compared) if compared else None, _latency(compared), _shares(rows)]
     return [picture for picture in drawn if picture]
 
 

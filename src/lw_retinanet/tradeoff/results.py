@@ -55,7 +55,7 @@ def write_all(bench: Bench, summary: Summary) -> Results:
         OutputError: if the place cannot be written.
     """
     rows = list(summary.rows)
-    said = verdict(rows, images=bench.held_out.num_images, initialisation=summary.initialisation)
+    said = verdict(rows, images=bench.held_out.num_images, initialisation=summary.initialisation, pairs=summary.pairs)
     table, page = bench.out / TABLE_FILE, bench.out / REPORT_FILE
     write_csv(rows, table)
     figures = save_figures(rows, bench.out)

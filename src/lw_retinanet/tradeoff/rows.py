@@ -8,7 +8,7 @@ from lw_retinanet.evaluate.paired import Estimate, Interval
 from lw_retinanet.tradeoff.experiment import Regime
 
 BLOCKS = ("C1", "C2", "C3", "C4", "C5", "P3", "P4", "P5", "P6", "P7", "D3", "D4", "D5", "D6", "D7")
-Role = Literal["baseline", "scaling", "light", "full"]
+Role = Literal["baseline", "scaling", "light", "other"]
 """The scaling line's largest size, its other sizes, and all that is compared with them."""
 
 
@@ -33,7 +33,7 @@ class Row:
 
     Args:
         line: name of the line that it belongs to.
-        role: what it is in the comparison; ``full`` is a full head beside the scaling line, trained in another way.
+        role: what it is in the comparison; ``other`` rows answer another question, say that of initialisation.
         regime: how the networks came about.
         variant: label for people, ``bbox-v1, init paper``.
         preset: name of the head.

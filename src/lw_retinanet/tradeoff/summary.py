@@ -22,7 +22,7 @@ from lw_retinanet.tradeoff.experiment import Cell
 from lw_retinanet.tradeoff.report import Facts
 from lw_retinanet.tradeoff.rows import BlockCost, Latency, Role, Row, joined
 from lw_retinanet.tradeoff.runner import Bench, Run, made_with
-from lw_retinanet.tradeoff.verdict import Initialisation, against_line
+from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line
 
 LATENCY_FILE = "latency.json"
 LATENCY_ROUNDS = 20
@@ -35,10 +35,12 @@ class Summary:
     Args:
         rows: of the table, in the experiment's order.
         initialisation: heads that were trained from two initialisations of their light layers.
+        pairs: that the experiment asks for, as far as both rows are there.
     """
 
     rows: Sequence[Row]
     initialisation: Sequence[Initialisation]
+    pairs: Sequence[Pair]
 
 
 def summarise(bench: Bench, *, command: Sequence[str]) -> Summary:
@@ -73,7 +75,13 @@ def summarise(bench: Bench, *, command: Sequence[str]) -> Summary:
         _row(bench, cell, finished[cell], drawn[cell], counts[cell], scaling=scaling, baseline=baseline, latency=latency, command=command)
         for cell in finished
     ]
-    return Summary(rows=rows, initialisation=_initialisation(drawn))
+    by_name = {cell.name: scores for cell, scores in drawn.items()}
+    pairs = [
+        Pair(name_a=a, name_b=b, interval=by_name[b].against(by_name[a])["AP"])
+        for a, b in experiment.pairs
+        if a in by_name and b in by_name
+    ]
+    return Summary(rows=rows, initialisation=_initialisation(drawn), pairs=pairs)
 
 
 def _initialisation(drawn: Mapping[Cell, Drawn]) -> list[Initialisation]:
@@ -94,7 +102,7 @@ def _initialisation(drawn: Mapping[Cell, Drawn]) -> list[Initialisation]:
 def _role(bench: Bench, cell: Cell) -> Role:
     if cell.line == bench.experiment.lines[0].name:
         return "baseline" if cell == bench.experiment.baseline else "scaling"
-    return "light" if _is_light(cell) else "full"
+    return "light" if _is_light(cell) and cell.variant.init is None else "other"
 
 
 def _is_light(cell: Cell) -> bool:
@@ -134,7 +142,7 @@ def _row(
         aps=tuple(float(result["AP"]) for result in results),
         metrics=drawn.estimates(),
         against_baseline=None if baseline is None or cell == bench.experiment.baseline else drawn.against(baseline)["AP"],
-        against_scaling=against_line(drawn, macs, scaling) if _is_light(cell) else None,
+        against_scaling=against_line(drawn, macs, scaling) if _role(bench, cell) == "light" else None,
         seconds=sum(float(result["seconds"]) for result in results) / len(results),
         command=shlex.join([*command, "--out", "again", "--only", cell.name]),
         made_with=joined(result["made_with"] for result in results),

@@ -22,6 +22,20 @@ class Initialisation:
     interval: Interval
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows that someone wants compared.
+
+    Args:
+        name_a, name_b: of the rows.
+        interval: AP of B minus AP of A, paired.
+    """
+
+    name_a: str
+    name_b: str
+    interval: Interval
+
+
 def against_line(row: Drawn, macs: int, line: Sequence[tuple[int, Drawn]]) -> Interval | None:
     """AP of a row minus that of the scaling line at the same MACs.
 
@@ -66,17 +80,19 @@ def why_not(macs: int, line: Sequence[int]) -> str | None:
     return f"its {_giga(macs)} GMACs lie {side} the scaling line's {'smallest' if macs < low else 'largest'} size ({_giga(end)})"
 
 
-def verdict(rows: Sequence[Row], *, images: int, initialisation: Sequence[Initialisation] = ()) -> list[str]:
-    """The answer in plain sentences: first over all, then row by row, then on the initialisation.
+def verdict(rows: Sequence[Row], *, images: int, initialisation: Sequence[Initialisation] = (), pairs: Sequence[Pair] = ()) -> list[str]:
+    """The answer in plain sentences: first over all, then row by row, then on pairs of rows and on the initialisation.
 
     Args:
         rows: the whole table.
         images: that AP was measured on.
         initialisation: each head that was trained both ways.
+        pairs: of rows that someone wants compared.
     """
     light, line = light_rows(rows), scaling_rows(rows)
     sentences = [_overall(light, images)]
     sentences += [_sentence(row, line, baseline_row(rows), images) for row in light]
+    sentences += [_on_pair(pair, images) for pair in pairs]
     return sentences + [_on_initialisation(test, rows, images) for test in initialisation]
 
 
@@ -126,6 +142,13 @@ def _sentence(row: Row, line: Sequence[Row], baseline: Row | None, images: int) 
     ratio = baseline.macs / row.macs
     cost = f"{ratio:.2f}x fewer MACs" if ratio >= 1 else f"{1 / ratio:.2f}x more MACs"
     return f"{said}. Against {baseline.name}: {_shift(row.against_baseline)} at {cost}."
+
+
+def _on_pair(pair: Pair, images: int) -> str:
+    sign = _sign(pair.interval)
+    if not sign:
+        return f"{pair.name_b} and {pair.name_a} cannot be told apart on {images:,} images: {_shift(pair.interval)}."
+    return f"{pair.name_b} finds {'more' if sign > 0 else 'less'} than {pair.name_a}: {_shift(pair.interval)}."
 
 
 def _on_initialisation(test: Initialisation, rows: Sequence[Row], images: int) -> str:
