@@ -101,14 +101,15 @@ def main() -> None:
         a.out.write_text(json.dumps(answers, indent=2) + "\n")
 
 
-def trained_v1(num_classes: int, size: int, stride_in: str, state: dict[str, Tensor]) -> nn.Module:
+def trained_v1(num_classes: int, size: int, stride_in: str, state: dict[str, Tensor] | None) -> nn.Module:
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
     if stride_in == "1x1":
         for stage in (body.layer2, body.layer3, body.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     backbone = _resnet_fpn_extractor(body, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(2048, 256))
     model = RetinaNet(backbone, num_classes, min_size=size, max_size=size)
-    model.load_state_dict(state)
+    if state is not None:
+        model.load_state_dict(state)
     return model
 
 

@@ -1,8 +1,7 @@
 """The Python functions that people call first."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from torch import nn
 
@@ -16,9 +15,9 @@ from lw_retinanet.weights.model_file import load_model
 
 if TYPE_CHECKING:
     from lw_retinanet.interop.calibration import Images
+    from lw_retinanet.lighten.examples import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def create(
@@ -33,7 +32,7 @@ def create(
     """Build a detector's network with a random head.
 
     Args:
-        preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ... (:data:`lw_retinanet.models.variants.PRESETS`).
+        preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ``both-narrow64``, ... (:func:`lw_retinanet.models.variants.plan_of`).
         num_classes: K.
         backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` or a file with torchvision's parameter names; with weights the backbone's norms are frozen.
@@ -57,29 +56,34 @@ def create(
     return create_model(config.resolved().model, num_classes=num_classes, image_size=image_size)
 
 
-def load(path: str | Path, *, device: str = "auto", precision: Literal["fp32", "bf16", "auto"] = "fp32") -> Detector:
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    compile: bool = False,  # noqa: A002
+) -> Detector:
     """Open a model file or a run folder as a detector.
 
     Args:
         path: a ``.safetensors`` file of this program, or a run folder that holds ``model.safetensors``.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        precision: of the network; ``auto`` is bf16 where the device multiplies in bf16.
+        precision: of the network; ``auto`` is the faster one, measured at the first picture.
+        compile: run the network through ``torch.compile``: a minute at first for every size of input, faster after that.
 
     Raises:
         WeightsError: if the file is missing, damaged or not a model of this program.
     """
-    import torch
-
-    from lw_retinanet.devices import choose_device, uses_bf16
+    from lw_retinanet.devices import choose_device
 
     path = Path(path)
     loaded = load_model(path)
-    chosen: torch.device = choose_device(device)
     return Detector(
         loaded.model,
         loaded.record.categories,
-        device=chosen,
-        use_bf16=uses_bf16(precision, chosen),
+        device=choose_device(device),
+        precision=precision,
+        compile=compile,
         name=f"{path.name} ({loaded.record.preset})",
         record=loaded.record,
     )
@@ -94,7 +98,7 @@ def lighten(
     fit_steps: int = ...,
     keep_pyramid: bool = ...,
     seed: int = ...,
-    progress: Progress | None = ...,
+    progress: "Progress | None" = ...,
 ) -> Detector: ...
 
 
@@ -107,7 +111,7 @@ def lighten(
     fit_steps: int = ...,
     keep_pyramid: bool = ...,
     seed: int = ...,
-    progress: Progress | None = ...,
+    progress: "Progress | None" = ...,
 ) -> ModelT: ...
 
 
@@ -119,7 +123,7 @@ def lighten(
     fit_steps: int = 0,
     keep_pyramid: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
 ) -> Detector | nn.Module:
     """Make a trained detector cheaper: its finest level gets light towers of its own, fitted to what the old ones say.
 
@@ -133,7 +137,7 @@ def lighten(
     Args:
         model: torchvision's ``RetinaNet`` or ``FCOS`` (or a subclass: the answer is of the same class, and goes on in the same training
             code); or a :class:`~lw_retinanet.detect.detector.Detector`, a model file or a run folder.
-        to: ``lw-v3``, ``lw-narrow``, ``bbox-v3``, ... (:data:`lw_retinanet.models.variants.PRESETS`), or a plan.
+        to: ``lw-v3``, ``lw-narrow``, ``both-v3-bn``, ... (:func:`lw_retinanet.models.variants.plan_of`), or a plan.
         images: like those the model will see; labels are not used. A folder, a data set (its training split; at most 512 are drawn), or a
             list of files. For a torchvision model the list may also hold PIL pictures, (H, W, 3) uint8 arrays, or (3, H, W) float tensors
             as the model takes them. None uses the old weights alone, which costs much accuracy until the model is trained on.

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lw_retinanet.errors import InputError
 
@@ -24,6 +25,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"there is no device {name} here; use cpu or auto")
     return device
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, for which a CUDA device is not waited for; on the CPU the tensor itself."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:

@@ -39,3 +39,7 @@ class MissingExtraError(InputError):
 
 class TrainingError(LwRetinaNetError):
     """Training had to stop, for instance because the loss is not finite."""
+
+
+class ExportError(LwRetinaNetError):
+    """An exported network does not answer as the model does, or loses more AP than it may."""

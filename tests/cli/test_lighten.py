@@ -123,13 +123,30 @@ def test_a_lightened_model_is_trained_on_with_its_old_head_as_teacher(cli: Any, 
     assert "gone.safetensors does not exist" in line
 
 
+def test_towers_with_batch_norm_are_fitted_and_trained_on(cli: Any, full: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "light.safetensors"
+    report = cli("lighten", full, "--to", "both-v1-bn", "--data", data, "--out", out, *QUICK, "--json").json
+    # Channels that carry the estimate make up for what the block cannot see.
+    assert all(error < 1 for error in report["closed_form_errors"].values())
+    record = load_model(out).record
+    assert (record.preset, record.plan.cls["P3"].units) == ("both-v1-bn", ("dw3x3+1x1-bn",) * 4)
+    statistics = {name: value for name, value in load_model(out).model.head.state_dict().items() if "running_var" in name}
+    assert len(statistics) == 2 * 4 * 2
+    assert not any(torch.equal(value, torch.ones_like(value)) for value in statistics.values())
+    run = tmp_path / "run"
+    short = ("--set", "train.steps=2", "--set", "train.batch_size=2", "--set", "data.workers=0", "--set", "train.precision=fp32")
+    assert cli("train", data, "--model", out, *short, "--out", run).code == 0
+    trained = load_model(run).model.head.state_dict()
+    assert not any(torch.equal(trained[name], value) for name, value in statistics.items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (["gone.safetensors", "--out", "a.safetensors"], ["gone.safetensors does not exist"]),
         (["FULL", "--out", "a.pth"], ["a model file ends in .safetensors"]),
         (["FULL", "--out", "FULL"], ["the model to lighten itself"]),
-        (["FULL", "--to", "lw-v4", "--out", "a.safetensors"], ["lw-v4", "did you mean lw-v"]),
+        (["FULL", "--to", "lw-v4", "--out", "a.safetensors"], ["--to: unknown preset 'lw-v4'; did you mean lw-v"]),
         (["FULL", "--to", "retinanet", "--out", "a.safetensors"], ["nothing would change"]),
         (["FULL", "--to", "lw-v3", "--budget", "0.001", "--out", "a.safetensors"], ["lw-v3 needs", "more than the 0.001"]),
         (["FULL", "--budget", "0.000001", "--out", "a.safetensors"], ["no plan"]),

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.detect.result import Result
 from lw_retinanet.errors import ConfigError, ImageError, InputError
+from lw_retinanet.structures import Predictions
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -217,3 +219,56 @@ def test_a_head_that_is_not_there_is_refused(detector: Detector) -> None:
         detector.with_head("full")
     with pytest.raises(ConfigError, match="head 'ful': expected light or full; did you mean full"):
         detector.with_head("ful")
+
+
+def shaped(*sizes_hw: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    return [noise(*size_hw, 3, seed=seed) for seed, size_hw in enumerate(sizes_hw)]
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 100])
+def test_answers_do_not_depend_on_the_neighbours(detector: Detector, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Resized to a longer side of 64 and padded to 32: 64 x 64, 32 x 64 and 64 x 32, which padding for a neighbour would change.
+    images = shaped((64, 64), (32, 64), (64, 60), (30, 64), (64, 30), (100, 100), (16, 32))
+    alone = [detector.predict(image)[0] for image in images]
+    seen: list[tuple[int, ...]] = []
+    network = detector.network
+
+    def watched(batch: Tensor, **how: bool) -> Predictions:
+        seen.append(tuple(batch.shape))
+        return network(batch, **how)
+
+    monkeypatch.setattr(detector, "network", watched)
+    for result, expected in zip(detector.predict(images, batch_size=batch_size), alone, strict=True):
+        same(result, expected)
+    assert max(shape[0] for shape in seen) == min(batch_size, 3)
+    assert {shape[2:] for shape in seen} == {(64, 64), (32, 64), (64, 32)}
+    together = detector.predict_arrays(images)
+    for result, expected in zip(together, alone, strict=True):
+        same(result, expected)
+
+
+def test_files_in_batches_keep_their_order_and_their_errors(detector: Detector, tmp_path: Path) -> None:
+    files = []
+    for number, image in enumerate(shaped((64, 64), (32, 64), (64, 64), (32, 64), (64, 60), (64, 30))):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image).save(files[-1])
+    files[2].write_bytes(b"rubbish")
+    outcomes = list(detector.predict_files([*files, tmp_path / "gone.png"], batch_size=3))
+    assert [type(outcome) for outcome in outcomes] == [Result, Result, ImageError, Result, Result, Result, ImageError]
+    assert "2.png" in str(outcomes[2])
+    assert "gone.png" in str(outcomes[6])
+    for file, outcome in zip(files, outcomes, strict=False):
+        if isinstance(outcome, Result):
+            assert outcome.file == str(file)
+            same(outcome, detector.predict_file(file))
+
+
+def test_one_pil_picture_may_come_twice(detector: Detector, folder: Path) -> None:
+    with Image.open(folder / "a.png") as opened:
+        one, two = detector.predict([opened, opened], batch_size=2)
+    same(one, two, atol=1e-6)
+
+
+def test_a_batch_of_nothing_is_refused(detector: Detector) -> None:
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        detector.predict(noise(8, 8, 3), batch_size=0)

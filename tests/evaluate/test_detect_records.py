@@ -85,3 +85,12 @@ def test_what_holds_for_all_is_said_once(records: Records, caplog: pytest.LogCap
 def test_no_detector_is_a_mistake_of_the_caller(records: Records) -> None:
     with pytest.raises(ValueError, match="at least one detector"):
         detect_records_together([], records)
+
+
+def test_pictures_of_one_shape_come_together(draw_records: Callable[..., Records], tmp_path: Path) -> None:
+    sizes: list[tuple[int, int]] = [(10, 40), (20, 30), (20, 80), (40, 60), (30, 20)]
+    records = draw_records(tmp_path, [(size_hw, [(1, 1, 5, 5, 0)]) for size_hw in sizes])
+    asked: Asked = []
+    table = detect_records(detector(4.0, [RED], asked), records, batch_size=2)
+    assert [shapes for _, shapes in asked] == [[(10, 40), (20, 80)], [(20, 30), (40, 60)], [(30, 20)]]
+    assert sorted(table.image.tolist()) == [0, 1, 2, 3, 4]

@@ -14,8 +14,9 @@ def predict_command(
     ),
     score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score that is shown."),
     head: str = typer.Option("light", help="Of a lightened model: light, or full, the one it had before."),
-    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16 or auto."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, measured at the first picture."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    batch_size: int = typer.Option(1, min=1, max=1024, help="Pictures at a time, of equal size when resized; more than 1 helps a GPU."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in pictures; a picture that cannot be read is named, the others go on, and the exit code is 1."""
@@ -31,7 +32,7 @@ def predict_command(
     collection = Collection(folder and output_folder(folder), files)
     detector = load(model, device=device, precision=checked).with_head(head)
     failed = 0
-    for result in with_bar(detector.predict_files(files, score=score), len(files), what="predict"):
+    for result in with_bar(detector.predict_files(files, score=score, batch_size=batch_size), len(files), what="predict"):
         if isinstance(result, ImageError):
             failed += 1
             print(f"error: {' '.join(str(result).split())}", file=sys.stderr)

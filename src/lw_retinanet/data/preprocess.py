@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -87,12 +88,18 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
         (N, 3, H, W) float32, channels last in memory.
     """
     device = images.device
-    mean = torch.tensor(rule.mean, device=device)[:, None, None]
-    std = torch.tensor(rule.std, device=device)[:, None, None]
+    mean, std = _mean_and_std(rule.mean, rule.std, device)
     if rule.channel_order == "bgr":
         images = images.flip(1)
-    values = (images.float() / rule.scale - mean) / std
+    values = (images / rule.scale).sub_(mean).div_(std)
     rows = torch.arange(images.shape[2], device=device)[None, :] < sizes_hw[:, :1].to(device)
     columns = torch.arange(images.shape[3], device=device)[None, :] < sizes_hw[:, 1:].to(device)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return (values * inside).contiguous(memory_format=torch.channels_last)
+    return values.mul_(inside).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # made while predicting, they must serve training too
+def _mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each. Kept, since a copy to a CUDA device would be waited for at every call."""
+    return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
 from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detect.pipeline import read_ahead
 from lw_retinanet.errors import DataError
 from lw_retinanet.evaluate.coco_metrics import match_categories
 from lw_retinanet.evaluate.detections import DetectionTable, concatenate
@@ -24,7 +25,7 @@ def detect_records(detector: Detector, records: Records, *, batch_size: int = 1,
     Args:
         detector: whose classes are found among the data set's, by id and name; those that are not there are left out.
         records: pictures to look at; their boxes are not used.
-        batch_size: pictures at a time; pictures of like shape go together, so that little is padded.
+        batch_size: pictures at a time; those of like shape come together, and none is padded for another, so answers do not depend on it.
         progress: wraps the batches, for instance to show a bar; gets their number.
 
     Raises:
@@ -54,7 +55,7 @@ def detect_records_together(
     matches = [match_categories(detector.categories, records) for detector in detectors]
     for note in dict.fromkeys(note for match in matches for note in match.notes):
         log.warning("%s", note)
-    order = np.lexsort((np.arange(records.num_images), records.sizes_hw[:, 0] > records.sizes_hw[:, 1]))
+    order = np.lexsort((np.arange(records.num_images), _shapes(records, batch_size)))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     tables: list[list[DetectionTable]] = [[] for _ in detectors]
     shown = progress(batches, len(batches)) if progress else batches
@@ -67,18 +68,18 @@ def detect_records_together(
     return [concatenate(found) for found in tables]
 
 
-def _decoded(records: Records, batches: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.uint8]]]:
-    """Pictures of each batch, decoded one batch ahead."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+def _shapes(records: Records, batch_size: int) -> NDArray[np.float64]:
+    """(images,) what to sort by: with several at a time height over width, since equal ones are resized to the same size."""
+    heights, widths = records.sizes_hw.T.astype(np.float64)
+    return (heights > widths).astype(np.float64) if batch_size == 1 else heights / np.maximum(widths, 1)
 
-        def load(rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-            return [_decoded_one(records, int(row)) for row in rows]
 
-        ahead = [pool.submit(load, batch) for batch in batches[:1]]
-        for number in range(len(batches)):
-            images = ahead.pop().result()
-            ahead += [pool.submit(load, batch) for batch in batches[number + 1 : number + 2]]
-            yield images
+def _decoded(records: Records, batches: Sequence[NDArray[np.int64]]) -> Iterator[list[NDArray[np.uint8]]]:
+    """Pictures of each batch, read ahead of their turn."""
+    rows = [int(row) for batch in batches for row in batch]
+    images = read_ahead(rows, lambda row: _decoded_one(records, row), number=2 * max(map(len, batches), default=1))
+    for batch in batches:
+        yield list(islice(images, len(batch)))
 
 
 def _decoded_one(records: Records, image: int) -> NDArray[np.uint8]:

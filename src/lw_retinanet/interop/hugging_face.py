@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lw_retinanet.analyze.profile import profile
 from lw_retinanet.data.preprocess import padded_size
 from lw_retinanet.detect.detector import Detector
-from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.devices import choose_device
 from lw_retinanet.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError
 from lw_retinanet.evaluate.coco_metrics import Metrics
 from lw_retinanet.files import write_text
@@ -85,7 +85,7 @@ def from_pretrained(
         token: for private repositories; None takes the one that ``hf auth login`` stored.
         cache_dir: where downloads are kept; None is the hub's own cache.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        precision: of the network; ``auto`` is bf16 where the device multiplies in bf16.
+        precision: of the network; ``auto`` is the faster one, measured at the first picture.
 
     Raises:
         WeightsError: if there is no such folder, repository or revision, it cannot be reached, or its model cannot be used.
@@ -96,9 +96,7 @@ def from_pretrained(
     chosen = choose_device(device)
     loaded = load_model(file)
     name = f"{source} ({loaded.record.preset})"
-    return Detector(
-        loaded.model, loaded.record.categories, device=chosen, use_bf16=uses_bf16(precision, chosen), name=name, record=loaded.record
-    )
+    return Detector(loaded.model, loaded.record.categories, device=chosen, precision=precision, name=name, record=loaded.record)
 
 
 def push_to_hub(
