@@ -36,7 +36,7 @@ class Targets:
 
     @classmethod
     def padded(cls, per_image: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Self:
-        """Of boxes (M, 4), labels (M,) and is_ignored (M,) of each image; at least one row, so that no box at all gives the usual shapes."""
+        """Of boxes (M, 4), labels (M,) and is_ignored (M,) of each image; at least one row, so that no box gives the usual shapes."""
         most = max([1, *(len(labels) for _, labels, _ in per_image)])
         targets = cls(
             boxes=torch.zeros((len(per_image), most, 4)),
