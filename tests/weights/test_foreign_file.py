@@ -229,3 +229,10 @@ def test_envelopes_and_prefixes_come_off(envelope: str) -> None:
     assert file.extras["epoch"] == 3
     # A prefix that would make two names one stays.
     assert set(unwrap({"model.a": torch.zeros(1), "a": torch.ones(1)}, "f").tensors) == {"model.a", "a"}
+
+
+@pytest.mark.parametrize("size", [128, 640, 1152])  # whose numbers begin with 0x80 in the file, as a pickle does
+def test_tensors_of_the_older_form_are_not_taken_for_pickles(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"weight": torch.arange(size).float()}, path, _use_new_zipfile_serialization=False)
+    assert read_foreign(path).tensors["weight"].tolist() == list(range(size))

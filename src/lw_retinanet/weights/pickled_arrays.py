@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from lw_retinanet.errors import WeightsError
 
 _SCALAR_TYPES = re.compile(r"[biuf](1|2|4|8)|b1")
+_OLD_TORCH = 0x1950A86A20F9469CFC6C  # the whole first pickle of a file in torch's older form
+_OLD_TORCH_PICKLES = 5  # this number, version, machine, object, names of its tensors
 _NUMPY_HOMES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -132,17 +134,21 @@ def globals_of(content: bytes, where: str) -> list[str]:
     stream = io.BytesIO(content)
     found: dict[str, None] = {}
     try:
+        is_old_torch, number = False, 0
         while stream.tell() < len(content):
             names = _Names()
+            number += 1
             for opcode, argument, _ in pickletools.genops(stream):
                 if "PUT" in opcode.name and isinstance(argument, int) and argument > len(content):
                     # The unpickler would make room for as many.
                     raise ValueError(f"it wants {argument:,} places")
+                is_old_torch = is_old_torch or (number == 1 and argument == _OLD_TORCH)
                 name = names.see(opcode.name, argument)
                 if name is not None:
                     found[name] = None
-            if stream.read(1) != b"\x80":
-                break  # what follows the pickles of torch's older form are the tensors themselves
+            # What follows the pickles of torch's older form are the tensors, of which the first may well begin like a pickle.
+            if (is_old_torch and number == _OLD_TORCH_PICKLES) or stream.read(1) != b"\x80":
+                break
             stream.seek(-1, io.SEEK_CUR)
     except Exception as error:  # pickletools raises whatever the damaged place leads to
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
