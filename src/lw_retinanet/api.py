@@ -63,20 +63,26 @@ def load(
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
     compile: bool = False,  # noqa: A002
 ) -> Detector:
-    """Open a model file or a run folder as a detector.
+    """Open a model file, a run folder or an exported file as a detector.
 
     Args:
-        path: a ``.safetensors`` file of this program, or a run folder that holds ``model.safetensors``.
+        path: a ``.safetensors`` file of this program, a run folder that holds ``model.safetensors``, or what ``lw-retinanet export`` wrote:
+            ``.onnx``, OpenVINO's ``.xml``, or a Triton model folder. Exported files run on the CPU unless a CUDA device is named.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         precision: of the network; ``auto`` is the faster one, measured at the first picture.
         compile: run the network through ``torch.compile``: a minute at first for every size of input, faster after that.
 
     Raises:
         WeightsError: if the file is missing, damaged or not a model of this program.
+        MissingExtraError: if what runs an exported file is not installed.
     """
     from lw_retinanet.devices import choose_device
+    from lw_retinanet.export.runtimes import exported_file, open_exported
 
     path = Path(path)
+    exported = exported_file(path)
+    if exported is not None:
+        return open_exported(exported, device=device, precision=precision, compile=compile)
     loaded = load_model(path)
     return Detector(
         loaded.model,

@@ -150,6 +150,8 @@ def load_model(path: Path) -> LoadedModel:
         WeightsError: if the file is missing, damaged, not one of ours, or its tensors do not fit its own record.
     """
     path = find_model_file(path)
+    if path.suffix.lower() in (".onnx", ".xml"):
+        raise WeightsError(f"{path} was exported and holds no weights to change or train; give the .safetensors file that it was made from")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

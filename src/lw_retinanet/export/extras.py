@@ -1,0 +1,55 @@
+"""The packages that exporting and running exported files need, imported where they are used."""
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+
+from lw_retinanet.errors import MissingExtraError
+
+
+def need(package: str, *, extra: str, why: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        package: its name, dotted for a part of it.
+        extra: of this project, that installs it.
+        why: what asks for it.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    with quiet():
+        try:
+            return importlib.import_module(package)
+        except ImportError:
+            name = package.split(".")[0]
+            raise MissingExtraError(f"{why} needs {name}; install it with: pip install 'lw-retinanet[{extra}]'") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep foreign libraries from talking about their own insides, writing to standard output, and reporting usage to their makers.
+
+    OpenVINO and NNCF send usage data unless they find themselves on a build server, and look for that once, when they start.
+    """
+    stand_ins = {"CI": "true", "NNCF_CI": "1"}
+    logged = logging.root.manager.disable
+    before = {name: os.environ.get(name) for name in stand_ins}
+    os.environ.update(stand_ins)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+            yield
+    finally:
+        logging.disable(logged)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

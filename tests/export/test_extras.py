@@ -1,0 +1,37 @@
+"""Optional packages: what is said where one is missing, and what they must not do."""
+
+import logging
+import os
+import sys
+import warnings
+
+import pytest
+
+from lw_retinanet.errors import MissingExtraError
+from lw_retinanet.export.extras import need, quiet
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    with pytest.raises(MissingExtraError, match=r"writing ONNX needs no_such_package; install it with: pip install 'lw-retinanet\[onnx\]'"):
+        need("no_such_package.part", extra="onnx", why="writing ONNX")
+
+
+def test_quiet_puts_everything_back(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "perhaps")
+    monkeypatch.delenv("NNCF_CI", raising=False)
+    disabled = logging.root.manager.disable
+
+    def foreign_code() -> None:
+        assert os.environ["CI"] == "true"  # OpenVINO's and NNCF's switch against reporting usage
+        assert os.environ["NNCF_CI"]
+        sys.stdout.write("to standard error\n")
+        warnings.warn("of somebody else's insides", stacklevel=1)
+        raise KeyError
+
+    with pytest.raises(KeyError), quiet():
+        foreign_code()
+    assert os.environ["CI"] == "perhaps"
+    assert "NNCF_CI" not in os.environ
+    assert logging.root.manager.disable == disabled
+    assert capsys.readouterr() == ("", "to standard error\n")
+    assert sys.stdout is not sys.stderr
