@@ -26,8 +26,10 @@ STAGES = {
     "lighten": 7,
     "tradeoff": 8,
     "interop": 8,
-    "api": 9,
-    "cli": 10,
+    "export": 9,
+    "bench": 10,
+    "api": 11,
+    "cli": 12,
 }
 # Detectron and Detectron2 publish pickles; this reader builds NumPy arrays from them and refuses every other name.
 MAY_UNPICKLE = "weights/pickled_arrays.py"
@@ -93,7 +95,7 @@ def test_start_is_cheap(what: str) -> None:
 
 
 def test_help_of_every_command_is_cheap() -> None:
-    single = ["quickstart", "profile", "train", "convert", "lighten", "evaluate", "compare", "predict"]
+    single = ["quickstart", "profile", "train", "convert", "lighten", "evaluate", "compare", "predict", "export", "benchmark"]
     commands = [*([name] for name in single), ["data", "check"], ["data", "convert"]]
     code = f"import sys\nimport lw_retinanet.cli.main as m\nfor c in {commands}: assert m._run([*c, '--help'], False) == 0"
     run = subprocess.run([sys.executable, "-c", f"{code}\nprint('torch' in sys.modules)"], capture_output=True, text=True, check=True)

@@ -6,10 +6,12 @@ import sys
 import typer
 
 from lw_retinanet import __version__
+from lw_retinanet.cli.benchmark import benchmark_command
 from lw_retinanet.cli.compare import compare_command
 from lw_retinanet.cli.convert import convert_command
 from lw_retinanet.cli.data import app as data_app
 from lw_retinanet.cli.evaluate import evaluate_command
+from lw_retinanet.cli.export import export_command
 from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.cli.predict import predict_command
 from lw_retinanet.cli.profile import profile_command
@@ -36,6 +38,8 @@ app.command("lighten")(lighten_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("predict")(predict_command)
+app.command("export")(export_command)
+app.command("benchmark")(benchmark_command)
 app.command("tradeoff")(tradeoff_command)
 
 INTERRUPTED = 130

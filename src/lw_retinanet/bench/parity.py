@@ -1,0 +1,217 @@
+"""No comparison of times without one of answers: networks with the same weights must say the same before they are timed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
+from torchvision.ops import box_iou
+
+from lw_retinanet.bench.contender import Answer, as_picture, run_detector
+from lw_retinanet.bench.pictures import Pictures
+from lw_retinanet.bench.twin import torchvision_conventions
+from lw_retinanet.detect.detector import Detector
+from lw_retinanet.errors import LwRetinaNetError
+from lw_retinanet.export.agreement import RMS_LIMITS
+from lw_retinanet.export.runtimes import ExportedDetector
+from lw_retinanet.models.retinanet import RetinaNet
+
+LOGITS = 1e-4  # largest difference in fp32, relative to the largest value where that is above 1
+BOX_PIXELS, SCORE = 0.05, 1e-5
+EXPORTED_SCORE = 1e-4  # another runtime adds in another order
+MAX_MISSING = 0.01  # of the detections: two that tie in NMS may fall either way
+MIN_SHARE = 0.5  # of the detections that a rounded network shares with the exact one, where only boxes can be compared
+MOST_PICTURES = 4
+
+
+class ParityError(LwRetinaNetError):
+    """Two networks of the same weights do not give the same answers, so their times cannot be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """What was compared.
+
+    Args:
+        name: of the one whose answers were looked at.
+        against: whose answers they had to be.
+        pictures: how many.
+        detections: of the latter; 0 where only logits and deltas were compared.
+        missing: detections of either that the other does not have.
+        box: largest difference in pixels of those that both have.
+        score: largest difference of their scores.
+        logits: largest difference of logits and deltas relative to the largest value; None where boxes are all that comes out.
+        rms: root of the mean squared difference over the standard deviation, for rounded networks; else None.
+    """
+
+    name: str
+    against: str
+    pictures: int
+    detections: int = 0
+    missing: int = 0
+    box: float = 0.0
+    score: float = 0.0
+    logits: float | None = None
+    rms: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def line(self) -> str:
+        """For people."""
+        parts = []
+        if self.rms is not None:
+            parts.append(f"relative error {self.rms:.2g}")
+        elif self.logits is not None:
+            parts.append(f"logits and deltas within {self.logits:.1g}")
+        if self.detections:
+            share = f", {self.missing} without partner" if self.missing else ""
+            parts.append(f"{self.detections} detections{share}, boxes within {self.box:.2g} px, scores within {self.score:.1g}")
+        return f"{self.name} answers as {self.against} does: {'; '.join(parts)} ({self.pictures} pictures)"
+
+
+@torch.inference_mode()
+def check_torchvision(twin: TorchvisionRetinaNet, model: RetinaNet, pictures: Pictures, *, name: str, full_head: bool) -> Parity:
+    """Compare torchvision's network with ours, in fp32: logits and deltas of the same input, and boxes under torchvision's conventions.
+
+    Args:
+        twin: with the same weights, on the same device.
+        model: ours; its own anchors and resizing play no part.
+        pictures: the first few are used.
+        name: for the message.
+        full_head: compare the head that a lightened model had before.
+
+    Raises:
+        ParityError: if they differ by more than they may.
+    """
+    device = next(model.parameters()).device
+    same = RetinaNet(backbone=model.backbone, fpn=model.fpn, head=model.head, conventions=torchvision_conventions(model.conventions))
+    detector = Detector(same, (), device=device)
+    against = "torchvision"
+    used = min(MOST_PICTURES, len(pictures.files))
+    worst, total = 0.0, _Tally()
+    for number in range(used):
+        image = pictures.decoded(number)
+        inputs = detector.prepare([image])
+        ours = detector.network(inputs.images, full_head=full_head)
+        theirs = twin.head(list(twin.backbone(inputs.images).values()))
+        for what, one, other in (("logits", theirs["cls_logits"], ours.logits), ("deltas", theirs["bbox_regression"], ours.deltas)):
+            worst = max(worst, _require_close(one, other, what, name, against))
+        found = detector.detections(inputs, detector.conventions, full_head=full_head)
+        count = int(found.counts[0])
+        given = Answer(found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
+        wanted = twin([as_picture(image).to(device)])[0]
+        total.add(Answer(wanted["boxes"].cpu(), wanted["scores"].cpu(), wanted["labels"].cpu()), given, score=SCORE)
+    total.require(name, against, score=SCORE)
+    return Parity(name=name, against=against, pictures=used, logits=worst, **total.as_dict())
+
+
+@torch.inference_mode()
+def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *, name: str, against: str, precision: str) -> Parity:
+    """Compare two detectors that come from the same weights.
+
+    Args:
+        reference: in fp32.
+        detector: another runtime, precision, or both.
+        pictures: the first few are used.
+        name: of the detector, for the message.
+        against: of the reference.
+        precision: of the detector: in fp32 it must give the same numbers; less than that may not pass a limit as a whole.
+
+    Raises:
+        ParityError: if they differ by more than they may.
+    """
+    used = min(MOST_PICTURES, len(pictures.files))
+    has_logits = not any(isinstance(each, ExportedDetector) and each.manifest.outputs != "raw" for each in (reference, detector))
+    worst, rms, total, shared = 0.0, 0.0, _Tally(), []
+    for number in range(used):
+        file = pictures.files[number]
+        if has_logits:
+            inputs = reference.prepare([pictures.decoded(number)])
+            pairs = zip(
+                ("logits", "deltas"), reference.network(inputs.images), detector.network(inputs.images.to(detector.device)), strict=True
+            )
+            for what, wanted, given in pairs:
+                wanted, given = wanted.float().cpu(), given.float().cpu()
+                if precision == "fp32":
+                    worst = max(worst, _require_close(wanted, given, what, name, against))
+                else:
+                    rms = max(rms, _require_near(wanted, given, what, name, against, RMS_LIMITS[precision]))
+        wanted_boxes, given_boxes = run_detector(reference)([file])[0], run_detector(detector)([file])[0]
+        if precision == "fp32":
+            total.add(wanted_boxes, given_boxes, score=EXPORTED_SCORE)
+        else:
+            shared.append(_share(wanted_boxes, given_boxes))
+    if precision != "fp32":
+        if not has_logits and shared and min(shared) < MIN_SHARE:
+            raise ParityError(_message(name, against, f"of one picture they share only {min(shared):.0%} of the detections"))
+        return Parity(name=name, against=against, pictures=used, rms=rms if has_logits else None)
+    total.require(name, against, score=EXPORTED_SCORE)
+    return Parity(name=name, against=against, pictures=used, logits=worst if has_logits else None, **total.as_dict())
+
+
+class _Tally:
+    """Detections of several pictures, and those that one of two lacks."""
+
+    def __init__(self) -> None:
+        self.detections = self.missing = 0
+        self.box = self.score = 0.0
+
+    def add(self, wanted: Answer, given: Answer, *, score: float) -> None:
+        differs = (wanted.labels[:, None] != given.labels) | ((wanted.scores[:, None] - given.scores).abs() > score)
+        distances = (wanted.boxes[:, None] - given.boxes).abs().amax(dim=2).masked_fill(differs, float("inf"))
+        near = distances <= BOX_PIXELS
+        # A full list ends where the next candidate would be; a hair more or less of its score decides about the last ones.
+        lowest = max([0.0, *(float(each.scores[-1]) for each in (wanted, given) if len(each.scores))])
+        for scores, has_partner in ((wanted.scores, near.any(dim=1)), (given.scores, near.any(dim=0))):
+            self.missing += int((~has_partner & (scores > lowest + score)).sum())
+        self.detections += len(wanted.scores)
+        if near.any():
+            rows, columns = near.nonzero(as_tuple=True)
+            best = distances.where(near, float("inf")).amin(dim=1)
+            self.box = max(self.box, float(best[best.isfinite()].max()))
+            self.score = max(self.score, float((wanted.scores[rows] - given.scores[columns]).abs().max()))
+
+    def require(self, name: str, against: str, *, score: float) -> None:
+        if self.missing > max(1, MAX_MISSING * self.detections):
+            what = f"{self.missing} of {self.detections} detections have no partner (score within {score}, box within {BOX_PIXELS} pixels)"
+            raise ParityError(_message(name, against, what))
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def _require_close(wanted: Tensor, given: Tensor, what: str, name: str, against: str) -> float:
+    if wanted.shape != given.shape:
+        raise ParityError(_message(name, against, f"the {what} are {tuple(given.shape)}, not {tuple(wanted.shape)}"))
+    difference = float((wanted - given).abs().max() / wanted.abs().max().clamp(min=1.0))
+    if not difference <= LOGITS:
+        raise ParityError(_message(name, against, f"the {what} differ by {difference:.2g} of the largest, more than {LOGITS:.0e}"))
+    return difference
+
+
+def _require_near(wanted: Tensor, given: Tensor, what: str, name: str, against: str, limit: float) -> float:
+    if wanted.shape != given.shape:
+        raise ParityError(_message(name, against, f"the {what} are {tuple(given.shape)}, not {tuple(wanted.shape)}"))
+    rms = float((wanted - given).double().square().mean().sqrt() / wanted.double().std().clamp(min=1e-6))
+    if not rms <= limit:
+        raise ParityError(_message(name, against, f"the {what} have a relative error of {rms:.2g}, more than {limit}"))
+    return rms
+
+
+def _share(wanted: Answer, given: Answer) -> float:
+    """Of the wanted detections, those for which there is one of the same class that overlaps by half."""
+    if not len(wanted.labels):
+        return 1.0
+    if not len(given.labels):
+        return 0.0
+    same = (wanted.labels[:, None] == given.labels) & (box_iou(wanted.boxes, given.boxes) >= 0.5)
+    return float(same.any(dim=1).float().mean())
+
+
+def _message(name: str, against: str, what: str) -> str:
+    return (
+        f"{name} does not answer as {against} does, although both should have the same weights: {what}; nothing was timed. "
+        "Export the file anew from this model, or measure the two apart"
+    )

@@ -1,0 +1,97 @@
+"""Times taken in turns, so that a machine that slows down slows all alike, and the intervals that such rounds allow."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 10_000
+Times = dict[str, list[float]]
+Progress = Callable[[Iterable[int], int], Iterable[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self, name: str) -> dict[str, float]:
+        """``{name, low, high}``."""
+        return {name: self.value, "low": self.low, "high": self.high}
+
+
+def order_of_round(number: int, count: int) -> list[int]:
+    """Who runs when in round ``number``: every second round backwards, and the first place goes round.
+
+    So no one is always the first, and no one always runs behind the same other one.
+    """
+    start = number // 2 % count
+    places = [*range(start, count), *range(start)]
+    return places[::-1] if number % 2 else places
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[int], object]],
+    *,
+    rounds: int,
+    warm_up: int,
+    wait: Callable[[], None] = lambda: None,
+    progress: Progress = lambda numbers, _: numbers,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Milliseconds of every call in every round.
+
+    Args:
+        calls: by name; they get the number of the round, which is the same for all of them.
+        rounds: that count.
+        warm_up: rounds before these, which choose kernels and fill caches.
+        wait: until the device has done all that it was given.
+        progress: wraps the numbers of the rounds.
+        clock: in seconds.
+    """
+    names = list(calls)
+    times: Times = {name: [] for name in names}
+    for number in progress(range(warm_up + rounds), warm_up + rounds):
+        for place in order_of_round(number, len(names)):
+            call = calls[names[place]]
+            wait()
+            started = clock()
+            call(number)
+            wait()
+            if number >= warm_up:
+                times[names[place]].append((clock() - started) * 1e3)
+    return times
+
+
+def median_interval(times: list[float], *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The median, and where it lies in 95 % of the times when as many rounds are drawn from these anew."""
+    values = np.asarray(times)
+    return _interval(float(np.median(values)), np.median(values[_rows(len(values), draws, seed)], axis=1))
+
+
+def ratio_interval(slow: list[float], fast: list[float], *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Median of ``slow`` over median of ``fast``: how many times as fast. Rounds are drawn for both together, since both ran in them."""
+    rows = _rows(len(slow), draws, seed)
+    above, below = np.asarray(slow), np.asarray(fast)
+    return _interval(float(np.median(above) / np.median(below)), np.median(above[rows], axis=1) / np.median(below[rows], axis=1))
+
+
+def summary(times: list[float]) -> dict[str, Any]:
+    """``median`` with its ``low`` and ``high``, and the 10th and 90th percentile."""
+    p10, p90 = np.percentile(times, [10, 90])
+    return {**median_interval(times).as_dict("median"), "p10": float(p10), "p90": float(p90)}
+
+
+def _rows(count: int, draws: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(count, size=(draws, count))
+
+
+def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high))

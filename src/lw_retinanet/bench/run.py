@@ -1,0 +1,352 @@
+"""The whole measurement: open, compare answers, time in turns, time by stage."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
+from lw_retinanet.bench.contender import Contender, detector_by_stage, run_detector
+from lw_retinanet.bench.entries import Entry, Timed, give_scores, made_up_network, open_entries
+from lw_retinanet.bench.machine import IDLE_LOAD, exact_fp32, machine, pinned_threads
+from lw_retinanet.bench.parity import Parity, check_torchvision, check_variant
+from lw_retinanet.bench.peers import HOW, PEERS, peer, torchvision_contender, with_compiled_parts
+from lw_retinanet.bench.pictures import Pictures, made_up_pictures, pictures_of
+from lw_retinanet.bench.realistic import CANDIDATES
+from lw_retinanet.bench.report import Measured, Report
+from lw_retinanet.bench.rounds import Progress, take_turns
+from lw_retinanet.bench.stages import StageClock
+from lw_retinanet.bench.twin import torchvision_twin, why_not_torchvision
+from lw_retinanet.config import MAX_SIZE
+from lw_retinanet.detect.detector import Detector
+from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.export.runtimes import ExportedDetector
+from lw_retinanet.weights.model_file import build_network
+
+PEER_PRESETS = ("retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-narrow", "lw-dw5")
+SHIPPED = "torchvision as shipped"
+_STAGE_ROUNDS, _STAGE_WARM_UP = 10, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """How to measure.
+
+    Args:
+        against_torchvision: torchvision's RetinaNet takes part, as shipped and at its best.
+        peers: torchvision's other detectors take part.
+        precision: of PyTorch's networks; ``all`` is fp32, and bf16 where the device has it.
+        size: side that pictures are resized to; None: the models' own, presets 800.
+        rounds: that count.
+        warm_up: rounds before them.
+        batch_size: pictures a call.
+        threads: None: as many as torch takes.
+        images: folder of pictures; None makes some up.
+        device: ``auto``, ``cpu``, ``cuda``.
+        compiled: networks that went through ``torch.compile`` take part, too.
+        num_classes: of presets.
+        backbone: of presets.
+        candidates: (anchor, class) pairs over the score threshold in presets.
+    """
+
+    against_torchvision: bool = False
+    peers: bool = False
+    precision: Literal["fp32", "bf16", "all"] = "fp32"
+    size: int | None = None
+    rounds: int = 30
+    warm_up: int = 5
+    batch_size: int = 1
+    threads: int | None = None
+    images: Path | None = None
+    device: str = "cpu"
+    compiled: bool = False
+    num_classes: int = 80
+    backbone: str = "resnet50"
+    candidates: int = CANDIDATES
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 2), ("warm_up", 0), ("batch_size", 1), ("num_classes", 1), ("candidates", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.size is not None and not 32 <= self.size <= MAX_SIZE:
+            raise ConfigError(f"size must be from 32 to {MAX_SIZE} pixels, got {self.size}")
+
+
+def benchmark(names: Sequence[str], settings: BenchmarkSettings, *, progress: Progress = lambda numbers, _: numbers) -> Report:
+    """Measure models side by side, pictures in files to boxes, in one process.
+
+    Args:
+        names: model files, run folders, exported files, presets. None of them with ``peers`` is all presets of the paper's tables and ours.
+        settings: see there.
+        progress: wraps the rounds.
+
+    Raises:
+        InputError: if something cannot be opened or measured.
+        ParityError: if two that should have the same weights do not answer alike; nothing is timed then.
+    """
+    names = list(names) or (list(PEER_PRESETS) if settings.peers else [])
+    if not names:
+        raise InputError("name what to measure: model files, run folders, exported files or presets; or --peers")
+    device = choose_device(settings.device)
+    with pinned_threads(settings.threads), exact_fp32():
+        return _Benchmark(names, settings, device).report(progress)
+
+
+@dataclass
+class _Benchmark:
+    """A measurement while it is made."""
+
+    names: Sequence[str]
+    settings: BenchmarkSettings
+    device: torch.device
+    remarks: list[str] = field(default_factory=list)
+    parities: list[Parity] = field(default_factory=list)
+
+    def report(self, progress: Progress) -> Report:
+        before = machine(self.device)
+        if before["load_before"] is not None and before["load_before"] > IDLE_LOAD * len(before["cpus"]):
+            self.remarks.append(f"The machine was not idle: its load was {before['load_before']:.1f} before this began.")
+        precisions = self._precisions()
+        pictures = None if self.settings.images is None else pictures_of(self.settings.images)
+        entries, size = open_entries(
+            self.names,
+            precisions=precisions,
+            size=self.settings.size,
+            num_classes=self.settings.num_classes,
+            backbone=self.settings.backbone,
+            device=self.device,
+            compiled=self.settings.compiled,
+        )
+        pictures = pictures or made_up_pictures(size)
+        for entry in entries:
+            if entry.record is None:
+                assert entry.network is not None
+                give_scores(entry.network, pictures, candidates=self.settings.candidates)
+        contenders = self._torchvisions(entries, pictures, precisions, size) if self.settings.against_torchvision else []
+        for entry in entries:
+            self._compare_precisions(entry, pictures)
+            contenders += self._of(entry, pictures)
+        self._compare_files(entries, pictures)
+        for name in PEERS if self.settings.peers else ():
+            contenders += peer(
+                name,
+                pictures,
+                precisions=precisions,
+                size=size,
+                num_classes=self.settings.num_classes,
+                candidates=self.settings.candidates,
+                device=self.device,
+            )
+        self._remark_on(entries, contenders)
+        measured = self._timed(contenders, pictures, progress)
+        return Report(
+            machine=before,
+            settings={**vars(self.settings), "images": str(self.settings.images) if self.settings.images else None},
+            pictures=pictures.source,
+            parities=tuple(self.parities),
+            measured=tuple(measured),
+            shipped=next((one.name for one in contenders if one.name.startswith(SHIPPED)), None),
+            remarks=tuple(dict.fromkeys(self.remarks)),
+        )
+
+    def _precisions(self) -> tuple[Timed, ...]:
+        if self.settings.precision != "all":
+            return (self.settings.precision,)
+        if uses_bf16("auto", self.device):
+            return ("fp32", "bf16")
+        self.remarks.append("This device does not multiply in bf16, so there are no rows in bf16; --precision bf16 measures its emulation.")
+        return ("fp32",)
+
+    def _of(self, entry: Entry, pictures: Pictures) -> list[Contender]:
+        found = []
+        for title, detector in entry.detectors.items():
+            precision, is_compiled = title.split()[0], title.endswith("compiled")
+            inputs = detector.prepare([pictures.decoded(0)])
+            cost = _cost(entry, detector, inputs.size_hw)
+            is_ours = entry.runtime == "pytorch"
+            found.append(
+                Contender(
+                    name=f"{entry.name} {title}",
+                    model=entry.name,
+                    family="ours",
+                    runtime=entry.runtime,
+                    precision=precision,
+                    how=f"folded, fused, channels_last{', compiled' if is_compiled else ''}" if is_ours else entry.runtime,
+                    run=run_detector(detector),
+                    by_stage=None if is_compiled else detector_by_stage(detector),
+                    macs=cost.macs,
+                    params=sum(block.params for block in cost.blocks.values()),
+                    input_hw=inputs.size_hw,
+                    candidates=_candidates(detector, pictures),
+                    accuracy=_accuracy(detector),
+                )
+            )
+        return found
+
+    def _torchvisions(self, entries: Sequence[Entry], pictures: Pictures, precisions: Sequence[Timed], size: int) -> list[Contender]:
+        """torchvision's RetinaNet: of the weights of the first model that it can hold, else of weights that are made up."""
+        reasons = {entry.name: _why_not(entry) for entry in entries}
+        base = next((entry for entry in entries if reasons[entry.name] is None), None)
+        if base is not None and base.network is not None:
+            twin = torchvision_twin(base.network).to(self.device)
+            is_full = bool(base.network.head.plan.cls or base.network.head.plan.bbox)
+            name = f"{base.name}{' (its full head)' if is_full else ''}"
+            self.parities.append(check_torchvision(twin, base.network, pictures, name=name, full_head=is_full))
+            remark = f"torchvision has the weights of {name}."
+        else:
+            like = entries[0]
+            own = like.some.conventions.input.size if like.record is not None else size
+            number = len(like.record.classes) if like.record is not None else self.settings.num_classes
+            network = made_up_network("retinanet", size=own, num_classes=number, backbone=like.backbone, width=like.width)
+            give_scores(network, pictures, candidates=self.settings.candidates)
+            twin = torchvision_twin(network).to(self.device)
+            remark = (
+                f"torchvision's network is another one, so there is no parity to check: it has the full head, and random weights with "
+                f"realistic scores ({like.name}: {reasons[like.name]})."
+            )
+        self.remarks.append(remark)
+        inputs = twin.transform([torch.zeros(3, *pictures.decoded(0).shape[:2], device=self.device)])[0].tensors
+        cost = count_detector(twin, (int(inputs.shape[2]), int(inputs.shape[3])))
+        best = copy.deepcopy(twin).to(memory_format=torch.channels_last)
+        common: dict[str, Any] = {"cost": cost, "family": "torchvision", "title": "retinanet (torchvision)"}
+        found = [torchvision_contender(twin, f"{SHIPPED} fp32", pictures, precision="fp32", how="as shipped", **common)]
+        for precision in precisions:
+            how = HOW[precision]
+            found.append(torchvision_contender(best, f"torchvision {how} {precision}", pictures, precision=precision, how=how, **common))
+            if self.settings.compiled:
+                made, how = with_compiled_parts(best), f"{how}, compiled backbone and head"
+                name = f"torchvision {how} {precision}"
+                found.append(torchvision_contender(made, name, pictures, precision=precision, how=how, is_compiled=True, **common))
+        return found
+
+    def _compare_precisions(self, entry: Entry, pictures: Pictures) -> None:
+        """A network in less than fp32, or compiled, with itself in fp32."""
+        for title, detector in entry.detectors.items():
+            if entry.reference is not None and detector is not entry.reference:
+                self._compare(entry.reference, f"{entry.name} fp32", detector, f"{entry.name} {title}", title, pictures)
+
+    def _compare_files(self, entries: Sequence[Entry], pictures: Pictures) -> None:
+        """Exported files with the model that they were made from, or with the first of those that were made from the same."""
+        for place, entry in enumerate(entries):
+            if entry.runtime == "pytorch":
+                continue
+            origins = [other for other in entries if other.runtime == "pytorch" and _same_weights(entry, other)]
+            origins += [other for other in entries[:place] if other.runtime != "pytorch" and _same_weights(entry, other)]
+            if not origins:
+                self.remarks.append(f"{entry.name}: no other model here has its weights, so its answers were compared with none.")
+                continue
+            origin = origins[0]
+            reference = origin.reference or origin.some
+            for title, detector in entry.detectors.items():
+                self._compare(reference, f"{origin.name} fp32", detector, f"{entry.name} {title}", title, pictures)
+
+    def _compare(self, reference: Detector, against: str, detector: Detector, name: str, title: str, pictures: Pictures) -> None:
+        self.parities.append(check_variant(reference, detector, pictures, name=name, against=against, precision=title.split()[0]))
+
+    def _remark_on(self, entries: Sequence[Entry], contenders: Sequence[Contender]) -> None:
+        made_up = [entry.name for entry in entries if entry.record is None]
+        if made_up:
+            self.remarks.append(
+                f"Random weights with realistic scores ({self.settings.candidates} candidates in the first picture): {', '.join(made_up)}. "
+                "Their times are real, their answers are not."
+            )
+        if self.settings.peers:
+            self.remarks.append("torchvision's other detectors have random weights with realistic scores as well.")
+        empty = [one.name for one in contenders if one.candidates == 0]
+        if empty:
+            self.remarks.append(
+                f"No score of {', '.join(empty)} passes its threshold, so post-processing had nothing to do and its time says little; "
+                "take trained weights or pictures like those that it was trained on."
+            )
+        if len({one.input_hw for one in contenders}) > 1:
+            self.remarks.append("Not all networks see pictures of one size; --size gives all of them the same, but for SSD and SSDLite.")
+
+    def _timed(self, contenders: Sequence[Contender], pictures: Pictures, progress: Progress) -> list[Measured]:
+        size = self.settings.batch_size
+        wait = _waiter(self.device)
+
+        def call(contender: Contender) -> Any:
+            return lambda number: contender.run(pictures.batch(number, size))
+
+        times = take_turns(
+            {one.name: call(one) for one in contenders},
+            rounds=self.settings.rounds,
+            warm_up=self.settings.warm_up,
+            wait=wait,
+            progress=progress,
+        )
+        stages: dict[str, list[dict[str, float]]] = {one.name: [] for one in contenders}
+
+        def staged(contender: Contender) -> Any:
+            def run(number: int) -> None:
+                clock = StageClock(wait)
+                assert contender.by_stage is not None
+                contender.by_stage(pictures.batch(number, size), clock)
+                if number >= _STAGE_WARM_UP:
+                    stages[contender.name].append(clock.milliseconds)
+
+            return run
+
+        rounds = min(_STAGE_ROUNDS, self.settings.rounds)
+        take_turns(
+            {one.name: staged(one) for one in contenders if one.by_stage is not None},
+            rounds=rounds,
+            warm_up=_STAGE_WARM_UP,
+            wait=wait,
+            progress=progress,
+        )
+        return [Measured(contender=one, times=times[one.name], stages=_medians(stages[one.name])) for one in contenders]
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for one in rounds for name in one)
+    return {name: float(np.median([one.get(name, 0.0) for one in rounds])) for name in names}
+
+
+def _why_not(entry: Entry) -> str | None:
+    if entry.network is None:
+        return "it was exported, so its weights cannot be put into torchvision's class"
+    return why_not_torchvision(entry.network, switchable=bool(entry.record and entry.record.switchable))
+
+
+def _same_weights(one: Entry, other: Entry) -> bool:
+    """By their records, but for what an export leaves out."""
+    if one.record is None or other.record is None:
+        return False
+    changed = {"switchable": False, "full_output": False}
+    if one.record.model_copy(update=changed) != other.record.model_copy(update=changed):
+        return False
+    heads = [detector.manifest.head for detector in (one.some, other.some) if isinstance(detector, ExportedDetector)]
+    return "full" not in heads or (len(heads) == 2 and heads[0] == heads[1])
+
+
+def _cost(entry: Entry, detector: Detector, size_hw: tuple[int, int]) -> DetectorCost:
+    if entry.network is not None:
+        return count_detector(entry.network, size_hw)
+    assert isinstance(detector, ExportedDetector)
+    record = detector.manifest.record
+    if detector.manifest.head == "full":
+        record = record.model_copy(update={"plan": record.plan.model_copy(update={"cls": {}, "bbox": {}})})
+    return count_detector(build_network(record), size_hw)
+
+
+@torch.inference_mode()
+def _candidates(detector: Detector, pictures: Pictures) -> int | None:
+    if isinstance(detector, ExportedDetector) and detector.manifest.outputs != "raw":
+        return None
+    logits = detector.network(detector.prepare([pictures.decoded(0)]).images).logits
+    return int((logits.float().sigmoid() > detector.conventions.output.score_threshold).sum())
+
+
+def _accuracy(detector: Detector) -> float | None:
+    found = detector.manifest.accuracy if isinstance(detector, ExportedDetector) else None
+    return None if found is None else float(found["after"])
+
+
+def _waiter(device: torch.device) -> Any:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

@@ -1,0 +1,138 @@
+"""Where the time of one call goes: a clock that modules move on as they begin and end, without being changed."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.models.retinanet import RetinaNet
+
+# In reading order; "network" is what remains of the network beside its parts, or all of it where no parts are seen.
+STAGES = ("decode", "preprocess", "network", "backbone", "FPN", *(f"D{level[1:]}" for level in LEVELS), "anchors", "post-processing")
+Label = Callable[[tuple[Any, ...]], str]
+
+
+class StageClock:
+    """Gives every moment to one stage: to the innermost one that is open.
+
+    Args:
+        wait: until the device has done all that it was given; asked wherever a stage begins or ends.
+        clock: in seconds.
+    """
+
+    def __init__(self, wait: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self._wait, self._clock = wait, clock
+        self._open: list[str] = []
+        self._last = 0.0
+
+    def begin(self, stage: str) -> None:
+        self._book()
+        self._open.append(stage)
+
+    def end(self) -> None:
+        self._book()
+        self._open.pop()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Book what runs inside under ``name``, but for stages inside it."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self.end()
+
+    @contextmanager
+    def watching(self, *, model: nn.Module | None = None) -> Iterator[None]:
+        """Open and close stages as the parts of a RetinaNet run.
+
+        Args:
+            model: torchvision's; None watches for any of this package's, of which a detector runs a copy that nobody else holds.
+        """
+        labels: dict[nn.Module, Label] = {} if model is None else _torchvision_labels(model)
+
+        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if isinstance(module, RetinaNet):
+                labels.update(_labels(module))
+            if module in labels:
+                self.begin(labels[module](inputs))
+
+        def after(module: nn.Module, *_: object) -> None:
+            if module in labels:
+                self.end()
+
+        # Hooks on all modules, since one on a part would keep it from being folded and fused.
+        handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _book(self) -> None:
+        self._wait()
+        now = self._clock()
+        if self._open:
+            stage = self._open[-1]
+            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + (now - self._last) * 1e3
+        self._last = now
+
+
+def in_order(stages: Mapping[str, float]) -> dict[str, float]:
+    """Stages as ``STAGES`` has them."""
+    return {name: stages[name] for name in STAGES if name in stages}
+
+
+def _always(name: str) -> Label:
+    return lambda _: name
+
+
+def _head_level(inputs: tuple[Any, ...]) -> str:
+    return f"D{inputs[1][1:]}"  # a branch is called with features and level
+
+
+def _labels(model: RetinaNet) -> dict[nn.Module, Label]:
+    head = model.head
+    return {
+        model: _always("network"),
+        model.backbone: _always("backbone"),
+        model.fpn: _always("FPN"),
+        head.cls: _head_level,
+        head.bbox: _head_level,
+    }
+
+
+def _torchvision_labels(model: nn.Module) -> dict[nn.Module, Label]:
+    """torchvision's RetinaNet runs each layer of its head on one level after the other; of other detectors the whole is ``network``."""
+    if not isinstance(model, TorchvisionRetinaNet):
+        return {model: _always("network")}
+    whole: Any = model
+    labels: dict[nn.Module, Label] = {
+        model: _always("post-processing"),  # what is left of the call when its parts are taken out
+        whole.transform: _always("preprocess"),
+        whole.backbone: _always("FPN"),
+        whole.backbone.body: _always("backbone"),
+        whole.head: _always("network"),
+        whole.anchor_generator: _always("anchors"),
+    }
+    for branch, last in ((whole.head.classification_head, "cls_logits"), (whole.head.regression_head, "bbox_reg")):
+        labels[branch.conv] = _level_by_turn()
+        labels[getattr(branch, last)] = _level_by_turn()
+    return labels
+
+
+def _level_by_turn() -> Label:
+    turn = -1
+
+    def label(_: tuple[Any, ...]) -> str:
+        nonlocal turn
+        turn += 1
+        return f"D{LEVELS[turn % len(LEVELS)][1:]}"
+
+    return label

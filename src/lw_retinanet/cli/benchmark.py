@@ -1,0 +1,93 @@
+"""``lw-retinanet benchmark``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from lw_retinanet.bench.run import BenchmarkSettings
+
+
+def benchmark_command(
+    models: list[str] = typer.Argument(
+        None, help="Model files, run folders, exported files, or presets, whose weights are made up; with --peers alone: all presets."
+    ),
+    against: str | None = typer.Option(None, help="torchvision: its RetinaNet with the same weights, as shipped and at its best."),
+    peers: bool = typer.Option(False, help="torchvision's Faster R-CNN, FCOS, SSD and SSDLite on the same pictures, too."),
+    precision: str = typer.Option("fp32", help="Of PyTorch's networks: fp32, bf16 or all; exported files have their own."),
+    size: int | None = typer.Option(None, help="Side that pictures are resized to [default: the models' own; presets 800]."),
+    rounds: int = typer.Option(30, help="Rounds in which all take turns."),
+    warm_up: int = typer.Option(5, help="Rounds before these, not counted."),
+    batch_size: int = typer.Option(1, help="Pictures a call."),
+    threads: int | None = typer.Option(None, help="Threads, pinned to as many CPUs [default: as many as torch takes]."),
+    images: Path | None = typer.Option(None, help="Folder of pictures, at most 64 are used [default: some are made up]."),
+    device: str = typer.Option("cpu", help="cpu, cuda or auto."),
+    compile: bool = typer.Option(False, "--compile", help="Networks through torch.compile as well: minutes of compiling."),  # noqa: A002
+    classes: int = typer.Option(80, help="Classes of presets."),
+    backbone: str = typer.Option("resnet50", help="Backbone of presets."),
+    out: Path | None = typer.Option(None, help="Folder for benchmark.json, benchmark.md and benchmark.png."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Time models side by side, pictures in files to boxes, after a look at whether those of the same weights answer alike."""
+    from lw_retinanet.bench.run import benchmark
+    from lw_retinanet.bench.tables import lines
+    from lw_retinanet.cli.console import output_folder, print_json, with_bar
+
+    settings = _settings(
+        against=against,
+        precision=precision,
+        images=images,
+        peers=peers,
+        size=size,
+        rounds=rounds,
+        warm_up=warm_up,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        compiled=compile,
+        num_classes=classes,
+        backbone=backbone,
+    )
+    if out is not None:
+        output_folder(out)
+    report = benchmark(models or [], settings, progress=lambda numbers, total: with_bar(numbers, total, what="benchmark"))
+    result = report.as_dict()
+    if out is not None:
+        _write(out, result)
+    if json:
+        print_json(result)
+    else:
+        print("\n".join(lines(result)))
+
+
+def _settings(*, against: str | None, precision: str, images: Path | None, **others: object) -> "BenchmarkSettings":
+    from typing import Any
+
+    from lw_retinanet.bench.run import BenchmarkSettings
+    from lw_retinanet.cli.console import existing
+    from lw_retinanet.config import nearest
+    from lw_retinanet.errors import ConfigError
+
+    for option, text, known in (("against", against, ("torchvision",)), ("precision", precision, ("fp32", "bf16", "all"))):
+        if text is not None and text not in known:
+            raise ConfigError(f"--{option} {text}: expected {', '.join(known)}{nearest(text, known)}")
+    if images is not None:
+        existing(images, "folder of pictures")
+    values: dict[str, Any] = {**others, "against_torchvision": against is not None, "precision": precision, "images": images}
+    return BenchmarkSettings(**values)
+
+
+def _write(folder: Path, result: dict[str, object]) -> None:
+    import json
+
+    from lw_retinanet.bench.chart import save_chart
+    from lw_retinanet.bench.tables import markdown, stage_rows
+    from lw_retinanet.files import write_text
+
+    tables = markdown(result)
+    if stage_rows(result):
+        tables += ["", *markdown(result, stages=True)]
+    write_text(folder / "benchmark.md", "\n".join(tables) + "\n")
+    save_chart(result, folder / "benchmark.png")
+    write_text(folder / "benchmark.json", json.dumps(result, indent=1) + "\n")
