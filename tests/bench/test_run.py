@@ -115,6 +115,22 @@ def test_exported_files_meet_their_model(model_file: Path) -> None:
         benchmark(names, BenchmarkSettings(**SMALL))
 
 
+def test_openvino_copies_answer_as_their_networks() -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    result = benchmark(["lw-v3"], BenchmarkSettings(openvino=True, **SMALL)).as_dict()
+    rows = rows_of(result)
+    assert list(rows) == ["lw-v3 fp32", "lw-v3 openvino fp32", "lw-v3 openvino int8"]
+    assert [(parity["name"], parity["against"]) for parity in result["parity"]] == [
+        ("lw-v3 openvino fp32", "lw-v3 fp32"),
+        ("lw-v3 openvino int8", "lw-v3 fp32"),
+    ]
+    assert result["parity"][0]["detections"] > 0
+    assert result["parity"][1]["rms"] > 1e-3  # it was rounded
+    assert len({row["macs"] for row in rows.values()}) == 1
+    assert sum("Random weights" in remark for remark in result["remarks"]) == 1
+
+
 def test_refusals(model_file: Path) -> None:
     for change, words in (
         ({"rounds": 1}, "rounds must be at least 2, got 1"),

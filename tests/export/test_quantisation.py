@@ -154,6 +154,18 @@ def test_onnx_int8_is_close_smaller_and_leaves_alone_what_it_should(
     assert 0 < max(noise) < 0.5
 
 
+def test_symmetric_onnx_is_around_zero(onnx_file: Path, calibration: Calibration, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from lw_retinanet.export.backend import backend_of
+
+    network = backend_of("onnx", symmetric=True).quantise(onnx.load(str(onnx_file)), calibration, tmp_path, ())
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
+    zeros = [values[node.input[2]] for node in network.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(zeros) > 50
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.int8)}  # biases in int32 would be among them
+    assert not any(zero.any() for zero in zeros)
+
+
 def test_openvino_int8_is_close_and_keeps_what_it_should(openvino_file: Path, model: RetinaNet, calibration: Calibration) -> None:
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")

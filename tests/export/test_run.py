@@ -32,6 +32,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"format": "onnx", "precision": "int8"}, "name some with --calibrate DATA"),
         ({"format": "onnx", "precision": "bf16"}, "take --format openvino"),
         ({"format": "triton", "half_weights": True}, "--half-weights is for --format openvino"),
+        ({"format": "openvino", "precision": "int8", "calibrate": Path(), "symmetric": True}, "--symmetric is about int8 in ONNX"),
         ({"format": "openvino", "end_to_end": True}, "--end-to-end is for --format onnx"),
     ],
 )

@@ -38,6 +38,7 @@ class Entry:
         record: of the file; None for a preset.
         backbone: setting that builds another network with the same one.
         width: of its pyramid.
+        origin: name of the entry whose network this is, where it is another one's in another runtime.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     record: ModelRecord | None
     backbone: str
     width: int = 256
+    origin: str | None = None
 
     @property
     def some(self) -> Detector:

@@ -13,6 +13,7 @@ from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
 from lw_retinanet.bench.contender import Contender, detector_by_stage, run_detector
 from lw_retinanet.bench.entries import Entry, Timed, give_scores, made_up_network, open_entries
 from lw_retinanet.bench.machine import IDLE_LOAD, exact_fp32, machine, pinned_threads
+from lw_retinanet.bench.openvino_copy import openvino_copy
 from lw_retinanet.bench.parity import Parity, check_torchvision, check_variant
 from lw_retinanet.bench.peers import HOW, PEERS, peer, torchvision_contender, with_compiled_parts
 from lw_retinanet.bench.pictures import Pictures, made_up_pictures, pictures_of
@@ -49,6 +50,7 @@ class BenchmarkSettings:
         images: folder of pictures; None makes some up.
         device: ``auto``, ``cpu``, ``cuda``.
         compiled: networks that went through ``torch.compile`` take part, too.
+        openvino: networks of PyTorch take part in OpenVINO, too, in int8 as well.
         num_classes: of presets.
         backbone: of presets.
         candidates: (anchor, class) pairs over the score threshold in presets.
@@ -65,6 +67,7 @@ class BenchmarkSettings:
     images: Path | None = None
     device: str = "cpu"
     compiled: bool = False
+    openvino: bool = False
     num_classes: int = 80
     backbone: str = "resnet50"
     candidates: int = CANDIDATES
@@ -128,6 +131,11 @@ class _Benchmark:
                 assert entry.network is not None
                 give_scores(entry.network, pictures, candidates=self.settings.candidates)
         contenders = self._torchvisions(entries, pictures, precisions, size) if self.settings.against_torchvision else []
+        if self.settings.openvino:
+            entries += [openvino_copy(entry, pictures, precisions) for entry in entries if entry.network is not None]
+            self.remarks.append(
+                "OpenVINO copies are calibrated for int8 on the pictures that are timed; what int8 costs in AP, `export` says."
+            )
         for entry in entries:
             self._compare_precisions(entry, pictures)
             contenders += self._of(entry, pictures)
@@ -228,12 +236,12 @@ class _Benchmark:
         """A network in less than fp32, or compiled, with itself in fp32."""
         for title, detector in entry.detectors.items():
             if entry.reference is not None and detector is not entry.reference:
-                self._compare(entry.reference, f"{entry.name} fp32", detector, f"{entry.name} {title}", title, pictures)
+                self._compare(entry.reference, f"{entry.origin or entry.name} fp32", detector, f"{entry.name} {title}", title, pictures)
 
     def _compare_files(self, entries: Sequence[Entry], pictures: Pictures) -> None:
         """Exported files with the model that they were made from, or with the first of those that were made from the same."""
         for place, entry in enumerate(entries):
-            if entry.runtime == "pytorch":
+            if entry.network is not None:
                 continue
             origins = [other for other in entries if other.runtime == "pytorch" and _same_weights(entry, other)]
             origins += [other for other in entries[:place] if other.runtime != "pytorch" and _same_weights(entry, other)]
@@ -249,7 +257,7 @@ class _Benchmark:
         self.parities.append(check_variant(reference, detector, pictures, name=name, against=against, precision=title.split()[0]))
 
     def _remark_on(self, entries: Sequence[Entry], contenders: Sequence[Contender]) -> None:
-        made_up = [entry.name for entry in entries if entry.record is None]
+        made_up = [entry.name for entry in entries if entry.record is None and entry.origin is None]
         if made_up:
             self.remarks.append(
                 f"Random weights with realistic scores ({self.settings.candidates} candidates in the first picture): {', '.join(made_up)}. "

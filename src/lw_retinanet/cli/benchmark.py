@@ -24,6 +24,7 @@ def benchmark_command(
     images: Path | None = typer.Option(None, help="Folder of pictures, at most 64 are used [default: some are made up]."),
     device: str = typer.Option("cpu", help="cpu, cuda or auto."),
     compile: bool = typer.Option(False, "--compile", help="Networks through torch.compile as well: minutes of compiling."),  # noqa: A002
+    openvino: bool = typer.Option(False, "--openvino", help="PyTorch's networks in OpenVINO as well, also in int8."),
     classes: int = typer.Option(80, help="Classes of presets."),
     backbone: str = typer.Option("resnet50", help="Backbone of presets."),
     out: Path | None = typer.Option(None, help="Folder for benchmark.json, benchmark.md and benchmark.png."),
@@ -46,6 +47,7 @@ def benchmark_command(
         threads=threads,
         device=device,
         compiled=compile,
+        openvino=openvino,
         num_classes=classes,
         backbone=backbone,
     )

@@ -1,7 +1,8 @@
 """The two forms that a network is exported to, behind one set of verbs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ class Backend:
         return run
 
 
-def _quantise_onnx(network: Any, calibration: Calibration, scratch: Path, keep: Sequence[str]) -> Any:
-    return int8_onnx.quantise_onnx(network, calibration, scratch / "int8.onnx", keep=keep, ranges=scratch / "ranges.json")
+def _quantise_onnx(network: Any, calibration: Calibration, scratch: Path, keep: Sequence[str], *, symmetric: bool = False) -> Any:
+    path, ranges = scratch / "int8.onnx", scratch / "ranges.json"
+    return int8_onnx.quantise_onnx(network, calibration, path, keep=keep, ranges=ranges, symmetric=symmetric)
 
 
 BACKENDS: Mapping[Kind, Backend] = {
@@ -84,3 +86,14 @@ BACKENDS: Mapping[Kind, Backend] = {
         tap=int8_openvino.tapped,
     ),
 }
+
+
+def backend_of(kind: Kind, *, symmetric: bool = False) -> Backend:
+    """The backend of a form.
+
+    Args:
+        kind: of file.
+        symmetric: int8 for ONNX around zero; see :func:`~lw_retinanet.export.int8_onnx.quantise_onnx`.
+    """
+    backend = BACKENDS[kind]
+    return replace(backend, quantise=partial(_quantise_onnx, symmetric=True)) if symmetric and kind == "onnx" else backend

@@ -13,7 +13,15 @@ from lw_retinanet.export.onnx_file import EXTRA, conv_nodes
 _QUANTISED = ("Conv", "Relu", "Add", "MaxPool", "Resize")
 
 
-def quantise_onnx(model: Any, calibration: Calibration, path: Path, *, keep: Sequence[str] = (), ranges: Path | None = None) -> Any:
+def quantise_onnx(
+    model: Any,
+    calibration: Calibration,
+    path: Path,
+    *,
+    keep: Sequence[str] = (),
+    ranges: Path | None = None,
+    symmetric: bool = False,
+) -> Any:
     """Weights to int8 with a scale for each output channel, activations to uint8 with one a tensor. What comes behind the predictions
     (decoding, NMS) stays in float.
 
@@ -23,6 +31,8 @@ def quantise_onnx(model: Any, calibration: Calibration, path: Path, *, keep: Seq
         path: of the file to write.
         keep: convolutions (:func:`~lw_retinanet.export.onnx_file.conv_nodes`) that stay as they are.
         ranges: where measured ranges are kept and, if they are there, read: they do not depend on ``keep``.
+        symmetric: activations to int8 around zero and biases in float, the form that TensorRT takes. What comes from a ReLU then uses half
+            of the numbers.
 
     Returns:
         The quantised ``onnx.ModelProto``.
@@ -45,11 +55,11 @@ def quantise_onnx(model: Any, calibration: Calibration, path: Path, *, keep: Seq
                 op_types_to_quantize=list(_QUANTISED),
                 nodes_to_exclude=[*keep, *_behind_predictions(model)],
                 per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
+                activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
                 calibration_cache_path=str(ranges) if ranges else None,
-                extra_options={"CalibMovingAverage": True},
+                extra_options={"CalibMovingAverage": True, "ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
             )
             return onnx.load(str(path))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import DataError, InputError, OutputError
 from lw_retinanet.evaluate.coco_metrics import match_categories
 from lw_retinanet.export.agreement import Agreement, check_agreement
-from lw_retinanet.export.backend import BACKENDS
+from lw_retinanet.export.backend import BACKENDS, backend_of
 from lw_retinanet.export.calibration import Calibration
 from lw_retinanet.export.end_to_end import EndToEnd
 from lw_retinanet.export.gate import MAX_DROP, Gate
@@ -52,6 +52,7 @@ class ExportSettings:
         gate_images: of its validation split, drawn at random; None takes all.
         max_drop: AP that int8 may cost, in 0..1.
         allow_drop: only say that it costs more.
+        symmetric: int8 around zero, as TensorRT takes it; ONNX only.
         seed: of what is drawn.
     """
 
@@ -66,6 +67,7 @@ class ExportSettings:
     gate_images: int | None = None
     max_drop: float = MAX_DROP
     allow_drop: bool = False
+    symmetric: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class ExportSettings:
             raise InputError("--precision int8 measures ranges on pictures like those to come; name some with --calibrate DATA")
         if self.precision == "bf16" and self.kind == "onnx":
             raise InputError("--precision bf16: ONNX Runtime has no bf16 convolutions on a CPU; take --format openvino")
+        if self.symmetric and (self.precision != "int8" or self.kind != "onnx"):
+            raise InputError("--symmetric is about int8 in ONNX; add --format onnx --precision int8, or leave it out")
         if self.half_weights and self.kind == "onnx":
             raise InputError("--half-weights is for --format openvino, which converts them back when it loads; leave it out")
         if self.end_to_end and self.kind == "openvino":
@@ -165,7 +169,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
         ExportError: if the file does not answer as the model does, or int8 costs too much; nothing is written then.
         OutputError: if the files cannot be written.
     """
-    backend = BACKENDS[settings.kind]
+    backend = backend_of(settings.kind, symmetric=settings.symmetric)
     target = _target(model, out, settings)
     loaded = load_model(model)
     detector = Detector(loaded.model, loaded.record.categories, name=model.name, record=loaded.record)
