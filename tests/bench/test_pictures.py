@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +32,14 @@ def test_pictures_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(ImageError, match=r"b\.jpg"):  # before anything is timed
         pictures_of(tmp_path)
+
+
+def test_squares_are_cut_from_the_middle() -> None:
+    image = np.zeros((40, 80, 3), dtype=np.uint8)
+    image[:, 20:60] = 200  # the middle square
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    square = Pictures(files=(stream.getvalue(),), source="one").squares(64)
+    assert square.decoded(0).shape == (64, 64, 3)
+    assert square.decoded(0).min() > 190  # JPEG rounds
+    assert square.source == "one, cut to squares of 64 x 64"

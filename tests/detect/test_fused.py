@@ -88,6 +88,16 @@ def test_one_convolution(activation: nn.Module | None, groups: int) -> None:
     assert conv(features).max() > 6  # else the upper limit would go unseen
 
 
+@torch.inference_mode()
+def test_weights_laid_out_for_one_input_serve_all() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 32, 3, padding=1, stride=2).to(memory_format=torch.channels_last)
+    fused = FusedConv(conv, nn.ReLU())
+    for shape in ((1, 16, 40, 40), (1, 16, 40, 40), (3, 16, 5, 9), (1, 16, 1, 1)):
+        images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(fused(images), conv(images).relu())
+
+
 def test_a_watched_convolution_is_left_alone() -> None:
     plain = made("resnet18", "retinanet")
     conv = next(part for part in plain.head.modules() if isinstance(part, nn.Conv2d))

@@ -28,14 +28,24 @@ class Pictures:
         """Those of round ``number``."""
         return [self.files[(number * size + row) % len(self.files)] for row in range(size)]
 
+    def squares(self, side: int) -> "Pictures":
+        """The largest square in the middle of each, as JPEG of this side."""
+        files = tuple(_jpeg(_square(decode(file), side)) for file in self.files)
+        return Pictures(files=files, source=f"{self.source}, cut to squares of {side} x {side}")
+
     def decoded(self, number: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 of one of them."""
         return decode(self.files[number])
 
 
+def usual_side(size: int) -> int:
+    """Side of a picture that is enlarged to ``size`` as COCO's 640 pixels are to 800."""
+    return max(8, 4 * size // 5)
+
+
 def made_up_pictures(size: int) -> Pictures:
-    """Square JPEG files of coloured shapes whose side is 4/5 of ``size``: enlarged by as much as COCO's 640 pixels are to 800."""
-    side = max(8, 4 * size // 5)
+    """Square JPEG files of coloured shapes, of :func:`usual_side`."""
+    side = usual_side(size)
     return Pictures(
         files=tuple(_jpeg(draw_scene(np.random.default_rng((7, number)), (side, side)).image) for number in range(MADE_UP)),
         source=f"{MADE_UP} made-up pictures, {side} x {side}, JPEG",
@@ -58,6 +68,14 @@ def pictures_of(folder: Path) -> Pictures:
             raise ImageError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
         decode(contents[-1], name=str(file))
     return Pictures(files=tuple(contents), source=f"{len(files)} pictures of {folder}")
+
+
+def _square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    top, left = (height - shorter) // 2, (width - shorter) // 2
+    cut = Image.fromarray(image[top : top + shorter, left : left + shorter])
+    return np.asarray(cut.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:

@@ -16,7 +16,7 @@ from lw_retinanet.bench.machine import IDLE_LOAD, exact_fp32, machine, pinned_th
 from lw_retinanet.bench.openvino_copy import openvino_copy
 from lw_retinanet.bench.parity import Parity, check_torchvision, check_variant
 from lw_retinanet.bench.peers import HOW, PEERS, peer, torchvision_contender, with_compiled_parts
-from lw_retinanet.bench.pictures import Pictures, made_up_pictures, pictures_of
+from lw_retinanet.bench.pictures import Pictures, made_up_pictures, pictures_of, usual_side
 from lw_retinanet.bench.realistic import CANDIDATES
 from lw_retinanet.bench.report import Measured, Report
 from lw_retinanet.bench.rounds import Progress, take_turns
@@ -48,6 +48,7 @@ class BenchmarkSettings:
         batch_size: pictures a call.
         threads: None: as many as torch takes.
         images: folder of pictures; None makes some up.
+        square: cut pictures to squares, so that networks see square inputs.
         device: ``auto``, ``cpu``, ``cuda``.
         compiled: networks that went through ``torch.compile`` take part, too.
         openvino: networks of PyTorch take part in OpenVINO, too, in int8 as well.
@@ -65,6 +66,7 @@ class BenchmarkSettings:
     batch_size: int = 1
     threads: int | None = None
     images: Path | None = None
+    square: bool = False
     device: str = "cpu"
     compiled: bool = False
     openvino: bool = False
@@ -126,6 +128,8 @@ class _Benchmark:
             compiled=self.settings.compiled,
         )
         pictures = pictures or made_up_pictures(size)
+        if self.settings.square:
+            pictures = pictures.squares(usual_side(size))
         for entry in entries:
             if entry.record is None:
                 assert entry.network is not None

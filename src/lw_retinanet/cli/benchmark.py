@@ -22,6 +22,7 @@ def benchmark_command(
     batch_size: int = typer.Option(1, help="Pictures a call."),
     threads: int | None = typer.Option(None, help="Threads, pinned to as many CPUs [default: as many as torch takes]."),
     images: Path | None = typer.Option(None, help="Folder of pictures, at most 64 are used [default: some are made up]."),
+    square: bool = typer.Option(False, "--square", help="Cut them to squares, so that inputs are SIZE x SIZE."),
     device: str = typer.Option("cpu", help="cpu, cuda or auto."),
     compile: bool = typer.Option(False, "--compile", help="Networks through torch.compile as well: minutes of compiling."),  # noqa: A002
     openvino: bool = typer.Option(False, "--openvino", help="PyTorch's networks in OpenVINO as well, also in int8."),
@@ -39,6 +40,7 @@ def benchmark_command(
         against=against,
         precision=precision,
         images=images,
+        square=square,
         peers=peers,
         size=size,
         rounds=rounds,
