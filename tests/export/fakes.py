@@ -81,7 +81,7 @@ def fake_backend(
         write=write,
         seal=seal,
         open=lambda _path, _precision: TorchRuntime(written[-1], change),  # type: ignore[arg-type, return-value]
-        run=lambda network: TorchRuntime(network, change),  # type: ignore[arg-type, return-value]
+        run=lambda network, _precision: TorchRuntime(network, change),  # type: ignore[arg-type, return-value]
         quantise=quantise,
         inputs=lambda network: tuple(network.inputs),
         layers=lambda _: ["backbone.conv1", "head.cls.shared_predict", "head.bbox.shared_predict"],

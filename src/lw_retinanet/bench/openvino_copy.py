@@ -37,7 +37,7 @@ def openvino_copy(entry: Entry, pictures: Pictures, precisions: Sequence[Timed])
     for precision in precisions:
         detectors[precision] = _detector(entry, OpenVinoRuntime(network, precision=precision), precision)
     quantised = quantise_openvino(network, _Ranges(entry.reference, pictures))
-    detectors["int8"] = _detector(entry, OpenVinoRuntime(quantised), "int8")
+    detectors["int8"] = _detector(entry, OpenVinoRuntime(quantised, precision="int8"), "int8")
     return replace(entry, name=f"{entry.name} openvino", detectors=detectors, runtime="openvino", origin=entry.name)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from lw_retinanet.export import int8_onnx, int8_openvino, onnx_file, openvino_file
 from lw_retinanet.export.calibration import Calibration
 from lw_retinanet.export.layer_errors import Run
-from lw_retinanet.export.manifest import Kind, Manifest
+from lw_retinanet.export.manifest import ExportPrecision, Kind, Manifest
 from lw_retinanet.export.runtimes import Runtime
 
 
@@ -27,7 +27,7 @@ class Backend:
         write: network, path and whether weights are halved -> a file without manifest.
         seal: path and manifest -> the manifest as it is in the file now.
         open: path -> what runs the file, given its precision.
-        run: network -> what runs it, without a file.
+        run: network -> what runs it, given its precision, without a file.
         quantise: network, calibration, scratch folder, layers to keep -> network.
         inputs: names of a network's inputs.
         layers: names of a network's convolutions.
@@ -38,16 +38,16 @@ class Backend:
     make: Callable[[nn.Module], Any]
     write: Callable[[Any, Path, bool], None]
     seal: Callable[[Path, Manifest], Manifest]
-    open: Callable[[Path, str], Runtime]
-    run: Callable[[Any], Runtime]
+    open: Callable[[Path, ExportPrecision], Runtime]
+    run: Callable[[Any, ExportPrecision], Runtime]
     quantise: Callable[[Any, Calibration, Path, Sequence[str]], Any]
     inputs: Callable[[Any], tuple[str, ...]]
     layers: Callable[[Any], list[str]]
     tap: Callable[[Any, Sequence[str]], Any]
 
     def tapped_run(self, network: Any, layers: Sequence[str]) -> Run:
-        """Inputs by name -> the outputs of these layers."""
-        runtime = self.run(self.tap(network, layers))
+        """Inputs by name -> the outputs of these layers, with no rounding but the network's own."""
+        runtime = self.run(self.tap(network, layers), "fp32")
 
         def run(feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
             return runtime(*(torch.from_numpy(feeds[name]) for name in runtime.inputs))
@@ -67,7 +67,7 @@ BACKENDS: Mapping[Kind, Backend] = {
         write=lambda network, path, _: onnx_file.write_network(network, path),
         seal=onnx_file.seal,
         open=lambda path, _: onnx_file.OnnxRuntime(path),
-        run=lambda network: onnx_file.OnnxRuntime(network.SerializeToString()),
+        run=lambda network, _: onnx_file.OnnxRuntime(network.SerializeToString()),
         quantise=_quantise_onnx,
         inputs=lambda network: tuple(value.name for value in network.graph.input),
         layers=int8_onnx.layer_names,
@@ -79,7 +79,7 @@ BACKENDS: Mapping[Kind, Backend] = {
         write=lambda network, path, half: openvino_file.write_network(network, path, half_weights=half),
         seal=openvino_file.seal,
         open=lambda path, precision: openvino_file.OpenVinoRuntime(path, precision=precision),
-        run=openvino_file.OpenVinoRuntime,
+        run=lambda network, precision: openvino_file.OpenVinoRuntime(network, precision=precision),
         quantise=lambda network, calibration, _, keep: int8_openvino.quantise_openvino(network, calibration, keep=keep),
         inputs=lambda network: tuple(port.get_any_name() for port in network.inputs),
         layers=int8_openvino.layer_names,

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import ExportError, InputError, WeightsError
 from lw_retinanet.export.extras import need, quiet
-from lw_retinanet.export.manifest import KEY, Manifest, opened, require_network, sealed
+from lw_retinanet.export.manifest import KEY, ExportPrecision, Manifest, opened, require_network, sealed
 from lw_retinanet.export.tracing import trace
 
 EXTRA = "openvino"
@@ -132,7 +133,7 @@ class OpenVinoRuntime:
 
     Args:
         model: path of the XML, or an ``openvino.Model``.
-        precision: ``bf16`` lets it compute so where the processor can.
+        precision: ``bf16`` lets it compute so where the processor can; ``int8`` does that for what is not quantised where this is faster.
         max_compiled: shapes that get a network of their own; 0 for one network for all.
 
     Raises:
@@ -140,7 +141,7 @@ class OpenVinoRuntime:
         MissingExtraError: if ``openvino`` is not installed.
     """
 
-    def __init__(self, model: Any, *, precision: str = "fp32", max_compiled: int = MAX_COMPILED) -> None:
+    def __init__(self, model: Any, *, precision: ExportPrecision = "fp32", max_compiled: int = MAX_COMPILED) -> None:
         openvino = need("openvino", extra=EXTRA, why=f"running {model}" if isinstance(model, Path) else "running OpenVINO")
         self.path = model if isinstance(model, Path) else None
         self._core = openvino.Core()
@@ -150,9 +151,10 @@ class OpenVinoRuntime:
             except Exception as error:
                 raise WeightsError(f"cannot read OpenVINO file {self.path}: {_reason(error)}; export it anew") from None
         self.model = model
+        is_bf16 = precision == "bf16" or (precision == "int8" and uses_bf16("auto", torch.device("cpu")))
         # Said in any case: on processors with bf16 OpenVINO would take it by itself.
         self._settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
         }

@@ -67,7 +67,7 @@ def quantise(
         for what, kept in _plans(backend.layers(network), attempts):
             log.info("int8: calibration on %d pictures, %s", len(calibration), what)
             quantised = backend.quantise(network, calibration, Path(scratch), kept)
-            accuracy = gate.measure(ExportedDetector(backend.run(quantised), manifest, name="int8"))
+            accuracy = gate.measure(ExportedDetector(backend.run(quantised, "int8"), manifest, name="int8"))
             errors = _errors(network, quantised, backend, calibration, kept)
             attempts.append(Attempt(what=what, kept=kept, network=quantised, accuracy=accuracy, errors=tuple(errors)))
             log.info("int8, %s: %s", what, accuracy.line())
@@ -90,10 +90,10 @@ def _plans(layers: Sequence[str], attempts: Sequence[Attempt]) -> Iterator[tuple
     """What to leave alone, one after the other; the last looks at what came before."""
     yield "all convolutions quantised", ()
     predictions = tuple(layer for layer in layers if "predict" in layer)
-    yield "prediction convolutions kept in fp32", predictions
+    yield "prediction convolutions not quantised", predictions
     others = [row.layer for row in attempts[0].errors if row.layer not in predictions]
     worst = others[: max(1, round(WORST_SHARE * len(layers)))]
-    yield f"prediction convolutions and the {len(worst)} worst layers kept in fp32", (*predictions, *worst)
+    yield f"prediction convolutions and the {len(worst)} worst layers not quantised", (*predictions, *worst)
 
 
 def _errors(network: Any, quantised: Any, backend: Backend, calibration: Calibration, kept: Sequence[str]) -> list[LayerError]:

@@ -197,7 +197,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
     pictures: list[torch.Tensor] = []
     if calibration is not None and gate_data is not None:
         notes = _shared_pictures(calibration, gate_data)
-        plain = ExportedDetector(backend.run(network), manifest, name="fp32")
+        plain = ExportedDetector(backend.run(network, "fp32"), manifest, name="fp32")
         gate = Gate(plain, gate_data, max_drop=settings.max_drop, progress=progress)
         chosen, attempts = quantise(network, backend, calibration, gate, manifest, allow_drop=settings.allow_drop)
         network = chosen.network

@@ -106,7 +106,7 @@ def open_exported(path: Path, *, device: str = "auto", precision: Precision = "f
     Args:
         path: ``.onnx``, or the ``.xml`` of OpenVINO with its ``.bin`` beside it.
         device: ``cpu``; ``cuda`` for ONNX where ONNX Runtime has it; ``auto`` is the CPU.
-        precision: ``bf16`` lets OpenVINO compute so, whatever the file says; ``auto`` where the processor can.
+        precision: ``bf16`` lets OpenVINO compute so, whatever the file says; ``auto`` where the processor can. A file in int8 has its own.
         compile: not for files that are compiled already.
 
     Raises:
@@ -127,8 +127,8 @@ def open_exported(path: Path, *, device: str = "auto", precision: Precision = "f
     if device not in ("auto", "cpu"):
         raise InputError(f"{path} runs on the CPU only; leave --device out, or export to ONNX for {device}")
     manifest = openvino_file.read_manifest(path)
-    is_bf16 = "bf16" in (precision, manifest.precision)
-    if precision == "auto" and manifest.precision != "int8":
-        is_bf16 = is_bf16 or uses_bf16("auto", torch.device("cpu"))
+    if manifest.precision == "int8":
+        return ExportedDetector(openvino_file.OpenVinoRuntime(path, precision="int8"), manifest, name=name)
+    is_bf16 = "bf16" in (precision, manifest.precision) or (precision == "auto" and uses_bf16("auto", torch.device("cpu")))
     chosen: Literal["fp32", "bf16"] = "bf16" if is_bf16 else "fp32"
     return ExportedDetector(openvino_file.OpenVinoRuntime(path, precision=chosen), manifest, precision=chosen, name=name)
