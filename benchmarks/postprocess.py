@@ -19,14 +19,16 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from lw_retinanet.bench.machine import machine
+from lw_retinanet.bench.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.boxes import encode
 from lw_retinanet.models.anchors import anchors_per_level, feature_sizes, make_anchors
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.structures import Predictions
 from lw_retinanet.weights.origins import TORCHVISION_V1
-from rounds import machine, ratio, summary, take_turns
 
 BOX, SCORE = 0.05, 1e-5
+WARM_UP = 3
 
 
 def main() -> int:
@@ -39,24 +41,25 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     a = parser.parse_args()
     size_hw = (a.size, a.size)
-    before = machine()
+    before = machine(torch.device("cpu"))
     drawn = [dense(size_hw, a.classes, a.candidates, seed) for seed in range(a.batch)]
     predictions = Predictions(*(torch.stack(part) for part in zip(*drawn, strict=True)))
     counts = anchors_per_level(size_hw, TORCHVISION_V1.anchors)
-    candidates = [int((part.sigmoid() > 0.05).sum()) // a.batch for part in predictions.logits.split(counts, dim=1)]
+    candidates = [int((part.sigmoid() > 0.05).sum()) // a.batch for part in torch.split(predictions.logits, counts, dim=1)]
 
     theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=a.classes).eval()
     maps = [torch.zeros(1, 1, *hw) for hw in feature_sizes(size_hw)]
     anchors = theirs.anchor_generator(ImageList(torch.zeros(a.batch, 3, *size_hw), [size_hw] * a.batch), maps)
     # What torchvision has at this point of its own forward pass.
-    outputs = {"cls_logits": list(predictions.logits.split(counts, 1)), "bbox_regression": list(predictions.deltas.split(counts, 1))}
-    their_anchors = [list(one.split(counts)) for one in anchors]
+    names = {"cls_logits": predictions.logits, "bbox_regression": predictions.deltas}
+    outputs = {name: list(torch.split(values, counts, 1)) for name, values in names.items()}
+    their_anchors = [list(torch.split(one, counts)) for one in anchors]
     sizes_hw = torch.tensor([size_hw] * a.batch)
 
-    def torchvisions() -> Any:
+    def torchvisions(_: int = 0) -> Any:
         return theirs.postprocess_detections(outputs, their_anchors, [size_hw] * a.batch)
 
-    def ours() -> Any:
+    def ours(_: int = 0) -> Any:
         return detect(predictions, size_hw=size_hw, sizes_hw=sizes_hw, conventions=TORCHVISION_V1)
 
     with torch.inference_mode():
@@ -74,9 +77,10 @@ def main() -> int:
             print(json.dumps(result, indent=None if a.json else 2))
             print("error: the two do not agree, so nothing was timed", file=sys.stderr)
             return 1
-        times = take_turns({"torchvision": torchvisions, "ours": ours}, rounds=a.rounds)
-    result |= {name: summary(seconds) for name, seconds in times.items()}
-    result |= {"rounds": a.rounds, "torchvision_over_ours": ratio(times["torchvision"], times["ours"])}
+        times = take_turns({"torchvision": torchvisions, "ours": ours}, rounds=a.rounds, warm_up=WARM_UP)
+    result |= {f"{name}_ms": summary(values) for name, values in times.items()}
+    ratio = ratio_interval(times["torchvision"], times["ours"])
+    result |= {"rounds": a.rounds, "torchvision_over_ours": ratio.as_dict("ratio")}
     print(json.dumps(result, indent=None if a.json else 2))
     return 0
 

@@ -1,15 +1,15 @@
 """One training step, ours against torchvision's RetinaNet: the same weights, pictures, boxes, frozen stages and plain loop.
 
     OMP_NUM_THREADS=2 python benchmarks/train_step.py [--data DATA] [--batch 4] [--size 416] [--classes 80] [--rounds 20] [--threads 2]
-        [--only NAME ...] [--device cpu|cuda] [--profile NAME] [--json]
+        [--backbone resnet50] [--only NAME ...] [--device cpu|cuda] [--profile NAME] [--json]
 
 A step is: no gradients, forward with boxes, loss, backward, SGD. torchvision gets its pictures as its own scripts make them (float, 0..1),
-ours as our loader does (uint8), and normalising is timed in both; decoding is not. DATA is a data set with a split train, of whose boxes
-pictures are squeezed to squares; without it, pictures and boxes are made up. Weights are random, scaled to give numbers as trained ones do.
+ours as our loader does (uint8), and normalising is timed in both; decoding is not. DATA is a data set with a split train, whose pictures
+are squeezed to squares; without it, pictures and boxes are made up. Weights are random, scaled to give numbers as trained ones do.
 
-Parity comes first: both losses of the first batch within 1e-5 of torchvision's, relative, and the gradients of the head within 1e-3. If it
-fails, nothing is timed and the exit code is 1. Then all step in turns. On a GPU, waits for it within one step and the peak of its memory are
-counted, too.
+Parity comes first: both losses of the first batch within 1e-5 of torchvision's, relative, and the gradient of the class convolution within
+1e-3. If it fails, nothing is timed and the exit code is 1. Then all step in turns. On a GPU, waits for it within one step and the peak of
+its memory are counted, too.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
@@ -55,15 +55,15 @@ BASE = "retinanet, fp32"
 FREEZE = 2  # stem and C2, as torchvision's trainable_backbone_layers=3
 BATCHES = 4  # different ones, in turns
 RATE = 1e-6  # weights move, but the work stays what it is
-MAKE_BOXES = 6  # boxes of a made-up picture, where its shapes are fewer
+MADE_UP_BOXES = 6  # of a picture whose shapes are fewer
 LOSSES, GRADIENTS = 1e-5, 1e-3
 
 
 @dataclass(frozen=True)
 class Contender:
     """Args:
-    step: number of the round -> (2,) losses, before they are seen by the host.
-    gradients: of the head's last class convolution, after a step.
+    step: number of the round -> (2,) losses, still on the device.
+    weight: of the class convolution, which has its gradient after a step.
     """
 
     step: Callable[[int], Tensor]
@@ -76,6 +76,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=416)
     parser.add_argument("--classes", type=int, default=80, help="of made-up boxes; those of DATA have their own number")
+    parser.add_argument("--backbone", default="resnet50", help="a ResNet")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--threads", type=int)
@@ -102,7 +103,9 @@ def measure(options: argparse.Namespace) -> int:
     networks: dict[str, RetinaNet] = {}
     for preset in ("retinanet", "lw-v3"):
         torch.manual_seed(0)
-        networks[preset] = build(plan_of(preset), num_classes=num_classes, conventions=conventions).eval()
+        networks[preset] = build(
+            plan_of(preset), num_classes=num_classes, backbone=options.backbone, conventions=conventions
+        ).eval()
         make_realistic(networks[preset], normalise(batches[0].images[:1], batches[0].sizes_hw[:1], rule))
     wanted = dict.fromkeys([SHIPPED, BASE, *(options.only or [*THEIRS, *OURS])])
     if options.profile:
@@ -151,7 +154,7 @@ def made_up(options: argparse.Namespace) -> tuple[int, list[Batch]]:
         for row in range(options.batch):
             scene = draw_scene(np.random.default_rng((number, row)), (options.size, options.size))
             boxes = [[x, y, x + width, y + height] for x, y, width, height in map(scene.box_xywh, range(len(scene.labels)))]
-            for _ in range(MAKE_BOXES - len(boxes)):
+            for _ in range(MADE_UP_BOXES - len(boxes)):
                 sides = np.exp(random.uniform(np.log(16), np.log(0.6 * options.size), 2))
                 corner = random.uniform(0, options.size - sides)
                 boxes.append([*corner, *(corner + sides)])

@@ -34,9 +34,9 @@ def listed(found: Candidates, image: int) -> list[tuple[float, int, int]]:
     return [(score, anchor, label) for score, anchor, label in rows]
 
 
-@pytest.mark.parametrize(("choose", "many", "run"), [(_passing, 20, 9), (_passing, 0, 5), (_passing, 1, 1), (_fixed, 20, 9)])
-def test_equal_to_sorting_everything(choose: Chooser, many: int, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_MANY", many)
+@pytest.mark.parametrize(("choose", "run"), [(_passing, 210), (_passing, 1), (_fixed, 1)])
+def test_equal_to_sorting_everything(choose: Chooser, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 210: a level is one run. 1: every anchor is one, so that a level has more of them than candidates are asked for.
     monkeypatch.setattr(candidates, "_RUN", run)
     random = torch.Generator().manual_seed(0)
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 200.0, 40.0])
@@ -97,6 +97,17 @@ def test_half_precision_chooses_as_its_values_in_single(choose: Chooser) -> None
     assert half.scores.dtype == torch.float32
     for image in range(2):
         assert listed(half, image) == listed(single, image)
+
+
+def test_more_runs_than_candidates_in_half_precision_and_with_nan() -> None:
+    # 1,000 anchors of which nearly all pass, in few distinct values: the limit is one of many equal logits.
+    logits = (torch.randn(2, 1012, 3, generator=torch.Generator().manual_seed(2)) * 2).round().bfloat16()
+    logits[:, ::50, 1] = math.nan
+    rule = OutputRule(candidates_per_level=37)
+    passing, fixed = (choose(logits, (1000, 7, 5), rule) for choose in (_passing, _fixed))
+    for image in range(2):
+        assert len(listed(passing, image)) >= 37
+        assert listed(passing, image) == listed(fixed, image)
 
 
 def test_keys_fall_with_values_and_rise_with_places() -> None:

@@ -52,6 +52,15 @@ def test_best_first_one_of_each_object_and_padding_behind() -> None:
     assert (result.boxes[1] == 0).all()
 
 
+def test_predictions_may_ask_for_gradients() -> None:
+    predictions = silent(1, 3)
+    say(predictions, 0, 7, 2, 0.6, [10, 10, 30, 30])
+    expected = run(predictions, conventions())
+    found = run(Predictions(predictions.logits.requires_grad_(), predictions.deltas.requires_grad_()), conventions())
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert found.boxes.tolist() == expected.boxes.tolist()
+
+
 def test_one_anchor_may_answer_for_several_classes() -> None:
     predictions = silent(1, 3)
     for label in (0, 2):

@@ -25,9 +25,12 @@ def scene(seed: int, number: int, classes: int) -> tuple[Tensor, Tensor, Tensor]
     return boxes, labels, torch.rand(3, number, generator=random) < 0.8
 
 
-@pytest.mark.parametrize("prefix", [4, 1024])
-def test_equal_to_comparing_every_pair(prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prefix", "few_boxes"), [(4, 1), (4, 30), (1024, 1), (1024, 400)])
+def test_equal_to_comparing_every_pair(prefix: int, few_boxes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suppression, "PREFIX", prefix)
+    monkeypatch.setattr(suppression, "_EACH", 1)
+    monkeypatch.setattr(suppression, "_FEW_BOXES", few_boxes)
+    monkeypatch.setattr(suppression, "_FEW_CLASSES", 1)
     settled = 0
     for seed in range(60):
         number, most, iou = (1, 17, 90)[seed % 3], (1, 5, 100)[(seed // 3) % 3], (0.3, 0.5, 1.0)[seed % 3]
@@ -42,6 +45,19 @@ def test_equal_to_comparing_every_pair(prefix: int, monkeypatch: pytest.MonkeyPa
                 settled += 1
                 assert quick[image].tolist() == expected
     assert settled > 60
+
+
+def test_many_boxes_of_many_classes_take_both_ways() -> None:
+    # As many as by default go class by class at first; what is left of them is for the kernel.
+    random = torch.Generator().manual_seed(3)
+    corners = torch.rand(1, 900, 2, generator=random) * 100
+    boxes = torch.cat([corners, corners + 20 + torch.rand(1, 900, 2, generator=random) * 40], dim=2)
+    labels = torch.randint(40, (1, 900), generator=random) * 10_000  # numbers that a byte would confuse
+    is_real = torch.ones(1, 900, dtype=torch.bool)
+    expected = literal(boxes[0], labels[0], is_real[0], 0.5, 900)
+    assert 200 < len(expected) < 800
+    assert suppress(boxes, labels, is_real, iou=0.5, most=900)[0, : len(expected)].tolist() == expected
+    assert suppress(boxes, labels, is_real, iou=0.5, most=50)[0].tolist() == expected[:50]
 
 
 def test_what_the_first_candidates_do_not_decide_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lw_retinanet.conventions import OutputRule
 
-_RUN = 18  # anchors: those of two cells, as a rule
-_MANY = 20  # times the candidates of a level: more anchors above the threshold are cut down before their classes are looked at
+_RUN = 9  # anchors: those of a cell, as a rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,70 +51,61 @@ def best_candidates(logits: Tensor, anchors_per_level: Sequence[int], rule: Outp
 
 
 def _passing(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
-    """What passes the threshold first, which on trained weights is little; then the best of that."""
-    num_images, num_anchors, num_classes = logits.shape
-    number, levels = rule.candidates_per_level, _levels(anchors_per_level, rule)
-    thresholds = torch.tensor([threshold for _, _, threshold in levels])
-    floors = torch.tensor([_logit_below(threshold) for _, _, threshold in levels]).repeat(num_images, 1)
-    ends = torch.tensor([stop for _, stop, _ in levels])
-    rows = logits.reshape(-1, num_classes)  # an image's anchors, then the next one's
+    """What passes the threshold first, which on trained weights is little; then the best of that. For a CPU.
 
-    def image_and_level(places: Tensor) -> tuple[Tensor, Tensor]:
-        image = places // num_anchors
-        return image, torch.bucketize(places - image * num_anchors, ends, right=True)
-
-    places = _near_something(rows, num_images, levels, floors[0])
-    values = rows.index_select(0, places)
-    # NaN stays: other classes may be sound.
-    kept = (~(values.amax(dim=1).float() < floors[image_and_level(places)])).nonzero().flatten()
-    if len(kept) > _MANY * number * num_images:
-        best = rows.amax(dim=1).float().view(num_images, -1)
-        for column, (start, stop, _) in enumerate(levels):
-            if stop - start > number:
-                maxima = best[:, start:stop].nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-                floors[:, column] = torch.maximum(floors[:, column], maxima.topk(number, dim=1).values[:, -1])
-        per_anchor = floors.repeat_interleave(torch.tensor(anchors_per_level), dim=1)
-        places = (~(best < per_anchor)).flatten().nonzero().flatten()
-        values = rows.index_select(0, places)
-    else:
-        places, values = places.index_select(0, kept), values.index_select(0, kept)
-    image, level = image_and_level(places)
-    values = values.float()
-    cells = (values >= floors[image, level][:, None]).flatten().nonzero().flatten()
-    pair = cells // num_classes
-    values, image, level = values.flatten()[cells], image[pair], level[pair]
-    flat = (places[pair] - image * num_anchors - pair) * num_classes + cells
-    scores = _scores(values)
-    chosen = scores > thresholds[level]
-    counts = torch.bincount(image * len(levels) + level, minlength=num_images * len(levels)).tolist()
-    end = 0
-    for count in counts:  # pairs of one level of one image follow one another
-        begin, end = end, end + count
-        if count > number:
-            among = torch.zeros(count, dtype=torch.bool)
-            among[_keys(values[begin:end], flat[begin:end]).topk(number).indices] = True
-            chosen[begin:end] &= among
-    image, scores, flat = image[chosen], scores[chosen], flat[chosen]
-    order = _keys(scores, flat).sort(descending=True).indices
-    per_image = [order[image[order] == i] for i in range(num_images)] if num_images > 1 else [order]
-    padded = torch.nn.utils.rnn.pad_sequence(per_image, batch_first=True, padding_value=-1)
-    is_real = padded >= 0
-    if not len(flat):
-        flat, scores = flat.new_zeros(1), scores.new_zeros(1)
-    flat = flat[padded] * is_real
-    return Candidates(scores=scores[padded] * is_real, labels=flat % num_classes, anchors=flat // num_classes, is_real=is_real)
+    What is left after the pass over all logits goes to NumPy, which compares and sorts several times as fast as PyTorch, and starts no
+    threads for it.
+    """
+    levels = _levels(anchors_per_level, rule)
+    found = [_of_image(image, levels, rule.candidates_per_level) for image in logits.detach()]
+    scores, anchors, labels = (pad_sequence(list(column), batch_first=True) for column in zip(*found, strict=True))
+    counts = torch.tensor([len(columns[0]) for columns in found])
+    return Candidates(scores=scores, labels=labels, anchors=anchors, is_real=torch.arange(scores.shape[1]) < counts[:, None])
 
 
-def _near_something(rows: Tensor, num_images: int, levels: Sequence[tuple[int, int, float]], floors: Tensor) -> Tensor:
-    """Rows in whose neighbourhood a logit reaches its floor: maxima of whole runs of rows cost half of what maxima of rows cost."""
-    num_anchors = levels[-1][1]
-    whole = len(rows) // _RUN * _RUN
-    runs = ~(rows[:whole].view(-1, _RUN * rows.shape[1]).amax(dim=1).float() < float(floors[0]))
-    if floors[-1] < floors[0]:  # of the last level, which is small, all
-        for image in range(num_images):
-            runs[(image * num_anchors + levels[-1][0]) // _RUN : (image + 1) * num_anchors // _RUN + 1] = True
-    near = (runs.nonzero() * _RUN + torch.arange(_RUN)).flatten()
-    return torch.cat([near, torch.arange(whole, len(rows))])
+def _of_image(logits: Tensor, levels: Sequence[tuple[int, int, float]], number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, the best first, anchors and classes, all (S,), of one image's (A, K) logits."""
+    found = [_best_of_level(logits[start:stop], threshold, number) for start, stop, threshold in levels]
+    pairs = np.concatenate([pairs + start * logits.shape[1] for (start, _, _), (_, pairs) in zip(levels, found, strict=True)])
+    scores = _scores(torch.from_numpy(np.concatenate([values for values, _ in found]))).numpy()
+    thresholds = np.array([threshold for _, _, threshold in levels], dtype=np.float32)
+    passed = scores > thresholds.repeat([len(values) for values, _ in found])
+    scores, pairs = scores[passed], pairs[passed]
+    # The bits of numbers that are not negative rise as these do; among equal ones the lower pair is first. Places are below 2^32.
+    order = np.argsort(pairs - (scores.view(np.int32).astype(np.int64) << 32))
+    anchors, labels = np.divmod(pairs[order], logits.shape[1])
+    return torch.from_numpy(scores[order]), torch.from_numpy(anchors), torch.from_numpy(labels)
+
+
+def _best_of_level(logits: Tensor, threshold: float, number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits and ``anchor * K + class`` of one level's best pairs, in any order; of (A, K).
+
+    All that pass the threshold are among them, if these are no more than ``number``, and perhaps some that do not.
+    """
+    # Maxima of whole runs of anchors take half as long as those of anchors: as long as reading takes.
+    length = math.gcd(len(logits), _RUN) * logits.shape[1]
+    runs = logits.reshape(-1, length)
+    maxima = runs.amax(dim=1).float().numpy()
+    floor = np.float32(_logit_below(threshold))
+    near = np.flatnonzero(~(maxima < floor))  # NaN stays: its neighbours may be sound
+    if len(near) > number:
+        # As many runs have a pair at or above the one that comes last among their maxima.
+        floor = max(floor, _nth_largest(np.nan_to_num(maxima[near], nan=-np.inf, posinf=np.inf, neginf=-np.inf), number))
+        near = near[~(maxima[near] < floor)]
+    values = runs.index_select(0, torch.from_numpy(near)).float().flatten().numpy()
+    cells = np.flatnonzero(values >= floor)
+    values, run = values[cells], cells // length
+    pairs = cells + (near[run] - run) * length
+    if len(values) > number:
+        limit = _nth_largest(values, number)
+        above, equal = np.flatnonzero(values > limit), np.flatnonzero(values == limit)  # the first of equal ones are to stay
+        best = np.concatenate([above, equal[: number - len(above)]])
+        values, pairs = values[best], pairs[best]
+    return values, pairs
+
+
+def _nth_largest(values: NDArray[np.float32], number: int) -> np.float32:
+    return np.partition(values, -number)[-number]
 
 
 def _fixed(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
@@ -130,7 +123,7 @@ def _fixed(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -
         flat = (anchors[..., None] * num_classes + classes).flatten(1)
         best = _keys(pairs, flat).topk(min(rule.candidates_per_level, pairs.shape[1]), dim=1).indices
         scores = _scores(pairs.gather(1, best))
-        columns.append((scores, flat.gather(1, best), scores > _single(threshold)))
+        columns.append((scores, flat.gather(1, best), scores > threshold))
     scores, flat, is_real = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
     scores = scores * is_real
     order = _keys(scores, flat).sort(dim=1, descending=True).indices
@@ -139,13 +132,13 @@ def _fixed(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -
 
 
 def _levels(anchors_per_level: Sequence[int], rule: OutputRule) -> list[tuple[int, int, float]]:
-    """First anchor, end and score threshold of each level."""
+    """First anchor, end and score threshold of each level; the last in single precision, as scores are."""
     levels, start = [], 0
     for number in anchors_per_level:
-        levels.append((start, start + number, rule.score_threshold))
+        levels.append((start, start + number, _single(rule.score_threshold)))
         start += number
     if rule.last_level_score_threshold is not None:
-        levels[-1] = (*levels[-1][:2], rule.last_level_score_threshold)
+        levels[-1] = (*levels[-1][:2], _single(rule.last_level_score_threshold))
     return levels
 
 
@@ -155,8 +148,7 @@ def _scores(logits: Tensor) -> Tensor:
 
 
 def _single(threshold: float) -> float:
-    """What scores, which are float32, are compared with."""
-    return float(torch.tensor(threshold, dtype=torch.float32))
+    return float(np.float32(threshold))
 
 
 def _logit_below(score: float) -> float:
