@@ -85,6 +85,22 @@ def test_without_torchvision_the_first_one_is_the_measure() -> None:
     assert [(each["role"], each["than"], each["ratio"]) for each in second["times_as_fast"]] == [("first", "a", 3.0)]
 
 
+def test_models_are_held_against_the_first_one_in_the_same_runtime_and_precision() -> None:
+    result = report(
+        measured("shipped", 100, family="torchvision"),
+        measured("base", 50),
+        measured("base half", 20, precision="bf16"),
+        measured("light", 30),
+        measured("light half", 16, precision="bf16"),
+        shipped="shipped",
+    )
+    found = {row["name"]: {each["role"]: (each["than"], each["ratio"]) for each in row["times_as_fast"]} for row in result["contenders"]}
+    assert "alike" not in found["base"]
+    assert "alike" not in found["base half"]
+    assert found["light"]["alike"] == ("base", pytest.approx(50 / 30))
+    assert found["light half"]["alike"] == ("base half", pytest.approx(20 / 16))
+
+
 def test_stages_have_to_add_up() -> None:
     good = report(measured("a", 100, stages={"FPN": 30.0, "decode": 65.0}))
     assert good["contenders"][0]["stages"] == {

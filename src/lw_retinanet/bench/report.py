@@ -90,16 +90,18 @@ class Report:
 
     def _slower(self, one: Measured) -> dict[str, Measured]:
         """Whom it is held against, by the part that these play."""
+        alike = next(each for each in self.measured if _way(each) == _way(one))
+        like = {"alike": alike} if one.contender.family == "ours" and alike is not one else {}
         if self.shipped is None:
             first = self.measured[0]
-            return {} if one is first else {"first": first}
+            return {} if one is first else {"first": first, **({} if alike is first else like)}
         if one.contender.family == "torchvision":
             return {}
         theirs = [each for each in self.measured if each.contender.family == "torchvision"]
         # What computes in fp32 is held against fp32; what rounds against the fastest of all.
         fair = [each for each in theirs if one.contender.precision in _ROUNDED or each.contender.precision == "fp32"]
         shipped = next(each for each in theirs if each.contender.name == self.shipped)
-        return {"shipped": shipped, "best": min(fair, key=lambda each: summary(each.times)["median"])}
+        return {"shipped": shipped, "best": min(fair, key=lambda each: summary(each.times)["median"]), **like}
 
     @staticmethod
     def _ratio(one: Measured, other: Measured, role: str) -> dict[str, Any]:
@@ -110,3 +112,9 @@ class Report:
             **ratio_interval(other.times, one.times).as_dict("ratio"),
             "macs_ratio": others / macs if macs and others else None,
         }
+
+
+def _way(measured: Measured) -> tuple[str, ...]:
+    """How it is run, whatever the model."""
+    one = measured.contender
+    return one.family, one.runtime, one.precision, one.how

@@ -6,7 +6,7 @@ from typing import Any
 from lw_retinanet.bench.stages import STAGES
 from lw_retinanet.evaluate.tables import aligned
 
-_ROLES = {"shipped": "vs torchvision as shipped", "best": "vs its best", "first": "vs the first"}
+_ROLES = {"shipped": "vs torchvision as shipped", "best": "vs its best", "first": "vs the first", "alike": "vs the first model, run alike"}
 Rows = list[list[str]]
 
 
