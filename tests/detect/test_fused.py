@@ -96,6 +96,7 @@ def test_weights_laid_out_for_one_input_serve_all() -> None:
     for shape in ((1, 16, 40, 40), (1, 16, 40, 40), (3, 16, 5, 9), (1, 16, 1, 1)):
         images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(fused(images), conv(images).relu())
+    assert len(fused.packed) == 3  # one layout a shape: from that of another shape, every call would take its time
 
 
 def test_a_watched_convolution_is_left_alone() -> None:

@@ -16,6 +16,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from lw_retinanet.models.backbone import ResNetBackbone
 from lw_retinanet.models.retinanet import RetinaNet
 
+_PACKED_SHAPES = 5  # of the input: the levels of a head, or as many sizes of pictures; each keeps the weights once more
+
 
 class FusedConv(nn.Module):
     """A convolution with the activation behind it, and with an addition before that where it is given something to add.
@@ -28,7 +30,8 @@ class FusedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, activation: nn.Module | None) -> None:
         super().__init__()
         assert isinstance(conv.padding, tuple)
-        self.weight = (conv.weight.detach(), False)  # and whether it is laid out; one value, since several threads may come at first
+        self.weight = conv.weight.detach()
+        self.packed: dict[tuple[int, ...], Tensor] = {}
         self.bias = conv.bias
         self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         # Clipping to 0..6 is a "hardtanh" there.
@@ -37,10 +40,10 @@ class FusedConv(nn.Module):
             self.activation = ("hardtanh", [0.0, 6.0]) if isinstance(activation, nn.ReLU6) else ("relu", [])
 
     def forward(self, features: Tensor, added: Tensor | None = None) -> Tensor:
-        weight, is_packed = self.weight
-        features = features.to(weight.dtype)
-        if not is_packed:
-            weight = self._pack(weight, features)
+        features = features.to(self.weight.dtype)
+        weight = self.packed.get(features.shape)
+        if weight is None:
+            weight = self._pack(features)
         operators: Any = torch.ops.mkldnn._convolution_pointwise
         name, scalars = self.activation
         if added is None:
@@ -51,11 +54,14 @@ class FusedConv(nn.Module):
             output = operators.binary(features, added, weight, self.bias, *self.how, "add", 1.0, then, [], None)
         return output
 
-    def _pack(self, weight: Tensor, features: Tensor) -> Tensor:
-        """Lay the weights out as oneDNN wants them for an input like this; given plain ones it does so at every call."""
+    def _pack(self, features: Tensor) -> Tensor:
+        """The weights as oneDNN wants them for an input of this shape; given others it lays them out at every call, which takes far longer
+        from the layout of another shape than from plain ones. Several threads may come here with one shape, and do the same."""
+        if len(self.packed) >= _PACKED_SHAPES:
+            return self.weight
         padding, stride, dilation, groups = self.how
-        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, list(features.shape))
-        self.weight = packed, True
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight, padding, stride, dilation, groups, list(features.shape))
+        self.packed[tuple(features.shape)] = packed
         return packed
 
 

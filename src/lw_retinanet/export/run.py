@@ -135,8 +135,10 @@ class Exported:
     def lines(self) -> list[str]:
         """For people."""
         agreement = self.agreement
-        same = f"{agreement.compared - agreement.missing} of {agreement.compared} detections the same"
+        same = f"{agreement.compared} detections, {agreement.missing} without partner"
         shown = f", logits and deltas within {agreement.largest:.1e}" if agreement.largest is not None else ""
+        if self.manifest.precision != "fp32" or self.manifest.half_weights:
+            same, shown = "rounded" if agreement.rms is None else f"relative error of logits and deltas {agreement.rms:.2g}", ""
         empty = "a picture without objects" if agreement.empty else "a plain picture"
         sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in agreement.cases[:-1])
         lines = [f"checked against PyTorch at {sizes} and on {empty}: {same}{shown}"]
