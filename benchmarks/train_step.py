@@ -103,9 +103,7 @@ def measure(options: argparse.Namespace) -> int:
     networks: dict[str, RetinaNet] = {}
     for preset in ("retinanet", "lw-v3"):
         torch.manual_seed(0)
-        networks[preset] = build(
-            plan_of(preset), num_classes=num_classes, backbone=options.backbone, conventions=conventions
-        ).eval()
+        networks[preset] = build(plan_of(preset), num_classes=num_classes, backbone=options.backbone, conventions=conventions).eval()
         make_realistic(networks[preset], normalise(batches[0].images[:1], batches[0].sizes_hw[:1], rule))
     wanted = dict.fromkeys([SHIPPED, BASE, *(options.only or [*THEIRS, *OURS])])
     if options.profile:
@@ -204,7 +202,7 @@ def theirs(network: RetinaNet, batches: list[Batch], device: torch.device, chann
     """torchvision's model in the loop of torchvision's reference scripts, without their logging."""
     model = torchvision_twin(network).to(device).train()
     if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     for name, parameter in model.backbone.body.named_parameters():
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -298,7 +296,7 @@ def profiled(contender: Contender, device: torch.device) -> str:
     contender.step(0)
     with profile(activities=activities, record_shapes=False) as seen:
         contender.step(1)
-    return seen.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=30, max_name_column_width=60)
+    return str(seen.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=30, max_name_column_width=60))
 
 
 def table(result: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def test_a_failed_save_leaves_the_old_ones_and_no_scrap(tmp_path: Path, monkeypa
 
 def test_scrap_of_a_killed_save_is_removed_by_the_next(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, make(1))
-    for name in (".step-00000002.part.safetensors", ".step-00000002.77.part.sha256", "step-00000002.sha256"):
+    for name in (".step-00000002.part.safetensors", ".step-00000002.77.part.sha256", "step-00000002.sha256", ".tmplokIsN"):
         (tmp_path / name).write_bytes(b"scrap")
     found = load_latest(tmp_path)
     assert found is not None

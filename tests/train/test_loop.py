@@ -1,8 +1,10 @@
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -151,6 +153,92 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
     checkpoint = load_latest(run_path / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.step == 2
+
+
+def test_a_loss_that_is_not_finite_is_noticed_a_step_later_and_still_changes_nothing(
+    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    honest = accumulate_gradients
+    seen: list[dict[str, Tensor]] = []
+
+    def poisoned(wrapped: Any, batches: Any, **options: Any) -> StepResult:
+        result = honest(wrapped, batches, **options)
+        seen.append(weights(model))
+        if len(seen) == 3:
+            result.losses[0] = float("inf")
+        return result
+
+    monkeypatch.setattr(loop, "accumulate_gradients", poisoned)
+    with pytest.raises(TrainingError, match=r"^step 3: classification not finite, on images "):
+        run(model, data, make_config(steps=9, save_every=5), run_path)
+    assert len(seen) == 4
+    after = weights(model)
+    # Neither by the step that was not finite, nor by the next, which was begun before that was known.
+    assert all(torch.equal(seen[2][name], after[name]) for name in after)
+    assert not torch.equal(seen[1]["head.cls.own_units.P3.0.0.weight"], after["head.cls.own_units.P3.0.0.weight"])
+    assert [entry["step"] for entry in entries(run_path)] == [1, 2]
+
+
+class Promised:
+    """Scores that arrive when somebody waits for them, or never if ``ends`` is false; of each step, the weights that it is of."""
+
+    def __init__(self, *, ends: bool = True) -> None:
+        self.ends = ends
+        self.seen: list[tuple[int, Tensor]] = []
+
+    def __call__(self, model: RetinaNet, step: int) -> Future[dict[str, Any]]:
+        self.seen.append((step, model.state_dict()["fpn.inner_blocks.0.0.weight"].clone()))
+        score: Future[dict[str, Any]] = Future()
+        if self.ends:
+            Timer(0.2, lambda: score.set_result({"AP": step / 100})).start()
+        return score
+
+
+def test_scores_of_another_process_are_logged_with_their_step_before_the_last_line(
+    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+) -> None:
+    run(make_model(), data, make_config(batch_size=4, epochs=3, evaluate_every=1, save_every=100), run_path, evaluate=Promised())
+    log = entries(run_path)
+    assert sorted((entry["step"], entry["AP"]) for entry in log if "AP" in entry) == [(2, 0.02), (4, 0.04)]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    # What reads how long a run was reads it there.
+    assert log[-1]["step"] == 6
+
+
+def test_a_run_killed_before_a_score_arrived_makes_up_for_it(
+    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(batch_size=4, epochs=3, evaluate_every=1, ema=0.5)
+    honest = accumulate_gradients
+    calls: list[None] = []
+
+    def killed(wrapped: Any, batches: Any, **options: Any) -> StepResult:
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return honest(wrapped, batches, **options)
+
+    before, after, again = Promised(ends=False), Promised(), Promised()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "accumulate_gradients", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(make_model(), data, config, run_path, evaluate=before)
+    assert [step for step, _ in before.seen] == [2]
+    with RunFolder.reopened(run_path) as (folder, found, _):
+        train(make_model(seed=9), data, config=found, folder=folder, world=World(), resume=True, evaluate=after)
+    # Of the very weights that were to be scored.
+    assert [step for step, _ in after.seen] == [2, 4]
+    assert torch.equal(after.seen[0][1], before.seen[0][1])
+    assert [entry["step"] for entry in entries(run_path) if "AP" in entry] == [2, 4]
+    # What is there is not asked for again.
+    with RunFolder.reopened(run_path) as (folder, found, _):
+        folder.trim_log(4)
+        for path in checkpoint_files(folder.checkpoints)[-1:]:
+            path.unlink()
+        train(make_model(), data, config=found, folder=folder, world=World(), resume=True, evaluate=again)
+    assert again.seen == []
+    assert [entry["step"] for entry in entries(run_path)] == [1, 2, 2, 3, 4, 4, 5, 6]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -228,3 +228,44 @@ def test_no_object_at_all_costs_only_background() -> None:
     for kind in get_args(BoxLoss):
         assert box_loss(torch.ones(1, 3, 4), ANCHORS, matches, kind=kind).tolist() == [0]
     assert float(focal_loss(torch.zeros(1, 3, 2), matches.labels)) == pytest.approx(6 * 0.1875 * math.log(2))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_the_written_slope_of_negatives_is_the_derivative(gamma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 30, 4, generator=generator, dtype=torch.float64) * 4).requires_grad_()
+    labels = torch.full((2, 30), BACKGROUND)
+    (found,) = torch.autograd.grad(focal_loss(logits, labels, gamma=gamma).sum(), logits)
+    literal = 0.75 * logits.sigmoid() ** gamma * -torch.log1p(-logits.sigmoid())
+    (expected,) = torch.autograd.grad(literal.sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_as_large_as_the_logits_is_kept_for_the_gradient(dtype: torch.dtype) -> None:
+    kept: list[Tensor] = []
+    logits = torch.randn(2, 50, 8, dtype=dtype, requires_grad=True)
+    labels = torch.zeros(2, 50, dtype=torch.int64)
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        focal_loss(logits, labels)
+    assert not [tensor for tensor in kept if tensor.numel() >= logits.numel() and tensor.data_ptr() != logits.data_ptr()]
+
+
+def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 31, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.randint(-2, 4, (2, 31), generator=generator)
+    whole = focal_loss(logits, labels)
+    (expected,) = torch.autograd.grad(whole.sum(), logits)
+    # 5 rows a part, of which some lie in both images.
+    monkeypatch.setattr("lw_retinanet.train.losses._CACHED_PAIRS", 20)
+    found = focal_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    # But for the last bit: rows at the end of a part are computed one by one, and exp has its own rounding there.
+    torch.testing.assert_close(found, whole, rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)

@@ -1,11 +1,12 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch.optim import SGD, AdamW
 
 from lw_retinanet.config import Config
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.train.optimiser import make_optimiser, peak_rate, set_rates
+from lw_retinanet.train.optimiser import make_optimiser, peak_rate, set_rates, step_unless
 
 
 def test_groups_hold_every_trained_parameter_once(make_model: Callable[..., RetinaNet], make_config: Callable[..., Config]) -> None:
@@ -42,3 +43,25 @@ def test_recipes_choose_rule_and_rate(make_model: Callable[..., RetinaNet], make
     assert sgd.defaults["momentum"] == 0.9
     assert isinstance(make_optimiser(make_model(), make_config().train, images_per_step=8), AdamW)
     assert peak_rate(make_config(rate=None).train, 8) == 2e-4
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_a_refused_step_changes_neither_weights_nor_state(
+    recipe: str, make_model: Callable[..., RetinaNet], make_config: Callable[..., Config]
+) -> None:
+    model, twin = make_model(), make_model()
+    optimiser, expected = (make_optimiser(one, make_config(recipe=recipe).train, images_per_step=4) for one in (model, twin))
+
+    def step(one: RetinaNet, by: torch.optim.Optimizer, value: float, refused: float) -> None:
+        for parameter in one.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        step_unless(by, torch.tensor(refused))
+
+    for value, refused in ((0.1, 0.0), (float("nan"), 1.0), (0.2, 0.0)):
+        step(model, optimiser, value, refused)
+        if not refused:
+            step(twin, expected, value, 0.0)
+    # The counters of AdamW's bias correction, too: else the third step would be another one.
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), twin.parameters(), strict=True))
+    for one, other in zip(optimiser.state.values(), expected.state.values(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from lw_retinanet.errors import ConfigError, DataError, ImageError, RunFolderErr
 from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate, match_categories
 from lw_retinanet.evaluate.detect_records import Progress, detect_records
 from lw_retinanet.evaluate.detections import write_results
+from lw_retinanet.evaluate.scoring_process import ScoringProcess
 from lw_retinanet.evaluate.write import write_metrics
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.train.distributed import World, joined_world
@@ -123,12 +125,12 @@ def run_training(
             if config.model.start is None and config.model.backbone_weights == "none" and not resume:
                 log.warning("the backbone starts from random weights; model.backbone_weights=imagenet learns far faster on small data")
 
-        def score(trained: RetinaNet, step: int) -> dict[str, Any]:
+        def score(trained: RetinaNet, step: int) -> Future[dict[str, Any]]:
             assert held_out is not None
-            detector = Detector(trained, records.categories, device=world.device)
-            return {
-                key: value for key, value in evaluate(held_out, detect_records(detector, held_out)).as_dict().items() if key != "per_class"
-            }
+            assert scoring is not None
+            return scoring.submit(detect_records(Detector(trained, records.categories, device=world.device), held_out))
+
+        scoring = stack.enter_context(ScoringProcess(held_out)) if held_out is not None and world.is_main else None
 
         trained = train(
             model,
@@ -138,7 +140,7 @@ def run_training(
             world=world,
             macs_reduction=macs_reduction(model) if config.train.schedule == "paper" else 1.0,
             resume=resume,
-            evaluate=score if held_out is not None else None,
+            evaluate=score if scoring is not None else None,
             teacher=teacher.model.to(world.device) if teacher else None,
             teacher_full_head=teacher is not None and teacher.record.switchable,
         )

@@ -64,7 +64,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def _remove_leftovers(folder: Path) -> None:
     """Delete what a run left that was killed while saving: temporary files, and checksums of checkpoints that are not there."""
-    for leftover in leftovers(folder):
+    # safetensors writes into a temporary file of its own beside the one that it is asked for.
+    for leftover in (*leftovers(folder), *folder.glob(".tmp??????")):
         leftover.unlink()
     for checksum in folder.glob("step-*.sha256"):
         if not checksum.with_suffix(".safetensors").exists():

@@ -1,12 +1,14 @@
 """A student network learns what a teacher network says, without labels."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from lw_retinanet.boxes import decode
 from lw_retinanet.structures import Predictions
+from lw_retinanet.train.losses import giou_loss
 
 # (0, 0) is the anchor's centre and its sides are 1: generalised IoU does not change when x and y are stretched, so any anchor will do.
 UNIT_ANCHOR = (-0.5, -0.5, 0.5, 0.5)
@@ -50,24 +52,34 @@ def box_distillation(deltas: Tensor, taught_deltas: Tensor, taught_logits: Tenso
     Returns:
         The sum over anchors that the teacher is sure of, divided as :func:`class_distillation`. fp32.
     """
-    anchor = torch.tensor(UNIT_ANCHOR, device=deltas.device)
+    anchor = _unit_anchor(deltas.device)
     return _sure_giou(decode(deltas.float(), anchor), decode(taught_deltas.float(), anchor), taught_logits)
 
 
 def distance_distillation(distances: Tensor, taught_distances: Tensor, taught_logits: Tensor) -> Tensor:
     """The same for FCOS, whose boxes are (N, A, 4) distances to the left, top, right and bottom side, before their ReLU."""
-    signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=distances.device)
     distances = distances.float()
     # The value is the ReLU's, as in use, but the gradient has a slope below 0, so that a side that is empty can grow again.
     sloped = F.leaky_relu(distances, _EMPTY_SLOPE)
     sides = sloped + (distances.relu() - sloped).detach() + _LEAST_DISTANCE
-    return _sure_giou(sides * signs, (taught_distances.float().relu() + _LEAST_DISTANCE) * signs, taught_logits)
+    return _sure_giou(_around_origin(sides), _around_origin(taught_distances.float().relu() + _LEAST_DISTANCE), taught_logits)
+
+
+def _around_origin(distances: Tensor) -> Tensor:
+    return torch.cat([-distances[..., :2], distances[..., 2:]], dim=-1)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _unit_anchor(device: torch.device) -> Tensor:
+    # Kept, since a copy to a CUDA device would be waited for at every step.
+    return torch.tensor(UNIT_ANCHOR, device=device)
 
 
 def _sure_giou(boxes: Tensor, taught: Tensor, taught_logits: Tensor) -> Tensor:
     scores = taught_logits.float().sigmoid()
     best = scores.amax(dim=2)
-    losses = generalized_box_iou_loss(boxes, taught)
+    losses = giou_loss(boxes, taught)
     return torch.where(best > SURE, best * losses, 0.0).sum() / scores.sum().clamp(min=1)
 
 

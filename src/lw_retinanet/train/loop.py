@@ -1,6 +1,7 @@
 """The training loop: plain torch, one process or many, and the same run however often it is interrupted."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,15 @@ from lw_retinanet.structures import Batch
 from lw_retinanet.train.checkpoint import Checkpoint, load_latest, load_optimiser, optimiser_tensors, save_checkpoint
 from lw_retinanet.train.distributed import World
 from lw_retinanet.train.ema import make_ema
-from lw_retinanet.train.optimiser import make_optimiser, set_rates, trainable
-from lw_retinanet.train.progress import training_progress
+from lw_retinanet.train.optimiser import make_optimiser, set_rates, step_unless, trainable
+from lw_retinanet.train.progress import TrainingProgress, training_progress
+from lw_retinanet.train.reading import Reading
 from lw_retinanet.train.run_folder import RunFolder
 from lw_retinanet.train.schedule import paper_schedule, rate_factor
+from lw_retinanet.train.scores import Score, Scores
 from lw_retinanet.train.step import LOSS_PARTS, accumulate_gradients, require_finite
 
-Evaluate = Callable[[RetinaNet, int], dict[str, Any]]
+Evaluate = Callable[[RetinaNet, int], Score]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,16 @@ class TrainingData:
 
     records: Records
     usable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Issued:
+    """A step that the device was told to do; ``reading`` is of its losses, positives and gradient norm."""
+
+    step: int
+    rate: float
+    images: list[str]
+    reading: Reading
 
 
 def total_steps(config: Config, plan_steps_per_epoch: int, images_per_step: int, macs_reduction: float) -> int:
@@ -84,7 +97,9 @@ def train(
         world: processes.
         macs_reduction: for ``schedule: paper``.
         resume: go on from the newest checkpoint of the folder; before the first one, from the weights of ``model``, as at the start.
-        evaluate: called with the averaged model and the step every ``train.evaluate_every`` epochs, its numbers are logged.
+        evaluate: called with the averaged model and the step every ``train.evaluate_every`` epochs, its numbers are logged. It may give
+            the promise of them and compute them meanwhile; only the model is not its own any more once it has returned. A checkpoint waits
+            for the scores of all steps before its own, and a run that goes on from a step makes up for a score that is missing there.
         teacher: a network on ``world.device`` whose answers are learned beside the labels, weighted by ``train.distill_weight``; it has the
             model's anchors and classes. It is put into evaluation mode, stays as it is, and is in no checkpoint: resuming needs it again.
         teacher_full_head: of a lightened teacher, the head that it had before teaches.
@@ -141,9 +156,49 @@ def train(
     schedule = settings.schedule or "cosine"
     save_every = settings.save_every or plan.steps_per_epoch
     writer = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1) if world.is_main else None
+    score_every = settings.evaluate_every * plan.steps_per_epoch
+
+    def write(entry: dict[str, Any]) -> None:
+        folder.log(entry)
+        _write_scalars(writer, entry)
+
+    scores = Scores(write)
+
+    def is_scored(done: int) -> bool:
+        """At the end the caller evaluates."""
+        return bool(score_every) and done % score_every == 0 and 0 < done < steps
+
+    def score(done: int) -> None:
+        if evaluate and world.is_main:
+            scores.add(done, evaluate(_averaged(model, ema), done))
+            model.train()
+
+    def account(issued: _Issued, progress: TrainingProgress) -> None:
+        """Check and log a step, which the device may have yet to finish."""
+        *losses, positives, norm = issued.reading.numbers()
+        require_finite(losses, norm, step=issued.step, images=issued.images)
+        if not world.is_main:
+            return
+        entry = {
+            "step": issued.step,
+            "epoch": (issued.step - 1) // plan.steps_per_epoch,
+            "loss": sum(losses),
+            **dict(zip(LOSS_PARTS[: len(losses)], losses, strict=True)),
+            "positives": int(positives),
+            "gradient_norm": norm,
+            "rate": issued.rate,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        write(entry)
+        progress.update(issued.step, loss=sum(losses), rate=issued.rate)
+
+    waiting: deque[_Issued] = deque()
+    is_refused = torch.zeros((), device=world.device)
     started = time.monotonic()
-    model.train()
     try:
+        if is_scored(first_step) and not folder.has_score(first_step):  # what was being computed when the run was killed
+            score(first_step)
+        model.train()
         with training_progress(
             total_steps=steps, first_step=first_step, images_per_step=plan.images_per_step, shown=world.is_main
         ) as progress:
@@ -161,40 +216,30 @@ def train(
                     teacher_full_head=teacher_full_head,
                 )
                 norm = nn.utils.clip_grad_norm_(learned, settings.clip or float("inf"))
-                # The one moment of a step at which the host waits for the device.
-                *losses, positives, norm_value = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()]).tolist()
-                names = [data.records.file_names[index] for batch in micro_batches for index in batch.indices]
-                require_finite(losses, norm_value, step=step + 1, images=names)
-                optimiser.step()
+                outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()])
+                # From the first step that is not finite on, weights stay as they are; the host learns of it a step later.
+                is_refused = torch.maximum(is_refused, (~outcome.isfinite()).any().float())
+                step_unless(optimiser, is_refused)
                 optimiser.zero_grad(set_to_none=True)
                 if ema:
                     ema.update_parameters(model)
-                done = step + 1
-                if not world.is_main:
-                    continue
+                done, is_saved = step + 1, (step + 1) % save_every == 0 or step + 1 == steps
+                names = [data.records.file_names[index] for batch in micro_batches for index in batch.indices]
                 rate = optimiser.param_groups[0]["lr"]
-                entry = {
-                    "step": done,
-                    "epoch": step // plan.steps_per_epoch,
-                    "loss": sum(losses),
-                    **dict(zip(LOSS_PARTS[: len(losses)], losses, strict=True)),
-                    "positives": int(positives),
-                    "gradient_norm": norm_value,
-                    "rate": rate,
-                    "seconds": round(time.monotonic() - started, 3),
-                }
-                folder.log(entry)
-                _write_scalars(writer, entry)
-                progress.update(done, loss=sum(losses), rate=rate)
-                if evaluate and settings.evaluate_every and done % (settings.evaluate_every * plan.steps_per_epoch) == 0 and done < steps:
-                    scored = {"step": done, **evaluate(_averaged(model, ema), done)}
-                    folder.log(scored)
-                    _write_scalars(writer, scored)
-                    model.train()
-                # After the evaluation: a run killed in between makes up for it, as resuming drops what was logged after the checkpoint.
-                if done % save_every == 0 or done == steps:
+                waiting.append(_Issued(step=done, rate=rate, images=names, reading=Reading(outcome)))
+                # Before the checkpoint that goes without them, and before the last step, whose line ends the log.
+                scores.write_arrived(wait_before=done if is_saved else 0)
+                # The device computes a step while the host prepares the next one.
+                while len(waiting) > (0 if is_saved or is_scored(done) else 1):
+                    account(waiting.popleft(), progress)
+                if is_scored(done):
+                    score(done)
+                # After the evaluation has begun: a run killed in between makes up for it, as resuming drops what was logged after the
+                # checkpoint, and looks for the score of the checkpoint's own step.
+                if is_saved and world.is_main:
                     save_checkpoint(folder.checkpoints, _snapshot(done, model, ema, optimiser))
     finally:
+        scores.write_arrived()
         if writer:
             writer.close()
     return _averaged(model, ema)

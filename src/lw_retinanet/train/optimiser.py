@@ -1,7 +1,6 @@
 """The optimiser with its parameter groups."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from lw_retinanet.config import TrainConfig
@@ -43,6 +42,18 @@ def set_rates(optimiser: Optimizer, factor: float) -> None:
         group["lr"] = group["peak_rate"] * factor
 
 
-def trainable(model: nn.Module) -> list[torch.Tensor]:
+def step_unless(optimiser: Optimizer, is_refused: Tensor) -> None:
+    """Step, or leave weights and state as they are, which the device decides: the host need not know yet.
+
+    Args:
+        optimiser: of :func:`make_optimiser`.
+        is_refused: () float on the device of the weights, 1 for no step.
+    """
+    # Where fused optimisers look for it; it is what torch's GradScaler tells them.
+    optimiser.found_inf = is_refused  # type: ignore[attr-defined]
+    optimiser.step()
+
+
+def trainable(model: nn.Module) -> list[Tensor]:
     """Parameters that receive gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -73,6 +73,13 @@ class RunFolder:
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(entry)) + "\n")
 
+    def has_score(self, step: int) -> bool:
+        """Whether an evaluation of the weights after ``step`` steps is logged; one being written when the run was killed is not."""
+        if not self.log_file.exists():
+            return False
+        entries = (json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+        return any(entry["step"] == step and "loss" not in entry for entry in entries)
+
     def trim_log(self, step: int) -> None:
         """Drop what was logged after ``step``, so that a resumed run logs each step once."""
         if not self.log_file.exists():

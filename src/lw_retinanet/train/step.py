@@ -53,6 +53,8 @@ def accumulate_gradients(
 ) -> StepResult:
     """Forward and backward over the micro-batches of one step.
 
+    Nothing here makes the host wait for the device: no shape depends on a value, and pictures travel as they are in memory, uint8.
+
     All are matched before the first forward pass, so that each can be divided by the positives of the whole step over all processes: the
     sum of their gradients is then the gradient of the one large batch. What a teacher says is divided by its own scores, micro-batch by
     micro-batch, and then averaged over these.
@@ -80,9 +82,10 @@ def accumulate_gradients(
     totals = torch.zeros(len(LOSS_PARTS) if teacher else len(LOSS_PARTS) - 1, device=device)
     for number, (batch, (anchors, matches)) in enumerate(zip(batches, matched, strict=True), start=1):
         pictures = batch.images.to(device, non_blocking=True)
-        images = normalise(pictures, batch.sizes_hw, conventions.input)
+        sizes_hw = batch.sizes_hw.to(device, non_blocking=True)
+        images = normalise(pictures, sizes_hw, conventions.input)
         if teacher:
-            seen = normalise(pictures, batch.sizes_hw, teacher.conventions.input)
+            seen = normalise(pictures, sizes_hw, teacher.conventions.input)
             taught = _answers(teacher, seen, full_head=teacher_full_head, use_bf16=use_bf16)
         waits = isinstance(model, DistributedDataParallel) and number < len(batches)
         with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
