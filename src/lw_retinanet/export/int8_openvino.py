@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lw_retinanet.errors import ExportError
 from lw_retinanet.export.extras import need, quiet
 from lw_retinanet.export.openvino_file import EXTRA, conv_operations
+from lw_retinanet.export.signal_stack import signal_stack_kept
 
 
 class Inputs(Protocol):
@@ -33,7 +34,7 @@ def quantise_openvino(model: Any, calibration: Inputs, *, keep: Sequence[str] = 
     """
     nncf = need("nncf", extra=EXTRA, why="--precision int8")
     names = tuple(port.get_any_name() for port in model.inputs)
-    with quiet():
+    with quiet(), signal_stack_kept():
         try:
             return nncf.quantize(
                 model.clone(),

@@ -16,6 +16,7 @@ from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import ExportError, InputError, WeightsError
 from lw_retinanet.export.extras import need, quiet
 from lw_retinanet.export.manifest import KEY, ExportPrecision, Manifest, opened, require_network, sealed
+from lw_retinanet.export.signal_stack import signal_stack_kept
 from lw_retinanet.export.tracing import trace
 
 EXTRA = "openvino"
@@ -200,7 +201,8 @@ class OpenVinoRuntime:
         if shape is not None:
             model = model.clone()
             model.reshape({model.inputs[0]: list(shape)})
-        return self._core.compile_model(model, "CPU", self._settings)
+        with signal_stack_kept():
+            return self._core.compile_model(model, "CPU", self._settings)
 
 
 def _reason(error: Exception) -> str:
