@@ -69,17 +69,16 @@ def _settings(*, against: str | None, precision: str, images: Path | None, **oth
     from typing import Any
 
     from lw_retinanet.bench.run import BenchmarkSettings
-    from lw_retinanet.cli.console import existing
-    from lw_retinanet.config import nearest
-    from lw_retinanet.errors import ConfigError
+    from lw_retinanet.cli.console import existing, one_of
 
-    for option, text, known in (("against", against, ("torchvision",)), ("precision", precision, ("fp32", "bf16", "all"))):
-        if text is not None and text not in known:
-            raise ConfigError(f"--{option} {text}: expected {', '.join(known)}{nearest(text, known)}")
+    if against is not None:
+        one_of(("torchvision",), against, "against")
     if images is not None:
         existing(images, "folder of pictures")
-    values: dict[str, Any] = {**others, "against_torchvision": against is not None, "precision": precision, "images": images}
-    return BenchmarkSettings(**values)
+    values: dict[str, Any] = dict(others)
+    return BenchmarkSettings(
+        against_torchvision=against is not None, precision=one_of(("fp32", "bf16", "all"), precision, "precision"), images=images, **values
+    )
 
 
 def _write(folder: Path, result: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lw_retinanet.devices import Precision
 
 Item = TypeVar("Item")
+Word = TypeVar("Word", bound=str)
 SECONDS_BETWEEN_LINES = 15.0
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,21 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def one_of(known: Sequence[Word], text: str, option: str) -> Word:
+    """The value of an option that is one of a few words.
+
+    Raises:
+        ConfigError: if it is none of them.
+    """
+    from lw_retinanet.config import nearest
+    from lw_retinanet.errors import ConfigError
+
+    for word in known:
+        if text == word:
+            return word
+    raise ConfigError(f"--{option} {text}: expected {', '.join(known)}{nearest(text, known)}")
+
+
 def checked_precision(text: str) -> "Precision":
     """The value of ``--precision``.
 
@@ -88,11 +104,7 @@ def checked_precision(text: str) -> "Precision":
     """
     from typing import get_args
 
-    from lw_retinanet.config import nearest
     from lw_retinanet.devices import Precision
-    from lw_retinanet.errors import ConfigError
 
-    for known in get_args(Precision):
-        if text == known:
-            return known
-    raise ConfigError(f"--precision {text}: expected {', '.join(get_args(Precision))}{nearest(text, get_args(Precision))}")
+    known: tuple[Precision, ...] = get_args(Precision)
+    return one_of(known, text, "precision")

@@ -1,14 +1,12 @@
 """``lw-retinanet export``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
     from lw_retinanet.export.run import ExportSettings
-
-Word = TypeVar("Word", bound=str)
 
 
 def export_command(
@@ -62,7 +60,7 @@ def _settings(
 ) -> "ExportSettings":
     from typing import Any
 
-    from lw_retinanet.cli.console import existing
+    from lw_retinanet.cli.console import existing, one_of
     from lw_retinanet.export.run import ExportSettings
 
     for data in (calibrate, validate):
@@ -70,20 +68,10 @@ def _settings(
             existing(data, "data set")
     values: dict[str, Any] = dict(others)
     return ExportSettings(
-        format=_one_of(file_format, ("onnx", "openvino", "triton"), "format"),
-        precision=_one_of(precision, ("fp32", "bf16", "int8"), "precision"),
-        head=_one_of(head, ("light", "full"), "head"),
+        format=one_of(("onnx", "openvino", "triton"), file_format, "format"),
+        precision=one_of(("fp32", "bf16", "int8"), precision, "precision"),
+        head=one_of(("light", "full"), head, "head"),
         calibrate=calibrate,
         validate=validate,
         **values,
     )
-
-
-def _one_of(text: str, known: tuple[Word, ...], option: str) -> Word:
-    from lw_retinanet.config import nearest
-    from lw_retinanet.errors import ConfigError
-
-    for word in known:
-        if text == word:
-            return word
-    raise ConfigError(f"--{option} {text}: expected {', '.join(known)}{nearest(text, known)}")
