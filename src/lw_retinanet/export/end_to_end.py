@@ -10,11 +10,10 @@ from lw_retinanet.export.raw_graph import INPUT
 from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.models.suppression import PREFIX, STEPS
 
 SIZES = "sizes_hw"
 DETECTION_OUTPUTS = ("boxes", "scores", "labels", "counts")
-PREFIX = 1024  # of the best candidates go to NMS
-STEPS = 24  # links in a chain of boxes of which each suppresses the next
 _NOTHING = -1e30  # a logit that passes no threshold; infinity would make NaN of zero times infinity
 
 

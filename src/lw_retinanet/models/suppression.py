@@ -9,7 +9,7 @@ from torchvision.ops import nms
 PREFIX = 1024  # of the best candidates that are looked at first
 _EACH = 16  # candidates of an object, as a rule, where scores are dense
 _FEW_BOXES, _FEW_CLASSES = 400, 12  # with which comparing across classes, too, is no loss
-_STEPS = 24
+STEPS = 24  # links in a chain of boxes of which each suppresses the next
 _PAIRS_AT_A_TIME = 2**25
 
 
@@ -131,7 +131,7 @@ def _fixed_point(boxes: Tensor, labels: Tensor, is_real: Tensor, iou: float) -> 
     overlaps &= (labels[:, :, None] == labels[:, None, :]) & is_real[:, :, None]
     suppresses = overlaps.triu(diagonal=1).to(torch.float16 if boxes.is_cuda else torch.float32)
     is_kept, before = is_real, is_real
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         before = is_kept
         is_kept = is_real & (torch.bmm(is_kept[:, None].to(suppresses.dtype), suppresses)[:, 0] == 0)
     return is_kept, (is_kept == before).all(dim=1)
