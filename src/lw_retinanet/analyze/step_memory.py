@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,8 +82,8 @@ def step_memory(
     count = config.batch_size
     _forget_tensors()
     try:
-        # With symbols for lengths that depend on numbers: torchvision's GIoU loss selects by a mask.
-        with FakeTensorMode(shape_env=ShapeEnv()):
+        # No length in a step depends on values, else this would refuse it, and a real step would wait for the device.
+        with FakeTensorMode():
             student = _fake_copy(model).train()
             student.backbone.freeze(config.freeze or 0)
             guide = _fake_copy(teacher).eval() if teacher else None
