@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lw_retinanet.analyze.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.bench.machine import IDLE_LOAD, machine
-from lw_retinanet.bench.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluate.detections import DetectionTable

@@ -17,7 +17,6 @@ left out then, and said so.
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,13 +25,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.analyze.rounds import summary, take_turns
 from lw_retinanet.bench.entries import give_scores, made_up_network
+from lw_retinanet.bench.gpu_cost import waits_and_peak
 from lw_retinanet.bench.machine import machine
 from lw_retinanet.bench.pictures import made_up_pictures
 from lw_retinanet.bench.realistic import CANDIDATES
-from lw_retinanet.bench.rounds import summary, take_turns
 from lw_retinanet.data.records import Category
 from lw_retinanet.detect.detector import Detector, Inputs
+from lw_retinanet.devices import waiting_for
 from lw_retinanet.evaluate.tables import aligned
 
 PRESETS = ("retinanet", "lw-v3", "lw-narrow")
@@ -105,31 +106,14 @@ def measure(detector: Detector, inputs: Inputs, device: torch.device, rounds: in
     return row
 
 
-def waiting_for(device: torch.device) -> Callable[[], None]:
-    """Wait until a device has done all that it was given."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
-
-
 def on_gpu(call: Callable[[int], Any], device: torch.device) -> dict[str, int]:
     """Of one call: kernels, launches by the host, waits as torch's debug mode sees them, and the peak of allocated bytes."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    mode: Any = torch.cuda.set_sync_debug_mode
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        mode("warn")
-        try:
-            call(0)
-        finally:
-            mode("default")
-    waits = sum("synchronizing" in str(warning.message) for warning in seen)
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
+    found = waits_and_peak(call, device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         call(0)
         torch.cuda.synchronize(device)
     events = [event for event in profiled.events() if not getattr(event, "is_user_annotation", False)]
-    return {"waits": waits, "peak_bytes": peak, **count_events((event.name, event.device_type.name) for event in events)}
+    return {**found, **count_events((event.name, event.device_type.name) for event in events)}
 
 
 def count_events(events: Iterable[tuple[str, str]]) -> dict[str, int]:

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lw_retinanet.analyze.rounds import summary, take_turns
 from lw_retinanet.bench.machine import machine
-from lw_retinanet.bench.rounds import summary, take_turns
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.export.agreement import FP32_TOLERANCE, RMS_LIMITS
 from lw_retinanet.export.onnx_file import OnnxRuntime, read_manifest

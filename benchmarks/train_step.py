@@ -16,7 +16,6 @@ import argparse
 import copy
 import json
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from lw_retinanet.bench.machine import IDLE_LOAD, exact_fp32, machine, pinned_threads
+from lw_retinanet.analyze.rounds import ratio_interval, summary, take_turns
+from lw_retinanet.bench.gpu_cost import waits_and_peak
+from lw_retinanet.bench.machine import IDLE_LOAD, machine, pinned_threads
 from lw_retinanet.bench.realistic import make_realistic
-from lw_retinanet.bench.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.bench.twin import preset_conventions, torchvision_twin
 from lw_retinanet.config import TrainConfig, parse_config
 from lw_retinanet.conventions import Conventions
@@ -39,6 +39,7 @@ from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, to_tensor
 from lw_retinanet.data.sample import draw_scene
 from lw_retinanet.data.source import open_data
+from lw_retinanet.devices import exact_fp32, waiting_for
 from lw_retinanet.evaluate.tables import aligned
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
@@ -123,19 +124,14 @@ def measure(options: argparse.Namespace) -> int:
     if options.profile:
         print(profiled(contenders[options.profile], device))
         return 0
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     calls = {name: contender.step for name, contender in contenders.items()}
-    times = take_turns(calls, rounds=options.rounds, warm_up=options.warm_up, wait=wait)
+    times = take_turns(calls, rounds=options.rounds, warm_up=options.warm_up, wait=waiting_for(device))
     result["rows"] = [
         {
             "name": name,
             "step_ms": summary(times[name]),
             "times_as_fast": ratio_interval(times[SHIPPED], times[name]).as_dict("ratio"),
-            **(on_gpu(contender, device) if device.type == "cuda" else {}),
+            **(waits_and_peak(contender.step, device) if device.type == "cuda" else {}),
         }
         for name, contender in contenders.items()
     ]
@@ -272,23 +268,6 @@ def parity(contenders: dict[str, Contender]) -> dict[str, Any]:
     agrees = losses <= LOSSES and gradient <= GRADIENTS
     words = {"losses": their_losses.tolist(), "largest_relative_difference": losses, "relative_difference_of_a_gradient": gradient}
     return {**words, "agrees": agrees}
-
-
-def on_gpu(contender: Contender, device: torch.device) -> dict[str, int]:
-    """Waits of the host for the GPU in one step, as torch's debug mode sees them, and the peak of allocated bytes."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    mode: Any = torch.cuda.set_sync_debug_mode
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        mode("warn")
-        try:
-            contender.step(0)
-        finally:
-            mode("default")
-    torch.cuda.synchronize(device)
-    waits = sum("synchronizing" in str(warning.message) for warning in seen)
-    return {"waits": waits, "peak_bytes": torch.cuda.max_memory_allocated(device)}
 
 
 def profiled(contender: Contender, device: torch.device) -> str:

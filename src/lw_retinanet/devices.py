@@ -1,5 +1,7 @@
-"""What to compute on, and where bf16 pays."""
+"""What to compute on, where bf16 pays, and what a measurement has to ask of a device."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -45,3 +47,19 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
             return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
         return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # before torch 2.11 or so
     return False
+
+
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """A call that returns when the device has done all that it was given."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """On a GPU, convolutions in fp32 would be rounded to TF32 by default, which is another precision."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

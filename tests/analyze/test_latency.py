@@ -41,11 +41,11 @@ def bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 
 
 def test_models_and_precisions_take_turns_after_the_warm_up(bf16: bool) -> None:
-    result = measure_latency({"a": Recorder("a"), "b": Recorder("b")}, size_hw=(5, 7), batch_size=2, rounds=4, warm_up=2)
+    result = measure_latency({"a": Recorder("a"), "b": Recorder("b")}, size_hw=(5, 7), batch_size=2, rounds=8, warm_up=2)
     precisions = ["fp32", "bf16"] if bf16 else ["fp32"]
     assert {name: list(times) for name, times in result.items()} == {"a": precisions, "b": precisions}
     number = 2 * len(precisions)
-    assert len(CALLS) == number * (2 + 4)
+    assert len(CALLS) == number * (2 + 8)
     timed = [(name, dtype) for name, _, _, dtype in CALLS[number * 2 :]]
     rounds = [timed[start : start + number] for start in range(0, len(timed), number)]
     assert all(len(set(each)) == number for each in rounds)  # every one once a round

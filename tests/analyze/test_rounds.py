@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lw_retinanet.bench.rounds import median_interval, order_of_round, ratio_interval, summary, take_turns
+from lw_retinanet.analyze.rounds import median_interval, order_of_round, ratio_interval, summary, take_turns
 
 
 def test_everyone_is_in_every_place_and_behind_everyone() -> None:

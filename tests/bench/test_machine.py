@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 
-from lw_retinanet.bench.machine import available_cpus, exact_fp32, machine, pinned_threads
+from lw_retinanet.bench.machine import available_cpus, machine, pinned_threads
+from lw_retinanet.devices import exact_fp32
 from lw_retinanet.errors import InputError
 
 

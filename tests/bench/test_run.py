@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.weights.model_files import write_model
 
-from lw_retinanet.bench import run
+from lw_retinanet.bench import counterpart, run
 from lw_retinanet.bench.parity import ParityError
 from lw_retinanet.bench.run import BenchmarkSettings, benchmark
 from lw_retinanet.bench.twin import torchvision_twin
@@ -80,8 +80,8 @@ def test_nothing_is_timed_when_the_answers_differ(monkeypatch: pytest.MonkeyPatc
         torch.nn.init.zeros_(twin.head.classification_head.cls_logits.weight)
         return twin
 
-    monkeypatch.setattr(run, "torchvision_twin", other)
-    monkeypatch.setattr(run, "take_turns", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(counterpart, "torchvision_twin", other)
+    monkeypatch.setattr(run, "timed", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(ParityError, match="retinanet does not answer as torchvision does"):
         benchmark(["retinanet"], BenchmarkSettings(against_torchvision=True, **SMALL))
 

@@ -1,15 +1,14 @@
 """Latency beside the count: what a forward pass takes on this machine, since MACs alone do not decide it."""
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.devices import uses_bf16
+from lw_retinanet.analyze.rounds import take_turns
+from lw_retinanet.devices import exact_fp32, uses_bf16, waiting_for
 from lw_retinanet.errors import ConfigError
 
 WARM_UP = 3
@@ -36,7 +35,7 @@ def measure_latency(
         batch_size: images a call.
         device: where to measure.
         rounds: timed calls of each model and precision.
-        warm_up: calls before that, not timed: they choose kernels and fill caches.
+        warm_up: rounds before that, not timed: they choose kernels and fill caches.
 
     Returns:
         By model, then by precision (``fp32``; ``bf16`` in channels_last where the device computes in it): ``median``, ``p10`` and ``p90``
@@ -52,7 +51,7 @@ def measure_latency(
             raise ConfigError(f"{name} is too small to measure a latency; use a positive number")
     place = torch.device(device)
     images = {name: torch.randn((batch_size, 3, *sizes[name]), generator=torch.Generator().manual_seed(0)).to(place) for name in models}
-    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    calls: dict[tuple[str, str], Callable[[int], object]] = {}
     timed = {name: model.eval().to(place) for name, model in copy.deepcopy(dict(models)).items()}
     for name, model in timed.items():
         calls[name, "fp32"] = _call(model, images[name])
@@ -61,7 +60,8 @@ def measure_latency(
         for name, model in copy.deepcopy(timed).items():
             fast = model.to(memory_format=torch.channels_last)
             calls[name, "bf16"] = _bf16_call(fast, images[name].contiguous(memory_format=torch.channels_last))
-    times = _take_turns(calls, rounds=rounds, warm_up=warm_up, wait=_waiter(place))
+    with torch.inference_mode(), exact_fp32():
+        times = take_turns(calls, rounds=rounds, warm_up=warm_up, wait=waiting_for(place))
     result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
     for (name, precision), milliseconds in times.items():
         p10, median, p90 = np.percentile(milliseconds, (10, 50, 90))
@@ -69,50 +69,13 @@ def measure_latency(
     return result
 
 
-def _take_turns(
-    calls: Mapping[tuple[str, str], Callable[[], object]], *, rounds: int, warm_up: int, wait: Callable[[], None]
-) -> dict[tuple[str, str], list[float]]:
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    keys = list(calls)
-    with torch.inference_mode(), _fp32_as_it_says():
-        for call in calls.values():
-            for _ in range(warm_up):
-                call()
-        for turn in range(rounds):
-            start = turn % len(keys) if keys else 0  # no one is always the first after another
-            for key in keys[start:] + keys[:start]:
-                wait()
-                begin = time.perf_counter()
-                calls[key]()
-                wait()
-                times[key].append((time.perf_counter() - begin) * 1000)
-    return times
+def _call(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    return lambda _: model(images)
 
 
-@contextmanager
-def _fp32_as_it_says() -> Iterator[None]:
-    """cuDNN's default rounds the inputs of fp32 convolutions to TF32; that is another precision."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-def _call(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    return lambda: model(images)
-
-
-def _bf16_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    def call() -> object:
+def _bf16_call(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    def call(_: int) -> object:
         with torch.autocast(images.device.type, torch.bfloat16):
             return model(images)
 
     return call
-
-
-def _waiter(device: torch.device) -> Callable[[], None]:
-    if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None

@@ -1,15 +1,15 @@
 """Times taken in turns, so that a machine that slows down slows all alike, and the intervals that such rounds allow."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000
-Times = dict[str, list[float]]
+Name = TypeVar("Name", bound=Hashable)
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 
@@ -37,14 +37,14 @@ def order_of_round(number: int, count: int) -> list[int]:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[int], object]],
+    calls: Mapping[Name, Callable[[int], object]],
     *,
     rounds: int,
     warm_up: int,
     wait: Callable[[], None] = lambda: None,
     progress: Progress = lambda numbers, _: numbers,
     clock: Callable[[], float] = time.perf_counter,
-) -> Times:
+) -> dict[Name, list[float]]:
     """Milliseconds of every call in every round.
 
     Args:
@@ -56,7 +56,7 @@ def take_turns(
         clock: in seconds.
     """
     names = list(calls)
-    times: Times = {name: [] for name in names}
+    times: dict[Name, list[float]] = {name: [] for name in names}
     for number in progress(range(warm_up + rounds), warm_up + rounds):
         for place in order_of_round(number, len(names)):
             call = calls[names[place]]

@@ -65,17 +65,6 @@ def pinned_threads(number: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """On a GPU, convolutions in fp32 would be rounded to TF32 by default, which is another precision."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 def _pin(cpus: list[int]) -> None:
     if not hasattr(os, "sched_setaffinity"):
         return  # macOS and Windows have no such call; there the number of threads has to do

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lw_retinanet.analyze.rounds import ratio_interval, summary
 from lw_retinanet.bench.contender import Contender
 from lw_retinanet.bench.parity import Parity
-from lw_retinanet.bench.rounds import ratio_interval, summary
 from lw_retinanet.bench.stages import in_order
 
 STAGE_TOLERANCE = 0.1  # of the whole: what the stages may differ from it

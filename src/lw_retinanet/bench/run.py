@@ -1,37 +1,32 @@
 """The whole measurement: open, compare answers, time in turns, time by stage."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
-from lw_retinanet.analyze.detector_cost import DetectorCost, count_detector
-from lw_retinanet.bench.contender import Contender, detector_by_stage, run_detector
-from lw_retinanet.bench.entries import Entry, Timed, give_scores, made_up_network, open_entries
-from lw_retinanet.bench.machine import IDLE_LOAD, exact_fp32, machine, pinned_threads
+from lw_retinanet.analyze.rounds import Progress
+from lw_retinanet.bench.contender import Contender
+from lw_retinanet.bench.counterpart import SHIPPED, counterpart
+from lw_retinanet.bench.entries import Entry, Timed, give_scores, open_entries
+from lw_retinanet.bench.machine import IDLE_LOAD, machine, pinned_threads
 from lw_retinanet.bench.openvino_copy import openvino_copy
-from lw_retinanet.bench.parity import Parity, check_torchvision, check_variant
-from lw_retinanet.bench.peers import HOW, PEERS, peer, torchvision_contender, with_compiled_parts
+from lw_retinanet.bench.own_contenders import own_contenders
+from lw_retinanet.bench.parity import Parity, check_variant
+from lw_retinanet.bench.peers import PEERS, peer
 from lw_retinanet.bench.pictures import Pictures, made_up_pictures, pictures_of, usual_side
 from lw_retinanet.bench.realistic import CANDIDATES
-from lw_retinanet.bench.report import Measured, Report
-from lw_retinanet.bench.rounds import Progress, take_turns
-from lw_retinanet.bench.stages import StageClock
-from lw_retinanet.bench.twin import torchvision_twin, why_not_torchvision
+from lw_retinanet.bench.report import Report
+from lw_retinanet.bench.timing import timed
 from lw_retinanet.config import MAX_SIZE
 from lw_retinanet.detect.detector import Detector
-from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.devices import choose_device, exact_fp32, uses_bf16
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.export.runtimes import ExportedDetector
-from lw_retinanet.weights.model_file import build_network
 
 PEER_PRESETS = ("retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-narrow", "lw-dw5")
-SHIPPED = "torchvision as shipped"
-_STAGE_ROUNDS, _STAGE_WARM_UP = 10, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +129,21 @@ class _Benchmark:
             if entry.record is None:
                 assert entry.network is not None
                 give_scores(entry.network, pictures, candidates=self.settings.candidates)
-        contenders = self._torchvisions(entries, pictures, precisions, size) if self.settings.against_torchvision else []
+        contenders = []
+        if self.settings.against_torchvision:
+            theirs = counterpart(
+                entries,
+                pictures,
+                precisions=precisions,
+                compiled=self.settings.compiled,
+                size=size,
+                num_classes=self.settings.num_classes,
+                candidates=self.settings.candidates,
+                device=self.device,
+            )
+            contenders += theirs.contenders
+            self.parities += theirs.parities
+            self.remarks.append(theirs.remark)
         if self.settings.openvino:
             entries += [openvino_copy(entry, pictures, precisions) for entry in entries if entry.network is not None]
             self.remarks.append(
@@ -142,7 +151,7 @@ class _Benchmark:
             )
         for entry in entries:
             self._compare_precisions(entry, pictures)
-            contenders += self._of(entry, pictures)
+            contenders += own_contenders(entry, pictures)
         self._compare_files(entries, pictures)
         for name in PEERS if self.settings.peers else ():
             contenders += peer(
@@ -155,7 +164,15 @@ class _Benchmark:
                 device=self.device,
             )
         self._remark_on(entries, contenders)
-        measured = self._timed(contenders, pictures, progress)
+        measured = timed(
+            contenders,
+            pictures,
+            rounds=self.settings.rounds,
+            warm_up=self.settings.warm_up,
+            batch_size=self.settings.batch_size,
+            device=self.device,
+            progress=progress,
+        )
         return Report(
             machine=before,
             settings={**vars(self.settings), "images": str(self.settings.images) if self.settings.images else None},
@@ -173,68 +190,6 @@ class _Benchmark:
             return ("fp32", "bf16")
         self.remarks.append("This device does not multiply in bf16, so there are no rows in bf16; --precision bf16 measures its emulation.")
         return ("fp32",)
-
-    def _of(self, entry: Entry, pictures: Pictures) -> list[Contender]:
-        found = []
-        for title, detector in entry.detectors.items():
-            precision, is_compiled = title.split()[0], title.endswith("compiled")
-            inputs = detector.prepare([pictures.decoded(0)])
-            cost = _cost(entry, detector, inputs.size_hw)
-            is_ours = entry.runtime == "pytorch"
-            found.append(
-                Contender(
-                    name=f"{entry.name} {title}",
-                    model=entry.name,
-                    family="ours",
-                    runtime=entry.runtime,
-                    precision=precision,
-                    how=f"folded, fused, channels_last{', compiled' if is_compiled else ''}" if is_ours else entry.runtime,
-                    run=run_detector(detector),
-                    by_stage=None if is_compiled else detector_by_stage(detector),
-                    macs=cost.macs,
-                    params=sum(block.params for block in cost.blocks.values()),
-                    input_hw=inputs.size_hw,
-                    candidates=_candidates(detector, pictures),
-                    accuracy=_accuracy(detector),
-                )
-            )
-        return found
-
-    def _torchvisions(self, entries: Sequence[Entry], pictures: Pictures, precisions: Sequence[Timed], size: int) -> list[Contender]:
-        """torchvision's RetinaNet: of the weights of the first model that it can hold, else of weights that are made up."""
-        reasons = {entry.name: _why_not(entry) for entry in entries}
-        base = next((entry for entry in entries if reasons[entry.name] is None), None)
-        if base is not None and base.network is not None:
-            twin = torchvision_twin(base.network).to(self.device)
-            is_full = bool(base.network.head.plan.cls or base.network.head.plan.bbox)
-            name = f"{base.name}{' (its full head)' if is_full else ''}"
-            self.parities.append(check_torchvision(twin, base.network, pictures, name=name, full_head=is_full))
-            remark = f"torchvision has the weights of {name}."
-        else:
-            like = entries[0]
-            own = like.some.conventions.input.size if like.record is not None else size
-            number = len(like.record.classes) if like.record is not None else self.settings.num_classes
-            network = made_up_network("retinanet", size=own, num_classes=number, backbone=like.backbone, width=like.width)
-            give_scores(network, pictures, candidates=self.settings.candidates)
-            twin = torchvision_twin(network).to(self.device)
-            remark = (
-                f"torchvision's network is another one, so there is no parity to check: it has the full head, and random weights with "
-                f"realistic scores ({like.name}: {reasons[like.name]})."
-            )
-        self.remarks.append(remark)
-        inputs = twin.transform([torch.zeros(3, *pictures.decoded(0).shape[:2], device=self.device)])[0].tensors
-        cost = count_detector(twin, (int(inputs.shape[2]), int(inputs.shape[3])))
-        best = copy.deepcopy(twin).to(memory_format=torch.channels_last)
-        common: dict[str, Any] = {"cost": cost, "family": "torchvision", "title": "retinanet (torchvision)"}
-        found = [torchvision_contender(twin, f"{SHIPPED} fp32", pictures, precision="fp32", how="as shipped", **common)]
-        for precision in precisions:
-            how = HOW[precision]
-            found.append(torchvision_contender(best, f"torchvision {how} {precision}", pictures, precision=precision, how=how, **common))
-            if self.settings.compiled:
-                made, how = with_compiled_parts(best), f"{how}, compiled backbone and head"
-                name = f"torchvision {how} {precision}"
-                found.append(torchvision_contender(made, name, pictures, precision=precision, how=how, is_compiled=True, **common))
-        return found
 
     def _compare_precisions(self, entry: Entry, pictures: Pictures) -> None:
         """A network in less than fp32, or compiled, with itself in fp32."""
@@ -278,53 +233,6 @@ class _Benchmark:
         if len({one.input_hw for one in contenders}) > 1:
             self.remarks.append("Not all networks see pictures of one size; --size gives all of them the same, but for SSD and SSDLite.")
 
-    def _timed(self, contenders: Sequence[Contender], pictures: Pictures, progress: Progress) -> list[Measured]:
-        size = self.settings.batch_size
-        wait = _waiter(self.device)
-
-        def call(contender: Contender) -> Any:
-            return lambda number: contender.run(pictures.batch(number, size))
-
-        times = take_turns(
-            {one.name: call(one) for one in contenders},
-            rounds=self.settings.rounds,
-            warm_up=self.settings.warm_up,
-            wait=wait,
-            progress=progress,
-        )
-        stages: dict[str, list[dict[str, float]]] = {one.name: [] for one in contenders}
-
-        def staged(contender: Contender) -> Any:
-            def run(number: int) -> None:
-                clock = StageClock(wait)
-                assert contender.by_stage is not None
-                contender.by_stage(pictures.batch(number, size), clock)
-                if number >= _STAGE_WARM_UP:
-                    stages[contender.name].append(clock.milliseconds)
-
-            return run
-
-        rounds = min(_STAGE_ROUNDS, self.settings.rounds)
-        take_turns(
-            {one.name: staged(one) for one in contenders if one.by_stage is not None},
-            rounds=rounds,
-            warm_up=_STAGE_WARM_UP,
-            wait=wait,
-            progress=progress,
-        )
-        return [Measured(contender=one, times=times[one.name], stages=_medians(stages[one.name])) for one in contenders]
-
-
-def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for one in rounds for name in one)
-    return {name: float(np.median([one.get(name, 0.0) for one in rounds])) for name in names}
-
-
-def _why_not(entry: Entry) -> str | None:
-    if entry.network is None:
-        return "it was exported, so its weights cannot be put into torchvision's class"
-    return why_not_torchvision(entry.network, switchable=bool(entry.record and entry.record.switchable))
-
 
 def _same_weights(one: Entry, other: Entry) -> bool:
     """By their records, but for what an export leaves out."""
@@ -335,30 +243,3 @@ def _same_weights(one: Entry, other: Entry) -> bool:
         return False
     heads = [detector.manifest.head for detector in (one.some, other.some) if isinstance(detector, ExportedDetector)]
     return "full" not in heads or (len(heads) == 2 and heads[0] == heads[1])
-
-
-def _cost(entry: Entry, detector: Detector, size_hw: tuple[int, int]) -> DetectorCost:
-    if entry.network is not None:
-        return count_detector(entry.network, size_hw)
-    assert isinstance(detector, ExportedDetector)
-    record = detector.manifest.record
-    if detector.manifest.head == "full":
-        record = record.model_copy(update={"plan": record.plan.model_copy(update={"cls": {}, "bbox": {}})})
-    return count_detector(build_network(record), size_hw)
-
-
-@torch.inference_mode()
-def _candidates(detector: Detector, pictures: Pictures) -> int | None:
-    if isinstance(detector, ExportedDetector) and detector.manifest.outputs != "raw":
-        return None
-    logits = detector.network(detector.prepare([pictures.decoded(0)]).images).logits
-    return int((logits.float().sigmoid() > detector.conventions.output.score_threshold).sum())
-
-
-def _accuracy(detector: Detector) -> float | None:
-    found = detector.manifest.accuracy if isinstance(detector, ExportedDetector) else None
-    return None if found is None else float(found["after"])
-
-
-def _waiter(device: torch.device) -> Any:
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
