@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.detect.fused import FusedBlock, FusedConv, fuse
+from lw_retinanet.detect.fused import FusedBlock, FusedConv, forget_shapes, fuse
 from lw_retinanet.detect.network import with_half_weights
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import folded
@@ -97,6 +97,23 @@ def test_weights_laid_out_for_one_input_serve_all() -> None:
         images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(fused(images), conv(images).relu())
     assert len(fused.packed) == 3  # one layout a shape: from that of another shape, every call would take its time
+
+
+@torch.inference_mode()
+def test_shapes_that_come_no_more_make_room() -> None:
+    fused = FusedConv(nn.Conv2d(16, 16, 3, padding=1).to(memory_format=torch.channels_last), None)
+
+    def sees(*sides: int) -> set[int]:
+        for side in sides:
+            fused(torch.zeros(1, 16, side, side).contiguous(memory_format=torch.channels_last))
+        return {shape[2] for shape in fused.packed}
+
+    assert sees(1, 2, 3, 4, 5) == {1, 2, 3, 4, 5}
+    # Pictures of two sizes in turns: laying out weights anew for each would take longer than not having them laid out.
+    assert sees(*(1, 2, 3, 4, 5, 6, 7, 8, 9, 10) * 10) == {1, 2, 3, 4, 5}
+    assert sees(*(6, 7, 8, 9, 10) * 10) == {6, 7, 8, 9, 10}
+    forget_shapes(nn.Sequential(fused))
+    assert sees(1) == {1}
 
 
 def test_a_watched_convolution_is_left_alone() -> None:

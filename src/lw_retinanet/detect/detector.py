@@ -203,8 +203,11 @@ class Detector:
         """
         conventions, is_full = self._asked(score, head)
         pictures = [_Picture(file=files[row] if files else None, image=image) for row, image in enumerate(images)]
-        groups = in_groups(pictures, self._padded_hw, lambda group: self._detect(group, conventions, is_full), size=max(1, len(images)))
-        return list(groups)
+
+        def detected(group: list[_Picture]) -> list[Result]:
+            return self._detect(group, conventions, is_full)
+
+        return list(in_groups(pictures, lambda picture: self.padded_hw(picture.size_hw), detected, size=max(1, len(images))))
 
     def _asked(self, score: float | None, head: HeadChoice | None) -> tuple[Conventions, bool]:
         """The conventions under a caller's own score, and whether the full head is to answer."""
@@ -234,11 +237,12 @@ class Detector:
         return in_groups(read_ahead(taken, _read, number=2 * batch_size), self._kind, run, size=batch_size)
 
     def _kind(self, outcome: "_Picture | ImageError") -> tuple[int, int] | None:
-        return None if isinstance(outcome, ImageError) else self._padded_hw(outcome)
+        return None if isinstance(outcome, ImageError) else self.padded_hw(outcome.size_hw)
 
-    def _padded_hw(self, picture: "_Picture") -> tuple[int, int]:
+    def padded_hw(self, picture_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the input that a picture alone becomes; pictures of which these are the same go through together."""
         rule = self.conventions.input
-        return padded_size([resized_size(picture.size_hw, rule)], rule.pad_multiple)
+        return padded_size([resized_size(picture_hw, rule)], rule.pad_multiple)
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> Inputs:
         """Resize, pad to the largest, put on the device and normalise: what the network gets of these pictures."""

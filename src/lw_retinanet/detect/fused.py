@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lw_retinanet.models.backbone import ResNetBackbone
+from lw_retinanet.models.fold import has_hooks
 from lw_retinanet.models.retinanet import RetinaNet
 
 _PACKED_SHAPES = 5  # of the input: the levels of a head, or as many sizes of pictures; each keeps the weights once more
+_UNUSED_CALLS = 4 * _PACKED_SHAPES  # after which a shape makes room for another: a size of pictures that comes no more
 
 
 class FusedConv(nn.Module):
@@ -32,6 +34,7 @@ class FusedConv(nn.Module):
         assert isinstance(conv.padding, tuple)
         self.weight = conv.weight.detach()
         self.packed: dict[tuple[int, ...], Tensor] = {}
+        self._calls, self._last_call = 0, dict[tuple[int, ...], int]()
         self.bias = conv.bias
         self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         # Clipping to 0..6 is a "hardtanh" there.
@@ -41,9 +44,12 @@ class FusedConv(nn.Module):
 
     def forward(self, features: Tensor, added: Tensor | None = None) -> Tensor:
         features = features.to(self.weight.dtype)
+        self._calls += 1
         weight = self.packed.get(features.shape)
         if weight is None:
             weight = self._pack(features)
+        else:
+            self._last_call[features.shape] = self._calls
         operators: Any = torch.ops.mkldnn._convolution_pointwise
         name, scalars = self.activation
         if added is None:
@@ -57,12 +63,26 @@ class FusedConv(nn.Module):
     def _pack(self, features: Tensor) -> Tensor:
         """The weights as oneDNN wants them for an input of this shape; given others it lays them out at every call, which takes far longer
         from the layout of another shape than from plain ones. Several threads may come here with one shape, and do the same."""
+        shape = tuple(features.shape)
         if len(self.packed) >= _PACKED_SHAPES:
-            return self.weight
+            last_call, oldest = min((call, known) for known, call in list(self._last_call.items()))
+            if self._calls - last_call <= _UNUSED_CALLS:
+                return self.weight
+            self._last_call.pop(oldest, None)
+            self.packed.pop(oldest, None)
         padding, stride, dilation, groups = self.how
-        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight, padding, stride, dilation, groups, list(features.shape))
-        self.packed[tuple(features.shape)] = packed
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight, padding, stride, dilation, groups, list(shape))
+        self.packed[shape], self._last_call[shape] = packed, self._calls
         return packed
+
+
+def forget_shapes(*models: nn.Module) -> None:
+    """Drop the weights that were laid out for the inputs so far, so that there is room for those to come."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, FusedConv):
+                module.packed.clear()
+                module._last_call.clear()
 
 
 class FusedBlock(nn.Module):
@@ -113,13 +133,13 @@ def _fuse_sequence(sequence: nn.Sequential) -> None:
     places = [place for place, module in enumerate(sequence) if not isinstance(module, nn.Identity)]
     for place, following in pairwise(places):
         conv, activation = sequence[place], sequence[following]
-        if _is_fusible(conv) and type(activation) in (nn.ReLU, nn.ReLU6) and not _has_hooks(activation):
+        if _is_fusible(conv) and type(activation) in (nn.ReLU, nn.ReLU6) and not has_hooks(activation):
             sequence[place], sequence[following] = FusedConv(conv, activation), nn.Identity()
 
 
 def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     is_plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
-    return is_plain and not _has_hooks(module)
+    return is_plain and not has_hooks(module)
 
 
 def _is_folded(block: nn.Module) -> bool:
@@ -129,12 +149,8 @@ def _is_folded(block: nn.Module) -> bool:
         and all(isinstance(norm, nn.Identity) for norm in norms)
         and all(_is_fusible(conv) for conv in _convs_of(block))
     )
-    return plain and not _has_hooks(block) and not any(_has_hooks(child) for child in block.children())
+    return plain and not has_hooks(block) and not any(has_hooks(child) for child in block.children())
 
 
 def _convs_of(block: nn.Module) -> list[Any]:
     return [child for name, child in block.named_children() if name.startswith("conv")]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.detect.fused import fuse
+from lw_retinanet.detect.fused import forget_shapes, fuse
 from lw_retinanet.detect.precision import faster_precision
 from lw_retinanet.devices import Precision, uses_bf16
 from lw_retinanet.errors import InputError
@@ -59,7 +59,9 @@ class InferenceNetwork:
         made = self._made
         if made is None or made[0] != state:
             with _making:
-                made = self._made = (state, self._make(model, images))
+                made = self._made  # by another thread, perhaps, while this one waited
+                if made is None or made[0] != state:
+                    made = self._made = (state, self._make(model, images))
         return made[1](images, **({"full_head": True} if full_head else {}))
 
     def forget(self) -> None:
@@ -85,6 +87,7 @@ class InferenceNetwork:
             runs["fp32"] = plain
         if self.chosen is None:
             self.chosen = faster_precision(runs["fp32"], runs["bf16"], images)
+            forget_shapes(plain, half)  # the probe's
             log.info("precision auto: %s is faster here", self.chosen)
         run = runs[self.chosen]
         return _compiled(run, device) if self.compile else run

@@ -179,11 +179,11 @@ class _Watch(TorchDispatchMode):
 
 def _is_plain_conv(module: nn.Module) -> bool:
     # A subclass may do anything with its weights, and so may a hook (weight norm is one). TensorFlow's padding leaves them alone.
-    return (type(module) is nn.Conv2d or _is_timms(module, "Conv2dSame")) and not _has_hooks(module)
+    return (type(module) is nn.Conv2d or _is_timms(module, "Conv2dSame")) and not has_hooks(module)
 
 
 def _is_plain_norm(module: nn.Module) -> bool:
-    if _has_hooks(module) or getattr(module, "running_mean", None) is None:
+    if has_hooks(module) or getattr(module, "running_mean", None) is None:
         return False
     if type(module) is FrozenNorm:
         return not module.taken_over
@@ -194,5 +194,6 @@ def _is_timms(module: nn.Module, name: str) -> bool:
     return type(module).__name__ == name and type(module).__module__.startswith("timm.")
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches this module's calls, which it has to go on making then."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
