@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
-from lw_retinanet.bench.chart import save_chart
+from lw_retinanet.bench.chart import figure, save_chart
 from lw_retinanet.bench.contender import Contender
 from lw_retinanet.bench.parity import Parity
 from lw_retinanet.bench.report import Measured, Report
@@ -36,7 +37,7 @@ def measured(
         input_hw=(64, 96),
         **{"macs": 2_000_000_000, "params": 3_000_000, **others},
     )
-    return Measured(contender=contender, times=[milliseconds] * 5, stages=stages or {})
+    return Measured(contender=contender, times=[milliseconds] * 5, stages=stages or {}, staged_whole=milliseconds)
 
 
 def report(*rows: Measured, shipped: str | None = None) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def test_stages_have_to_add_up() -> None:
     assert good["contenders"][0]["stages"] == {
         "milliseconds": {"decode": 65.0, "FPN": 30.0},
         "sum": 95.0,
+        "whole": 100.0,
         "difference": -5.0,
         "adds_up": True,
     }
@@ -152,3 +154,12 @@ def test_chart(tmp_path: Path, staged: bool) -> None:
     save_chart(result, tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as picture:
         assert picture.size[0] == (2250 if staged else 1200)
+
+
+def test_names_in_the_chart_stand_apart() -> None:
+    rows = [measured(f"model number {number}", 100 + number % 3, macs=10**9 * (20 + number % 2)) for number in range(9)]
+    made = figure(report(*rows))
+    names = [text for text in made.axes[0].texts if text.get_text().startswith("model")]
+    boxes = [Text.get_window_extent(name) for name in names]
+    assert len(boxes) == 9
+    assert not any(box.count_overlaps(boxes[:place]) for place, box in enumerate(boxes))

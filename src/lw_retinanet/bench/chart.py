@@ -10,6 +10,7 @@ from lw_retinanet.bench.stages import STAGES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 # Okabe and Ito's colours, which any kind of colour vision tells apart.
 _FAMILIES = {"ours": ("#0072B2", "this package"), "torchvision": ("#D55E00", "torchvision's RetinaNet"), "peer": ("#8A8A8A", "peers")}
@@ -29,6 +30,8 @@ _STAGE_COLOURS = {
     "post-processing": "#009E73",
 }
 assert set(_STAGE_COLOURS) == set(STAGES)
+_WIDE = 5.0  # times as many MACs, from which a logarithmic axis has enough numbers on it
+_NAMES = 0.5  # of the width with points, for the names to the right of the last ones
 
 
 def save_chart(result: Mapping[str, Any], path: Path) -> None:
@@ -37,7 +40,7 @@ def save_chart(result: Mapping[str, Any], path: Path) -> None:
 
 
 def figure(result: Mapping[str, Any]) -> "Figure":
-    """MACs against milliseconds, both on logarithmic axes, and a bar of stages for every contender whose stages were seen.
+    """MACs against milliseconds, and a bar of stages for every contender whose stages were seen.
 
     Args:
         result: as :meth:`~lw_retinanet.bench.report.Report.as_dict` gives it.
@@ -50,7 +53,8 @@ def figure(result: Mapping[str, Any]) -> "Figure":
     made = Figure(figsize=(15.0 if staged else 8.0, height), layout="constrained")
     FigureCanvasAgg(made)
     panels = made.subplots(1, 2 if staged else 1, squeeze=False)[0]
-    _scatter(panels[0], [row for row in result["contenders"] if row["macs"]])
+    counted = [row for row in result["contenders"] if row["macs"]]
+    _scatter(panels[0], counted)
     if staged:
         _bars(panels[1], staged)
     shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -59,6 +63,8 @@ def figure(result: Mapping[str, Any]) -> "Figure":
     made.suptitle(
         f"{result['what']}: {machine['processor']} ({machine['device']}), {machine['threads']} threads", fontsize=11, parse_math=False
     )
+    made.draw_without_rendering()  # only then is it known where everything is
+    _name_points(panels[0], counted)
     return made
 
 
@@ -75,18 +81,41 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
                 [max(0.0, b - a) for a, b in zip(y, errors[1], strict=True)],
             ]
             axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, markersize=6, capsize=2, label=f"{words}, {precision}")
-    for row in rows:
-        place = (row["macs"] / 1e9, row["latency_ms"]["median"])
-        axes.annotate(row["name"], place, xytext=(6, 2), textcoords="offset points", fontsize=7, parse_math=False)
-    axes.set(xscale="log", yscale="log", xlabel="GMACs a picture", ylabel="milliseconds a call, median and its 95 % interval")
-    axes.margins(x=0.25, y=0.1)  # for the names beside the points
-    for axis in (axes.xaxis, axes.yaxis):
+    macs = [row["macs"] for row in rows]
+    is_wide = bool(macs) and max(macs) > _WIDE * min(macs)
+    axes.set(xscale="log" if is_wide else "linear", yscale="log")
+    axes.set(xlabel="GMACs a picture", ylabel="milliseconds a call, median and its 95 % interval")
+    axes.margins(x=0.1, y=0.1)
+    ends = axes.transScale.transform([(end, 1.0) for end in axes.get_xlim()])[:, 0]
+    ends[1] += _NAMES * (ends[1] - ends[0])
+    axes.set_xlim(*axes.transScale.inverted().transform([(end, 0.0) for end in ends])[:, 0])
+    for axis in (axes.xaxis, axes.yaxis) if is_wide else (axes.yaxis,):
         axis.set_major_formatter(_plain)
         axis.set_minor_formatter(_plain)
     axes.tick_params(which="both", labelsize=8)
     axes.grid(visible=True, which="both", color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
+    """Names beside their points; one that would stand on another moves down, and a line shows whose it is."""
+    from matplotlib.text import Text
+
+    renderer = axes.get_figure(root=True).canvas.get_renderer()  # type: ignore[union-attr]
+    taken: list[Bbox] = []
+    line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+    for row in sorted(rows, key=lambda row: (-row["latency_ms"]["median"], row["macs"])):
+        place = (row["macs"] / 1e9, row["latency_ms"]["median"])
+        name = axes.annotate(
+            row["name"], place, xytext=(9, -2), textcoords="offset points", fontsize=7, parse_math=False, arrowprops=line, in_layout=False
+        )
+        name.update_positions(renderer)
+        while (box := Text.get_window_extent(name)).count_overlaps(taken):  # of the words, without the line
+            x, y = name.get_position()
+            name.set_position((x, y - 1))
+            name.update_positions(renderer)
+        taken.append(box)
 
 
 def _plain(value: float, _: float) -> str:
