@@ -151,6 +151,7 @@ def built(trt: Any, path: Path, *, fp16: bool, size: int, most: int) -> Any:
         raise RefusedError(f"TensorRT cannot read {path}: {reasons[:300]}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and another precision than fp32
     if is_weak:
         config.set_flag(trt.BuilderFlag.FP16)
     profile = builder.create_optimization_profile()
