@@ -1,7 +1,9 @@
 """What to compute on, where bf16 pays, and what a measurement has to ask of a device."""
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -52,6 +54,14 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
 def waiting_for(device: torch.device) -> Callable[[], None]:
     """A call that returns when the device has done all that it was given."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+def cpu_name() -> str:
+    """The processor, as far as the system tells it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8", errors="replace").splitlines() if information.is_file() else []
+    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
 
 
 @contextmanager

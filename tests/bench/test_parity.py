@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,16 @@ def test_an_exported_file_in_fp32(outputs: Outputs) -> None:
         variant(reference, exported(model, outputs, change=shifted), "fp32")
 
 
+def test_a_file_that_drops_detections_is_noticed() -> None:
+    model = network()
+
+    def first_half(name: str, values: Tensor) -> Tensor:
+        return values // 2 if name == "counts" else values
+
+    with pytest.raises(ParityError, match="have no partner"):
+        variant(Detector(model, CATEGORIES), exported(model, "detections", change=first_half), "fp32")
+
+
 def test_rounded_networks_have_a_limit_as_a_whole() -> None:
     model = network()
     reference = Detector(model, CATEGORIES)
@@ -94,7 +105,10 @@ def test_rounded_networks_have_a_limit_as_a_whole() -> None:
 def test_rounded_boxes_have_to_be_found_again() -> None:
     model = network()
     reference = Detector(model, CATEGORIES)
-    assert variant(reference, exported(model, "detections", "int8"), "int8").rms is None  # type: ignore[attr-defined]
+    parity: Any = variant(reference, exported(model, "detections", "int8"), "int8")
+    assert parity.rms is None
+    assert parity.share > 0.9
+    assert f"at least {parity.share:.0%} of the detections of a picture shared (4 pictures)" in parity.line()
 
     def elsewhere(name: str, values: Tensor) -> Tensor:
         return values + 1000 if name == "boxes" else values

@@ -5,12 +5,14 @@ import pytest
 import torch
 from tests.weights.model_files import write_model
 
-from lw_retinanet.bench import counterpart, run
+from lw_retinanet.analyze.rounds import take_turns
+from lw_retinanet.bench import counterpart, run, timing
 from lw_retinanet.bench.parity import ParityError
 from lw_retinanet.bench.run import BenchmarkSettings, benchmark
 from lw_retinanet.bench.twin import torchvision_twin
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.records import Category
+from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.export.run import ExportSettings, export_model
 from lw_retinanet.weights.model_file import load_model, save_model
@@ -95,7 +97,7 @@ def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (peer["family"], peer["input_hw"]) == ("peer", [320, 320])
     assert peer["macs"] > 0
     assert peer["times_as_fast"][0]["than"] == "lw-v3 fp32"
-    assert any("Not all networks see pictures of one size" in remark for remark in result["remarks"])
+    assert any("Not all networks see inputs of one size" in remark for remark in result["remarks"])
 
 
 @pytest.mark.slow
@@ -147,3 +149,48 @@ def test_refusals(model_file: Path) -> None:
         benchmark([str(model_file), str(model_file)], BenchmarkSettings(**SMALL))
     with pytest.raises(InputError, match=r"no preset, model file, exported file or run folder.*lw-v3"):
         benchmark(["lw-v33"], BenchmarkSettings(**SMALL))
+
+
+@pytest.mark.slow
+def test_files_are_held_against_what_is_exact_whatever_comes_first(model_file: Path) -> None:
+    pytest.importorskip("openvino")
+    half, whole = (
+        export_model(model_file, model_file.with_name(name), ExportSettings(format="openvino", half_weights=name == "half.xml")).file
+        for name in ("half.xml", "whole.xml")
+    )
+    result = benchmark([str(half), str(whole)], BenchmarkSettings(**{**SMALL, "precision": "bf16"})).as_dict()
+    assert result["parity"] == []
+    assert sum("nothing else here has its weights in fp32" in remark for remark in result["remarks"]) == 2
+    result = benchmark([str(half), str(model_file)], BenchmarkSettings(**{**SMALL, "precision": "bf16"})).as_dict()
+    # PyTorch's network in fp32, though it is timed in bf16.
+    pairs = [(parity["name"], parity["against"]) for parity in result["parity"]]
+    assert pairs == [("mine.safetensors bf16", "mine.safetensors fp32"), ("half.xml bf16", "mine.safetensors fp32")]
+    result = benchmark([str(half), str(whole)], BenchmarkSettings(**SMALL)).as_dict()
+    assert [(parity["name"], parity["against"]) for parity in result["parity"]] == [("whole.xml fp32", "half.xml fp32")]
+    assert 0 < result["parity"][0]["rms"] < 0.01  # weights in fp16 are allowed their rounding
+
+
+def test_pictures_of_several_sizes_are_prepared_for_before_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    for number, size in enumerate([(64, 48), (64, 48), (48, 64), (64, 64)]):
+        Image.new("RGB", size, (40 * number, 90, 120)).save(tmp_path / f"{number}.png")
+    before: list[int] = []
+
+    def turns(calls: Any, **how: Any) -> Any:
+        before.append(len(shapes))
+        return take_turns(calls, **how)
+
+    shapes: list[Any] = []
+    predict = Detector.predict_arrays
+
+    def watched(self: Detector, images: Any, **how: Any) -> Any:
+        shapes.append(images[0].shape)
+        return predict(self, images, **how)
+
+    monkeypatch.setattr(timing, "take_turns", turns)
+    monkeypatch.setattr(Detector, "predict_arrays", watched)
+    report = benchmark(["lw-v3"], BenchmarkSettings(images=tmp_path, **{**SMALL, "rounds": 8})).as_dict()
+    assert set(shapes[: before[0]]) == {(48, 64, 3), (64, 48, 3), (64, 64, 3)}
+    assert before[0] == 3
+    assert report["contenders"][0]["stages"]["whole"] > 0

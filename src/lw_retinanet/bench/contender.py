@@ -1,9 +1,9 @@
 """One network in one runtime and precision, as a measurement sees it: encoded pictures in, boxes out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,22 +13,10 @@ from torch import Tensor, nn
 from lw_retinanet.bench.stages import StageClock
 from lw_retinanet.data.images import decode
 from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detect.pipeline import in_groups
+from lw_retinanet.export.partners import Detected
 from lw_retinanet.export.runtimes import ExportedDetector
 from lw_retinanet.models.postprocess import detect
-
-
-class Answer(NamedTuple):
-    """What was found in one picture, the best first. D boxes.
-
-    Args:
-        boxes: (D, 4) float32 xyxy, pixels of the picture.
-        scores: (D,) float32.
-        labels: (D,) int64.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +46,7 @@ class Contender:
     runtime: str
     precision: str
     how: str
-    run: Callable[[Sequence[bytes]], list[Answer]]
+    run: Callable[[Sequence[bytes]], list[Detected]]
     by_stage: Callable[[Sequence[bytes], StageClock], object] | None
     macs: int | None
     params: int | None
@@ -74,12 +62,12 @@ class Contender:
         return {**values, "input_hw": list(self.input_hw), "remarks": list(self.remarks)}
 
 
-def run_detector(detector: Detector) -> Callable[[Sequence[bytes]], list[Answer]]:
+def run_detector(detector: Detector) -> Callable[[Sequence[bytes]], list[Detected]]:
     """JPEG to boxes by a detector of this package, of whatever runtime."""
 
-    def run(files: Sequence[bytes]) -> list[Answer]:
+    def run(files: Sequence[bytes]) -> list[Detected]:
         results = detector.predict_arrays([decode(file) for file in files])
-        return [Answer(*map(torch.from_numpy, (result.boxes, result.scores, result.labels))) for result in results]
+        return [Detected(*map(torch.from_numpy, (result.boxes, result.scores, result.labels))) for result in results]
 
     return run
 
@@ -90,15 +78,13 @@ def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClo
 
     @torch.inference_mode()
     def run(files: Sequence[bytes], clock: StageClock) -> None:
-        with clock.stage("decode"):
-            images = [decode(file) for file in files]
-        for group in _of_one_size(images):
+        def detected(group: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
             with clock.stage("preprocess"):
                 inputs = detector.prepare(group)
             if gives_boxes:
                 with clock.stage("network"):
                     detector.detections(inputs, detector.conventions)
-                continue
+                return group
             with clock.watching(), clock.stage("network"):
                 predictions = detector.network(inputs.images)
             with clock.stage("post-processing"):
@@ -109,13 +95,19 @@ def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClo
                     conventions=detector.conventions,
                     pictures_hw=inputs.pictures_hw,
                 )
+            return group
+
+        with clock.stage("decode"):
+            images = [decode(file) for file in files]
+        # Together goes through the network what the detector itself would send together.
+        list(in_groups(images, lambda image: detector.padded_hw((image.shape[0], image.shape[1])), detected, size=len(images)))
 
     return run
 
 
 def run_torchvision(
     model: nn.Module, *, device: torch.device, bf16: bool = False, channels_last: bool = False
-) -> Callable[[Sequence[bytes]], list[Answer]]:
+) -> Callable[[Sequence[bytes]], list[Detected]]:
     """JPEG to boxes by one of torchvision's detectors; pictures are read as for ours, since decoders are not what is compared.
 
     Args:
@@ -126,11 +118,11 @@ def run_torchvision(
     """
 
     @torch.inference_mode()
-    def run(files: Sequence[bytes]) -> list[Answer]:
-        images = [_tensor(file, device, channels_last) for file in files]
+    def run(files: Sequence[bytes]) -> list[Detected]:
+        images = [_tensor(decode(file), device, channels_last) for file in files]
         with _autocast(device, bf16):
             found = model(images)
-        return [Answer(one["boxes"].float().cpu(), one["scores"].float().cpu(), one["labels"].cpu()) for one in found]
+        return [Detected(one["boxes"].float().cpu(), one["scores"].float().cpu(), one["labels"].cpu()) for one in found]
 
     return run
 
@@ -143,7 +135,9 @@ def torchvision_by_stage(
     @torch.inference_mode()
     def run(files: Sequence[bytes], clock: StageClock) -> None:
         with clock.stage("decode"):
-            images = [_tensor(file, device, channels_last) for file in files]
+            decoded = [decode(file) for file in files]
+        with clock.stage("preprocess"):
+            images = [_tensor(image, device, channels_last) for image in decoded]
         with _autocast(device, bf16), clock.watching(model=model):
             found = model(images)
         with clock.stage("post-processing"):
@@ -158,17 +152,10 @@ def as_picture(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).contiguous().float() / 255
 
 
-def _tensor(file: bytes, device: torch.device, channels_last: bool) -> Tensor:
-    image = torch.from_numpy(decode(file)).permute(2, 0, 1).to(device)
-    return (image if channels_last else image.contiguous()).float() / 255
+def _tensor(image: NDArray[np.uint8], device: torch.device, channels_last: bool) -> Tensor:
+    moved = torch.from_numpy(image).permute(2, 0, 1).to(device)
+    return (moved if channels_last else moved.contiguous()).float() / 255
 
 
 def _autocast(device: torch.device, bf16: bool) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def _of_one_size(images: Sequence[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:
-    groups: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
-    for image in images:
-        groups.setdefault(image.shape, []).append(image)
-    yield from groups.values()

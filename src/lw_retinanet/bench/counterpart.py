@@ -66,9 +66,12 @@ def counterpart(
         remark = f"torchvision has the weights of {name}."
     else:
         like = entries[0]
-        own = like.some.conventions.input.size if like.record is not None else size
         number = len(like.record.classes) if like.record is not None else num_classes
-        network = made_up_network("retinanet", size=own, num_classes=number, backbone=like.backbone, width=like.width)
+        network = made_up_network("retinanet", size=size, num_classes=number, backbone=like.backbone, width=like.width)
+        if like.record is not None:
+            sides = like.some.conventions.input.model_dump(include={"size", "max_size"})
+            rule = network.conventions.input.model_copy(update=sides)
+            network.conventions = network.conventions.model_copy(update={"input": rule})
         give_scores(network, pictures, candidates=candidates)
         twin = torchvision_twin(network).to(device)
         remark = (

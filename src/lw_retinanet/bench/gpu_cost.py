@@ -8,9 +8,12 @@ import torch
 
 
 def waits_and_peak(call: Callable[[int], object], device: torch.device) -> dict[str, int]:
-    """``waits`` of the host for the GPU in one call, as torch's debug mode sees them, and ``peak_bytes`` allocated; CUDA only."""
+    """``waits`` of the host for the GPU in one call, as torch's debug mode sees them, and ``peak_bytes`` that it allocated at
+    a time, beside what lay there before. CUDA only.
+    """
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     mode: Any = torch.cuda.set_sync_debug_mode
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -21,4 +24,4 @@ def waits_and_peak(call: Callable[[int], object], device: torch.device) -> dict[
             mode("default")
     torch.cuda.synchronize(device)
     waits = sum("synchronizing" in str(warning.message) for warning in seen)
-    return {"waits": waits, "peak_bytes": torch.cuda.max_memory_allocated(device)}
+    return {"waits": waits, "peak_bytes": torch.cuda.max_memory_allocated(device) - before}

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from lw_retinanet import __version__
+from lw_retinanet.devices import cpu_name
 from lw_retinanet.errors import InputError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnxruntime", "openvino")
@@ -22,10 +25,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "lw_retinanet": __version__,
+        "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -77,14 +81,22 @@ def _pin(cpus: list[int]) -> None:
             continue  # has ended since, or is not ours to move
 
 
+def _commit() -> str | None:
+    """Of the checkout that this package runs from, with a ``+`` where files differ from it; None where it was installed otherwise."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists() or (git := shutil.which("git")) is None:
+        return None
+
+    def answer(*arguments: str) -> str | None:
+        asked = subprocess.run([git, "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return asked.stdout.strip() if asked.returncode == 0 else None
+
+    commit = answer("rev-parse", "--short=10", "HEAD")
+    return commit and commit + ("+" if answer("status", "--porcelain", "--untracked-files=no", "--", "src") else "")
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8", errors="replace").splitlines() if information.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")

@@ -18,7 +18,7 @@ def own_contenders(entry: Entry, pictures: Pictures) -> list[Contender]:
         precision, is_compiled = title.split()[0], title.endswith("compiled")
         inputs = detector.prepare([pictures.decoded(0)])
         cost = _cost(entry, detector, inputs.size_hw)
-        is_ours = entry.runtime == "pytorch"
+        fused = ", fused" if detector.device.type == "cpu" and not is_compiled else ""
         found.append(
             Contender(
                 name=f"{entry.name} {title}",
@@ -26,7 +26,7 @@ def own_contenders(entry: Entry, pictures: Pictures) -> list[Contender]:
                 family="ours",
                 runtime=entry.runtime,
                 precision=precision,
-                how=f"folded, fused, channels_last{', compiled' if is_compiled else ''}" if is_ours else entry.runtime,
+                how=f"folded{fused}, channels_last{', compiled' if is_compiled else ''}" if entry.runtime == "pytorch" else entry.runtime,
                 run=run_detector(detector),
                 by_stage=None if is_compiled else detector_by_stage(detector),
                 macs=cost.macs,

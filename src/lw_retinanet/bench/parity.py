@@ -8,12 +8,14 @@ from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 from torchvision.ops import box_iou
 
-from lw_retinanet.bench.contender import Answer, as_picture, run_detector
+from lw_retinanet.bench.contender import as_picture, run_detector
 from lw_retinanet.bench.pictures import Pictures
 from lw_retinanet.bench.twin import torchvision_conventions
+from lw_retinanet.conventions import OutputRule
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.export.agreement import RMS_LIMITS
+from lw_retinanet.export.partners import Detected, partners
 from lw_retinanet.export.runtimes import ExportedDetector
 from lw_retinanet.models.retinanet import RetinaNet
 
@@ -43,6 +45,7 @@ class Parity:
         score: largest difference of their scores.
         logits: largest difference of logits and deltas relative to the largest value; None where boxes are all that comes out.
         rms: root of the mean squared difference over the standard deviation, for rounded networks; else None.
+        share: of the detections of a picture that a rounded network has as well, the smallest; None where logits were compared.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Parity:
     score: float = 0.0
     logits: float | None = None
     rms: float | None = None
+    share: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -65,6 +69,8 @@ class Parity:
             parts.append(f"relative error {self.rms:.2g}")
         elif self.logits is not None:
             parts.append(f"logits and deltas within {self.logits:.1g}")
+        if self.share is not None:
+            parts.append(f"at least {self.share:.0%} of the detections of a picture shared")
         if self.detections:
             share = f", {self.missing} without partner" if self.missing else ""
             parts.append(f"{self.detections} detections{share}, boxes within {self.box:.2g} px, scores within {self.score:.1g}")
@@ -100,9 +106,14 @@ def check_torchvision(twin: TorchvisionRetinaNet, model: RetinaNet, pictures: Pi
             worst = max(worst, _require_close(one, other, what, name, against))
         found = detector.detections(inputs, detector.conventions, full_head=full_head)
         count = int(found.counts[0])
-        given = Answer(found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
+        given = Detected(found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
         wanted = twin([as_picture(image).to(device)])[0]
-        total.add(Answer(wanted["boxes"].cpu(), wanted["scores"].cpu(), wanted["labels"].cpu()), given, score=SCORE)
+        total.add(
+            Detected(wanted["boxes"].cpu(), wanted["scores"].cpu(), wanted["labels"].cpu()),
+            given,
+            score=SCORE,
+            rule=detector.conventions.output,
+        )
     total.require(name, against, score=SCORE)
     return Parity(name=name, against=against, pictures=used, logits=worst, **total.as_dict())
 
@@ -117,13 +128,15 @@ def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *
         pictures: the first few are used.
         name: of the detector, for the message.
         against: of the reference.
-        precision: of the detector: in fp32 it must give the same numbers; less than that may not pass a limit as a whole.
+        precision: of the detector: in fp32 it must give the same numbers; less than that (``bf16``, ``int8``; ``half`` for weights
+            in fp16) may not pass a limit as a whole.
 
     Raises:
         ParityError: if they differ by more than they may.
     """
     used = min(MOST_PICTURES, len(pictures.files))
     has_logits = not any(isinstance(each, ExportedDetector) and each.manifest.outputs != "raw" for each in (reference, detector))
+    is_exact = precision == "fp32"
     worst, rms, total, shared = 0.0, 0.0, _Tally(), []
     for number in range(used):
         file = pictures.files[number]
@@ -134,19 +147,22 @@ def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *
             )
             for what, wanted, given in pairs:
                 wanted, given = wanted.float().cpu(), given.float().cpu()
-                if precision == "fp32":
+                if is_exact:
                     worst = max(worst, _require_close(wanted, given, what, name, against))
                 else:
                     rms = max(rms, _require_near(wanted, given, what, name, against, RMS_LIMITS[precision]))
+        if not is_exact and has_logits:
+            continue
         wanted_boxes, given_boxes = run_detector(reference)([file])[0], run_detector(detector)([file])[0]
-        if precision == "fp32":
-            total.add(wanted_boxes, given_boxes, score=EXPORTED_SCORE)
+        if is_exact:
+            total.add(wanted_boxes, given_boxes, score=EXPORTED_SCORE, rule=reference.conventions.output)
         else:
             shared.append(_share(wanted_boxes, given_boxes))
-    if precision != "fp32":
-        if not has_logits and shared and min(shared) < MIN_SHARE:
-            raise ParityError(_message(name, against, f"of one picture they share only {min(shared):.0%} of the detections"))
-        return Parity(name=name, against=against, pictures=used, rms=rms if has_logits else None)
+    if not is_exact:
+        share = min(shared, default=None)
+        if share is not None and share < MIN_SHARE:
+            raise ParityError(_message(name, against, f"of one picture they share only {share:.0%} of the detections"))
+        return Parity(name=name, against=against, pictures=used, rms=rms if has_logits else None, share=share)
     total.require(name, against, score=EXPORTED_SCORE)
     return Parity(name=name, against=against, pictures=used, logits=worst if has_logits else None, **total.as_dict())
 
@@ -158,20 +174,11 @@ class _Tally:
         self.detections = self.missing = 0
         self.box = self.score = 0.0
 
-    def add(self, wanted: Answer, given: Answer, *, score: float) -> None:
-        differs = (wanted.labels[:, None] != given.labels) | ((wanted.scores[:, None] - given.scores).abs() > score)
-        distances = (wanted.boxes[:, None] - given.boxes).abs().amax(dim=2).masked_fill(differs, float("inf"))
-        near = distances <= BOX_PIXELS
-        # A full list ends where the next candidate would be; a hair more or less of its score decides about the last ones.
-        lowest = max([0.0, *(float(each.scores[-1]) for each in (wanted, given) if len(each.scores))])
-        for scores, has_partner in ((wanted.scores, near.any(dim=1)), (given.scores, near.any(dim=0))):
-            self.missing += int((~has_partner & (scores > lowest + score)).sum())
+    def add(self, wanted: Detected, given: Detected, *, score: float, rule: OutputRule) -> None:
+        found = partners(wanted, given, most=rule.max_detections, box=BOX_PIXELS, score=score, threshold=rule.score_threshold)
         self.detections += len(wanted.scores)
-        if near.any():
-            rows, columns = near.nonzero(as_tuple=True)
-            best = distances.where(near, float("inf")).amin(dim=1)
-            self.box = max(self.box, float(best[best.isfinite()].max()))
-            self.score = max(self.score, float((wanted.scores[rows] - given.scores[columns]).abs().max()))
+        self.missing += found.missing
+        self.box, self.score = max(self.box, found.box), max(self.score, found.score)
 
     def require(self, name: str, against: str, *, score: float) -> None:
         if self.missing > max(1, MAX_MISSING * self.detections):
@@ -200,7 +207,7 @@ def _require_near(wanted: Tensor, given: Tensor, what: str, name: str, against: 
     return rms
 
 
-def _share(wanted: Answer, given: Answer) -> float:
+def _share(wanted: Detected, given: Detected) -> float:
     """Of the wanted detections, those for which there is one of the same class that overlaps by half."""
     if not len(wanted.labels):
         return 1.0

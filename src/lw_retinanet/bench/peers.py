@@ -1,4 +1,4 @@
-"""Other detectors on the same work: torchvision's, with weights that are made up, each at its native size."""
+"""Other detectors on the same work: torchvision's, with made-up weights, all at one size but for those that have only their own."""
 
 import copy
 from collections.abc import Sequence

@@ -22,18 +22,26 @@ class Measured:
         contender: whose.
         times: milliseconds a call, of every round.
         stages: median milliseconds a call by stage; empty where they cannot be seen.
+        staged_whole: median milliseconds of the whole in the rounds whose pictures the stages saw.
     """
 
     contender: Contender
     times: list[float]
     stages: Mapping[str, float]
+    staged_whole: float
 
-    def stages_dict(self, median: float) -> dict[str, Any]:
+    def stages_dict(self) -> dict[str, Any]:
         """Stages, their sum, and whether that is what the whole takes."""
         total = sum(self.stages.values())
-        difference = total - median
-        adds_up = abs(difference) <= max(STAGE_TOLERANCE * median, _STAGE_FLOOR_MS)
-        return {"milliseconds": in_order(self.stages), "sum": total, "difference": difference, "adds_up": adds_up}
+        difference = total - self.staged_whole
+        adds_up = abs(difference) <= max(STAGE_TOLERANCE * self.staged_whole, _STAGE_FLOOR_MS)
+        return {
+            "milliseconds": in_order(self.stages),
+            "sum": total,
+            "whole": self.staged_whole,
+            "difference": difference,
+            "adds_up": adds_up,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +77,10 @@ class Report:
             latency = summary(one.times)
             row = {**one.contender.as_dict(), "latency_ms": latency}
             row["images_per_second"] = 1e3 * self.settings["batch_size"] / latency["median"]
-            row["stages"] = one.stages_dict(latency["median"]) if one.stages else None
+            row["stages"] = one.stages_dict() if one.stages else None
             if row["stages"] is not None and not row["stages"]["adds_up"]:
                 remarks.append(
-                    f"The stages of {one.contender.name} come to {row['stages']['sum']:.1f} ms, the whole to {latency['median']:.1f} ms: "
+                    f"The stages of {one.contender.name} come to {row['stages']['sum']:.1f} ms, the whole to {one.staged_whole:.1f} ms: "
                     "something disturbed one of the two; measure again on an idle machine."
                 )
             row["times_as_fast"] = [self._ratio(one, other, role) for role, other in self._slower(one).items()]

@@ -198,22 +198,28 @@ class _Benchmark:
                 self._compare(entry.reference, f"{entry.origin or entry.name} fp32", detector, f"{entry.name} {title}", title, pictures)
 
     def _compare_files(self, entries: Sequence[Entry], pictures: Pictures) -> None:
-        """Exported files with the model that they were made from, or with the first of those that were made from the same."""
-        for place, entry in enumerate(entries):
+        """Exported files with the model that they were made from, or with the first file in fp32 that was made from the same."""
+        for entry in entries:
             if entry.network is not None:
                 continue
-            origins = [other for other in entries if other.runtime == "pytorch" and _same_weights(entry, other)]
-            origins += [other for other in entries[:place] if other.runtime != "pytorch" and _same_weights(entry, other)]
-            if not origins:
-                self.remarks.append(f"{entry.name}: no other model here has its weights, so its answers were compared with none.")
+            alike = sorted((other for other in entries if _same_weights(entry, other)), key=lambda other: other.network is None)
+            exact = {other.name: other.reference or other.detectors.get("fp32") for other in alike}
+            origin, reference = next(((name, found) for name, found in exact.items() if found is not None), (None, None))
+            if origin == entry.name and len(entry.detectors) == 1:
+                continue  # it is what others are compared with
+            if reference is None or origin is None:
+                self.remarks.append(f"{entry.name}: nothing else here has its weights in fp32, so its answers were compared with none.")
                 continue
-            origin = origins[0]
-            reference = origin.reference or origin.some
             for title, detector in entry.detectors.items():
-                self._compare(reference, f"{origin.name} fp32", detector, f"{entry.name} {title}", title, pictures)
+                if detector is not reference:
+                    self._compare(reference, f"{origin} fp32", detector, f"{entry.name} {title}", title, pictures)
 
     def _compare(self, reference: Detector, against: str, detector: Detector, name: str, title: str, pictures: Pictures) -> None:
-        self.parities.append(check_variant(reference, detector, pictures, name=name, against=against, precision=title.split()[0]))
+        precision = title.split()[0]
+        halves = [each.manifest.half_weights for each in (reference, detector) if isinstance(each, ExportedDetector)]
+        if precision == "fp32" and any(halves):
+            precision = "half"
+        self.parities.append(check_variant(reference, detector, pictures, name=name, against=against, precision=precision))
 
     def _remark_on(self, entries: Sequence[Entry], contenders: Sequence[Contender]) -> None:
         made_up = [entry.name for entry in entries if entry.record is None and entry.origin is None]
@@ -231,7 +237,9 @@ class _Benchmark:
                 "take trained weights or pictures like those that it was trained on."
             )
         if len({one.input_hw for one in contenders}) > 1:
-            self.remarks.append("Not all networks see pictures of one size; --size gives all of them the same, but for SSD and SSDLite.")
+            self.remarks.append(
+                "Not all networks see inputs of one size; --size with --square gives all of them the same, but for SSD and SSDLite."
+            )
 
 
 def _same_weights(one: Entry, other: Entry) -> bool:

@@ -78,7 +78,7 @@ def latency_rows(result: Mapping[str, Any]) -> Rows:
 
 def stage_rows(result: Mapping[str, Any]) -> Rows:
     """Header and a row a contender whose stages were seen: milliseconds of each, their sum, and the whole as it was timed without a clock
-    inside; no rows if there are none."""
+    inside, on the same pictures; no rows if there are none."""
     seen = [row for row in result["contenders"] if row["stages"] is not None]
     if not seen:
         return []
@@ -87,7 +87,7 @@ def stage_rows(result: Mapping[str, Any]) -> Rows:
     for row in seen:
         stages = row["stages"]
         cells = [_digits(stages["milliseconds"][name]) if name in stages["milliseconds"] else "" for name in names]
-        rows.append([row["name"], *cells, _digits(stages["sum"]), _digits(row["latency_ms"]["median"])])
+        rows.append([row["name"], *cells, _digits(stages["sum"]), _digits(stages["whole"])])
     return rows
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.errors import ExportError
+from lw_retinanet.export.partners import Detected, partners
 from lw_retinanet.export.raw_graph import RawGraph
 from lw_retinanet.export.runtimes import ExportedDetector
 from lw_retinanet.export.tracing import TRACED_BATCH, TRACED_SIZE_HW, example_inputs
@@ -171,17 +172,14 @@ def _sizes(images: Tensor) -> Tensor:
 
 def _missing(expected: Detections, given: Detections, threshold: float) -> tuple[int, int]:
     """Detections of ``expected``, and how many of either have no partner in the other; those at the edge of the list do not count."""
-    number = lost = 0
+    lost, most = 0, expected.scores.shape[1]
     for row in range(len(expected.counts)):
-        counts = int(expected.counts[row]), int(given.counts[row])
-        scores = expected.scores[row, : counts[0]], given.scores[row, : counts[1]]
-        same = expected.labels[row, : counts[0], None] == given.labels[row, None, : counts[1]]
-        same &= (scores[0][:, None] - scores[1]).abs() <= SCORE_TOLERANCE
-        same &= (expected.boxes[row, : counts[0], None] - given.boxes[row, None, : counts[1]]).abs().amax(dim=2) <= BOX_TOLERANCE
-        # A full list ends where the next candidate would be; a hair more or less of its score decides about the last ones.
-        is_full = max(counts) == expected.scores.shape[1]
-        lowest = max((float(values[-1]) for values in scores if is_full and len(values)), default=threshold)
-        for values, has_partner in ((scores[0], same.any(dim=1)), (scores[1], same.any(dim=0))):
-            lost += int((~has_partner & (values > lowest + SCORE_TOLERANCE)).sum())
-        number += counts[0]
-    return number, lost
+        lost += partners(
+            _of_row(expected, row), _of_row(given, row), most=most, box=BOX_TOLERANCE, score=SCORE_TOLERANCE, threshold=threshold
+        ).missing
+    return int(expected.counts.sum()), lost
+
+
+def _of_row(detections: Detections, row: int) -> Detected:
+    count = int(detections.counts[row])
+    return Detected(detections.boxes[row, :count], detections.scores[row, :count], detections.labels[row, :count])

@@ -23,7 +23,7 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import fingerprint
 from lw_retinanet.detect.detector import Detector
-from lw_retinanet.devices import uses_bf16
+from lw_retinanet.devices import cpu_name, uses_bf16
 from lw_retinanet.errors import DataError, InputError, RunFolderError
 from lw_retinanet.evaluate.coco_metrics import evaluate
 from lw_retinanet.evaluate.detect_records import detect_records
@@ -288,12 +288,7 @@ def processor() -> str:
     """Name of the GPU, or of the CPU as far as the system tells it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = Path("/proc/cpuinfo")
-    if names.is_file():
-        for line in names.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def _settings(config: Config) -> dict[str, Any]:
