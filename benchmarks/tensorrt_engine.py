@@ -8,8 +8,8 @@
 Files with raw outputs (logits and deltas). A file with int8 inside is built as it is; ``--fp16`` is for the others. Written for TensorRT 10
 and 11; the latter takes its precisions from the file, which ``--fp16`` has NVIDIA's ModelOpt convert first.
 The answers come first: the relative error of logits and deltas against ONNX Runtime on the CPU must be within the limits of
-``lw-retinanet export`` (in fp32 ten times that), else the engine is not timed and the exit code is 1. Exit code 2: something is missing, and a
-line says what.
+``lw-retinanet export`` (in fp32 ten times that), else the engine is not timed and the exit code is 1. Exit code 2: something is missing,
+and a line says what.
 """
 
 import argparse

@@ -65,8 +65,17 @@ def _passing(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule)
 
 def _of_image(logits: Tensor, levels: Sequence[tuple[int, int, float]], number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, the best first, anchors and classes, all (S,), of one image's (A, K) logits."""
-    found = [_best_of_level(logits[start:stop], threshold, number) for start, stop, threshold in levels]
-    pairs = np.concatenate([pairs + start * logits.shape[1] for (start, _, _), (_, pairs) in zip(levels, found, strict=True)])
+    # Maxima of whole runs of anchors take half as long as those of anchors: as long as reading takes.
+    length = math.gcd(_RUN, *(start for start, _, _ in levels), len(logits))
+    runs = logits.reshape(-1, length * logits.shape[1])
+    maxima = runs.amax(dim=1).float().numpy()
+    parts = [(maxima[start // length : stop // length], threshold) for start, stop, threshold in levels]
+    near, floors = zip(*(_near(part, threshold, number) for part, threshold in parts), strict=True)
+    near = tuple(places + start // length for places, (start, _, _) in zip(near, levels, strict=True))
+    values = runs.index_select(0, torch.from_numpy(np.concatenate(near))).float().numpy()
+    ends = np.cumsum([0, *map(len, near)])
+    found = [_best_of_runs(values[ends[level] : ends[level + 1]], near[level], floors[level], number) for level in range(len(levels))]
+    pairs = np.concatenate([pairs for _, pairs in found])
     scores = _scores(torch.from_numpy(np.concatenate([values for values, _ in found]))).numpy()
     thresholds = np.array([threshold for _, _, threshold in levels], dtype=np.float32)
     passed = scores > thresholds.repeat([len(values) for values, _ in found])
@@ -77,25 +86,29 @@ def _of_image(logits: Tensor, levels: Sequence[tuple[int, int, float]], number: 
     return torch.from_numpy(scores[order]), torch.from_numpy(anchors), torch.from_numpy(labels)
 
 
-def _best_of_level(logits: Tensor, threshold: float, number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits and ``anchor * K + class`` of one level's best pairs, in any order; of (A, K).
-
-    All that pass the threshold are among them, if these are no more than ``number``, and perhaps some that do not.
-    """
-    # Maxima of whole runs of anchors take half as long as those of anchors: as long as reading takes.
-    length = math.gcd(len(logits), _RUN) * logits.shape[1]
-    runs = logits.reshape(-1, length)
-    maxima = runs.amax(dim=1).float().numpy()
+def _near(maxima: NDArray[np.float32], threshold: float, number: int) -> tuple[NDArray[np.int64], np.float32]:
+    """Runs of one level in which there may be one of its best pairs, and a logit that each of these has at least."""
     floor = np.float32(_logit_below(threshold))
     near = np.flatnonzero(~(maxima < floor))  # NaN stays: its neighbours may be sound
     if len(near) > number:
         # As many runs have a pair at or above the one that comes last among their maxima.
         floor = max(floor, _nth_largest(np.nan_to_num(maxima[near], nan=-np.inf, posinf=np.inf, neginf=-np.inf), number))
         near = near[~(maxima[near] < floor)]
-    values = runs.index_select(0, torch.from_numpy(near)).float().flatten().numpy()
+    return near, floor
+
+
+def _best_of_runs(
+    values: NDArray[np.float32], runs: NDArray[np.int64], floor: np.float32, number: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits and ``anchor * K + class`` of the best pairs in these runs of one level, in any order.
+
+    All that pass the threshold are among them, if these are no more than ``number``, and perhaps some that do not.
+    """
+    length = values.shape[1]
+    values = values.reshape(-1)
     cells = np.flatnonzero(values >= floor)
     values, run = values[cells], cells // length
-    pairs = cells + (near[run] - run) * length
+    pairs = cells + (runs[run] - run) * length
     if len(values) > number:
         limit = _nth_largest(values, number)
         above, equal = np.flatnonzero(values > limit), np.flatnonzero(values == limit)  # the first of equal ones are to stay
