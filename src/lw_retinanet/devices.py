@@ -22,13 +22,22 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda") from None
+    device = known_device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"there is no device {name} here; use cpu or auto")
     return device
+
+
+def known_device(name: str) -> torch.device:
+    """A device by name, whether it is there or not.
+
+    Raises:
+        InputError: for a name that torch does not know.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda") from None
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -50,6 +50,20 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def output_folder(path: Path) -> Path:
+    """The path, if it is a folder or can become one: better to know before hours of work than after them.
+
+    Raises:
+        OutputError: else.
+    """
+    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists() or parent.is_symlink()), path)
+    if not place.is_dir():
+        raise OutputError(f"{place} is a file, so nothing can be written to a folder {path}; choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{place} may not be written to; choose another --out")
+    return path
+
+
 def leftovers(folder: Path) -> list[Path]:
     """What :func:`replacing` left in a folder when its process was killed. Only for folders that no other process writes to."""
     return sorted(folder.glob(".*.part*"))

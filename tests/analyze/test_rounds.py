@@ -62,3 +62,7 @@ def test_more_rounds_make_the_interval_narrower() -> None:
 def test_summary_holds_percentiles() -> None:
     found = summary([float(value) for value in range(1, 12)])
     assert (found["median"], found["p10"], found["p90"]) == (6.0, 2.0, 10.0)
+
+
+def test_nothing_to_time_takes_no_time() -> None:
+    assert take_turns({}, rounds=3, warm_up=1) == {}

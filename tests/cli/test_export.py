@@ -22,8 +22,8 @@ def exported(cli: Any, lively: Path, data: Path, tmp_path_factory: pytest.TempPa
 
 def test_export_writes_file_report_and_layers(exported: tuple[Any, Path]) -> None:
     report, out = exported
-    assert sorted(path.name for path in out.parent.iterdir()) == ["small-layers.csv", "small-report.json", "small.bin", "small.xml"]
-    assert report == json.loads((out.parent / "small-report.json").read_text())
+    assert sorted(path.name for path in out.parent.iterdir()) == ["small.bin", "small.xml", "small.xml-layers.csv", "small.xml-report.json"]
+    assert report == json.loads((out.parent / "small.xml-report.json").read_text())
     assert report["precision"] == "int8"
     assert report["outputs"] == "raw"
     assert report["accuracy"]["images"] == 4

@@ -86,6 +86,7 @@ def fake_backend(
         inputs=lambda network: tuple(network.inputs),
         layers=lambda _: ["backbone.conv1", "head.cls.shared_predict", "head.bbox.shared_predict"],
         tap=lambda network, layers: _Tapped(len(layers)),
+        quantiser="json",
     )
 
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 
 import pytest
@@ -35,3 +37,24 @@ def test_quiet_puts_everything_back(capsys: pytest.CaptureFixture[str], monkeypa
     assert logging.root.manager.disable == disabled
     assert capsys.readouterr() == ("", "to standard error\n")
     assert sys.stdout is not sys.stderr
+
+
+def test_threads_are_quiet_one_after_the_other() -> None:
+    disabled, inside, first_is_in = logging.root.manager.disable, [], threading.Event()
+
+    def work(number: int) -> None:
+        if number:
+            first_is_in.wait()
+        with quiet():
+            first_is_in.set()
+            inside.append(number)
+            time.sleep(0.02)
+            inside.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside == [0, 0, 1, 1]
+    assert logging.root.manager.disable == disabled

@@ -14,6 +14,7 @@ from lw_retinanet.errors import DataError, ExportError, InputError, OutputError,
 from lw_retinanet.export import run
 from lw_retinanet.export.backend import BACKENDS
 from lw_retinanet.export.run import ExportSettings, export_model
+from lw_retinanet.weights.model_file import load_model, save_model
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"format": "triton", "half_weights": True}, "--half-weights is for --format openvino"),
         ({"format": "openvino", "precision": "int8", "calibrate": Path(), "symmetric": True}, "--symmetric is about int8 in ONNX"),
         ({"format": "openvino", "end_to_end": True}, "--end-to-end is for --format onnx"),
+        ({"format": "onnx", "calibrate": Path(), "allow_drop": True}, "--calibrate, --allow-drop: for --precision int8 only"),
+        ({"format": "openvino", "precision": "int8", "calibrate": Path(), "half_weights": True}, "--half-weights rounds what"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
@@ -65,11 +68,11 @@ def test_file_report_and_answer_say_the_same(model_file: Path, tmp_path: Path, f
     exported = export_model(model_file, tmp_path / "new" / "small.onnx", ExportSettings(format="onnx", head="full"))
     assert exported.manifest.head == "full"
     assert exported.manifest.record.notes == {"data": "none"}
-    report = json.loads((tmp_path / "new" / "small-report.json").read_text())
+    report = json.loads((tmp_path / "new" / "small.onnx-report.json").read_text())
     assert report == json.loads(json.dumps(exported.as_dict()))
     assert report["agreement"]["missing"] == 0
     assert report["accuracy"] is None
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["small-report.json", "small.onnx"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["small.onnx", "small.onnx-report.json"]
     assert any("detections, 0 without partner" in line for line in exported.lines())
 
 
@@ -107,8 +110,8 @@ def test_int8_is_gated_reported_and_flagged(model_file: Path, sample: Path, tmp_
     assert not report["flagged"]
     assert exported.manifest.accuracy is not None
     assert exported.manifest.accuracy["before"] == report["accuracy"]["before"]
-    assert (tmp_path / "small-layers.csv").read_text().splitlines()[0] == "layer,signal_to_noise_db,is_kept"
-    assert any("small-layers.csv" in line for line in exported.lines())
+    assert (tmp_path / "small.onnx-layers.csv").read_text().splitlines()[0] == "layer,signal_to_noise_db,is_kept"
+    assert any("small.onnx-layers.csv" in line for line in exported.lines())
     assert "relative error of logits and deltas 0" in exported.lines()[0]  # rounded detections are not held against exact ones
 
 
@@ -145,3 +148,78 @@ def test_some_records_are_whole_records(sample: Path) -> None:
         assert some.sizes_hw[image].tolist() == records.sizes_hw[original].tolist()
     assert run._some(records, 5, seed=3).image_ids == some.image_ids
     assert run._some(records, 5, seed=4).image_ids != some.image_ids
+
+
+def test_a_model_that_finds_nothing_is_compared_at_a_lower_threshold(model_file: Path, tmp_path: Path, fake: Callable[..., None]) -> None:
+    loaded = load_model(model_file)
+    output = loaded.model.conventions.output.model_copy(update={"score_threshold": 0.97})
+    silent = loaded.model.conventions.model_copy(update={"output": output})
+    loaded.model.conventions = silent
+    quiet_file = tmp_path / "silent.safetensors"
+    save_model(quiet_file, loaded.model, loaded.record.model_copy(update={"conventions": silent}))
+    settings = ExportSettings(format="onnx", end_to_end=True)
+    fake()
+    exported = export_model(quiet_file, tmp_path / "good.onnx", settings)
+    assert exported.agreement.compared > 50
+    assert exported.agreement.missing == 0
+    assert exported.manifest.record.conventions.output.score_threshold == 0.97
+    fake(change=lambda name, values: values + 5 if name == "boxes" else values)
+    with pytest.raises(ExportError, match="are not the model's"):
+        export_model(quiet_file, tmp_path / "wrong.onnx", settings)
+
+
+def test_rounded_boxes_have_to_be_found_again(model_file: Path, sample: Path, tmp_path: Path, fake: Callable[..., None]) -> None:
+    fake(change=lambda name, values: values + 500 if name == "boxes" else values)
+    settings = ExportSettings(
+        format="onnx", precision="int8", calibrate=sample, calibration_images=3, end_to_end=True, allow_drop=True, gate_images=20
+    )
+    with pytest.raises(ExportError, match="shares only 0% of the model's detections"):
+        export_model(model_file, tmp_path / "small.onnx", settings)
+
+
+def test_a_triton_folder_is_whole_or_not_there(
+    model_file: Path, tmp_path: Path, fake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake()
+
+    def fails(folder: Path, _: Any) -> None:
+        (folder / "config.pbtxt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_config", fails)
+    with pytest.raises(OutputError, match="No space left"):
+        export_model(model_file, tmp_path / "repository", ExportSettings(format="triton"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_xml_and_weights_change_together(tmp_path: Path) -> None:
+    path, weights = tmp_path / "small.xml", tmp_path / "small.bin"
+
+    def write(words: str) -> None:
+        with run._replacing_pair(path) as temporary:
+            temporary.write_text(words)
+            temporary.with_suffix(".bin").write_text(words)
+
+    write("first")
+    write("second")
+    assert (path.read_text(), weights.read_text()) == ("second", "second")
+    path.unlink()
+    (path / "in the way").mkdir(parents=True)  # the last rename fails
+    with pytest.raises(OutputError):
+        write("third")
+    assert weights.read_text() == "second"
+    weights.unlink()
+    with pytest.raises(OutputError):
+        write("third")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["small.xml"]
+
+
+def test_reports_of_two_formats_stand_side_by_side(
+    model_file: Path, tmp_path: Path, fake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake()
+    monkeypatch.setattr(run, "write_config", lambda folder, _: (folder / "config.pbtxt").write_text("made"))
+    (tmp_path / "small.onnx-layers.csv").write_text("of an int8 file that had this name before")
+    export_model(model_file, tmp_path / "small.onnx", ExportSettings(format="onnx"))
+    export_model(model_file, tmp_path / "small", ExportSettings(format="triton"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small-report.json", "small.onnx", "small.onnx-report.json"]

@@ -11,8 +11,10 @@ import torch
 from tests.export.fakes import CATEGORIES, picture
 
 import lw_retinanet as lw
+from lw_retinanet.cli.main import _run
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.detect.result import Result
+from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import ConfigError, InputError, WeightsError
 from lw_retinanet.export.runtimes import ExportedDetector
 from lw_retinanet.structures import Predictions
@@ -196,3 +198,37 @@ def test_running_files_needs_no_training_code() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_sizes_beyond_the_compiled_ones_share_a_request(openvino_file: Path) -> None:
+    from lw_retinanet.export.openvino_file import OpenVinoRuntime
+
+    runtime = OpenVinoRuntime(openvino_file, max_compiled=1)
+    for side in (64, 96, 128, 160):
+        logits, _ = runtime(torch.zeros(1, 3, side, 64))
+        assert logits.shape[1] % 9 == 0
+    assert len(runtime._requests.by_shape) == 2  # each holds on to its tensors
+
+
+def test_a_file_of_the_full_head_answers_without_being_asked_for_it(
+    openvino_file: Path, onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pictures_on_disk(tmp_path)[0]
+    for file in (openvino_file, onnx_file):
+        assert _run(["predict", str(file), str(path), "--json", "--score", "0.1"], False) == 0
+    assert _run(["predict", str(openvino_file), str(path), "--head", "light"], False) == 2
+    assert "holds the full head only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps"])
+def test_other_devices_are_refused(onnx_file: Path, device: str) -> None:
+    with pytest.raises(InputError, match="cpu or cuda"):
+        lw.load(onnx_file, device=device)
+
+
+def test_what_is_not_quantised_has_a_precision(openvino_file: Path) -> None:
+    from lw_retinanet.export.openvino_file import OpenVinoRuntime
+
+    assert OpenVinoRuntime(openvino_file).precision == "fp32"
+    expected = "bf16" if uses_bf16("auto", torch.device("cpu")) else "fp32"
+    assert OpenVinoRuntime(openvino_file, precision="int8").precision == expected

@@ -57,7 +57,7 @@ def take_turns(
     """
     names = list(calls)
     times: dict[Name, list[float]] = {name: [] for name in names}
-    for number in progress(range(warm_up + rounds), warm_up + rounds):
+    for number in progress(range(warm_up + rounds), warm_up + rounds) if names else ():
         for place in order_of_round(number, len(names)):
             call = calls[names[place]]
             wait()

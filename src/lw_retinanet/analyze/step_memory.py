@@ -204,9 +204,7 @@ class _LiveBytes(TorchDispatchMode):
         if storage in self._seen:
             return
         self._seen.add(storage)
-        size: Any = storage.nbytes()
-        if not isinstance(size, int):
-            return  # what a mask selects: its length is not known without numbers, and positive anchors are few
+        size = storage.nbytes()
         weakref.finalize(storage, self._drop, size)
         self.now += size
         self.peak = max(self.peak, self.now)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
-from torchvision.ops import box_iou
 
 from lw_retinanet.bench.contender import as_picture, run_detector
 from lw_retinanet.bench.pictures import Pictures
@@ -15,7 +14,7 @@ from lw_retinanet.conventions import OutputRule
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.export.agreement import RMS_LIMITS
-from lw_retinanet.export.partners import Detected, partners
+from lw_retinanet.export.partners import MIN_SHARE, Detected, partners, shared
 from lw_retinanet.export.runtimes import ExportedDetector
 from lw_retinanet.models.retinanet import RetinaNet
 
@@ -23,7 +22,6 @@ LOGITS = 1e-4  # largest difference in fp32, relative to the largest value where
 BOX_PIXELS, SCORE = 0.05, 1e-5
 EXPORTED_SCORE = 1e-4  # another runtime adds in another order
 MAX_MISSING = 0.01  # of the detections: two that tie in NMS may fall either way
-MIN_SHARE = 0.5  # of the detections that a rounded network shares with the exact one, where only boxes can be compared
 MOST_PICTURES = 4
 
 
@@ -137,7 +135,7 @@ def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *
     used = min(MOST_PICTURES, len(pictures.files))
     has_logits = not any(isinstance(each, ExportedDetector) and each.manifest.outputs != "raw" for each in (reference, detector))
     is_exact = precision == "fp32"
-    worst, rms, total, shared = 0.0, 0.0, _Tally(), []
+    worst, rms, total, shares = 0.0, 0.0, _Tally(), []
     for number in range(used):
         file = pictures.files[number]
         if has_logits:
@@ -157,9 +155,9 @@ def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *
         if is_exact:
             total.add(wanted_boxes, given_boxes, score=EXPORTED_SCORE, rule=reference.conventions.output)
         else:
-            shared.append(_share(wanted_boxes, given_boxes))
+            shares.append(shared(wanted_boxes, given_boxes))
     if not is_exact:
-        share = min(shared, default=None)
+        share = min(shares, default=None)
         if share is not None and share < MIN_SHARE:
             raise ParityError(_message(name, against, f"of one picture they share only {share:.0%} of the detections"))
         return Parity(name=name, against=against, pictures=used, rms=rms if has_logits else None, share=share)
@@ -205,16 +203,6 @@ def _require_near(wanted: Tensor, given: Tensor, what: str, name: str, against: 
     if not rms <= limit:
         raise ParityError(_message(name, against, f"the {what} have a relative error of {rms:.2g}, more than {limit}"))
     return rms
-
-
-def _share(wanted: Detected, given: Detected) -> float:
-    """Of the wanted detections, those for which there is one of the same class that overlaps by half."""
-    if not len(wanted.labels):
-        return 1.0
-    if not len(given.labels):
-        return 0.0
-    same = (wanted.labels[:, None] == given.labels) & (box_iou(wanted.boxes, given.boxes) >= 0.5)
-    return float(same.any(dim=1).float().mean())
 
 
 def _message(name: str, against: str, what: str) -> str:

@@ -34,7 +34,8 @@ def benchmark_command(
     """Time models side by side, pictures in files to boxes, after a look at whether those of the same weights answer alike."""
     from lw_retinanet.bench.run import benchmark
     from lw_retinanet.bench.tables import lines
-    from lw_retinanet.cli.console import output_folder, print_json, with_bar
+    from lw_retinanet.cli.console import print_json, with_bar
+    from lw_retinanet.files import output_folder
 
     settings = _settings(
         against=against,

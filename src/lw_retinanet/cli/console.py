@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -62,22 +61,6 @@ def existing(path: Path, what: str) -> Path:
 
     if not path.exists():
         raise InputError(f"{what} {path} does not exist; check the path")
-    return path
-
-
-def output_folder(path: Path) -> Path:
-    """The path, if it is a folder or can become one: better to know before hours of work than after them.
-
-    Raises:
-        OutputError: else.
-    """
-    from lw_retinanet.errors import OutputError
-
-    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists() or parent.is_symlink()), path)
-    if not place.is_dir():
-        raise OutputError(f"{place} is a file, so nothing can be written to a folder {path}; choose another --out")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"{place} may not be written to; choose another --out")
     return path
 
 

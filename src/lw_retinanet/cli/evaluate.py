@@ -16,7 +16,9 @@ def evaluate_command(
     ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),
     detections: Path | None = typer.Option(None, help="COCO results file to score, instead of a model."),
     out: Path | None = typer.Option(None, help="Folder for detections.json, metrics.json and pictures."),
-    head: str = typer.Option("light", help="Of a lightened model: light, or full, the one it had before."),
+    head: str | None = typer.Option(
+        None, help="Of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
+    ),
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, measured at the first picture."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Pictures at a time."),
@@ -44,11 +46,12 @@ def evaluate_command(
 
 
 def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None) -> "Metrics":
-    from lw_retinanet.cli.console import existing, output_folder
+    from lw_retinanet.cli.console import existing
     from lw_retinanet.data.source import open_data, require_boxes
     from lw_retinanet.evaluate.coco_metrics import evaluate
     from lw_retinanet.evaluate.detections import read_results
     from lw_retinanet.evaluate.write import write_metrics
+    from lw_retinanet.files import output_folder
 
     existing(detections, "detections file")
     if out:
@@ -62,21 +65,24 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
 
 
 def _score_model(
-    model: Path, data: Path, split: str | None, out: Path | None, head: str, precision: str, device: str, batch_size: int
+    model: Path, data: Path, split: str | None, out: Path | None, head: str | None, precision: str, device: str, batch_size: int
 ) -> "Metrics":
     from lw_retinanet.analyze.experiment import evaluate_into
     from lw_retinanet.api import load
-    from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing, output_folder
+    from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing
     from lw_retinanet.data.image_sizes import require_files, with_sizes
     from lw_retinanet.data.source import open_data, require_boxes, splits
     from lw_retinanet.evaluate.coco_metrics import evaluate
     from lw_retinanet.evaluate.detect_records import detect_records
+    from lw_retinanet.files import output_folder
 
     checked = checked_precision(precision)
     existing(data, "data set")
     if out:
         output_folder(out)
-    detector = load(model, device=device, precision=checked).with_head(head)
+    detector = load(model, device=device, precision=checked)
+    if head is not None:
+        detector = detector.with_head(head)
     records = open_data(data, split=split or ("val" if splits(data) else None))
     require_boxes(records, data)
     require_files(records)

@@ -68,8 +68,8 @@ def lighten_command(
 
 def _report_folder(model: Path, out: Path) -> Path:
     """Where the report goes, after a look at whether model and report can be written."""
-    from lw_retinanet.cli.console import output_folder
     from lw_retinanet.errors import OutputError
+    from lw_retinanet.files import output_folder
     from lw_retinanet.weights.model_file import find_model_file
 
     if out.suffix != ".safetensors":

@@ -13,7 +13,9 @@ def predict_command(
         None, help="Folder for pictures with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."
     ),
     score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score that is shown."),
-    head: str = typer.Option("light", help="Of a lightened model: light, or full, the one it had before."),
+    head: str | None = typer.Option(
+        None, help="Of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
+    ),
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, measured at the first picture."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Pictures at a time, of equal size when resized; more than 1 helps a GPU."),
@@ -21,16 +23,19 @@ def predict_command(
 ) -> None:
     """Find objects in pictures; a picture that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.api import load
-    from lw_retinanet.cli.console import checked_precision, output_folder, print_json, with_bar
+    from lw_retinanet.cli.console import checked_precision, print_json, with_bar
     from lw_retinanet.data.image_files import find_images
     from lw_retinanet.detect.collect import Collection
     from lw_retinanet.errors import ImageError
+    from lw_retinanet.files import output_folder
 
     checked = checked_precision(precision)
     files = find_images(sources)
     folder = out or (None if json else Path("predictions"))
     collection = Collection(folder and output_folder(folder), files)
-    detector = load(model, device=device, precision=checked).with_head(head)
+    detector = load(model, device=device, precision=checked)
+    if head is not None:
+        detector = detector.with_head(head)
     failed = 0
     for result in with_bar(detector.predict_files(files, score=score, batch_size=batch_size), len(files), what="predict"):
         if isinstance(result, ImageError):

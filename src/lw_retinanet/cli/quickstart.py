@@ -11,7 +11,8 @@ def quickstart_command(
 ) -> None:
     """Train, evaluate, predict and count, full and light head side by side, on embedded data: one page of results in a few minutes."""
     from lw_retinanet.analyze.quickstart import quickstart
-    from lw_retinanet.cli.console import evaluation_bar, output_folder
+    from lw_retinanet.cli.console import evaluation_bar
+    from lw_retinanet.files import output_folder
 
     page = quickstart(output_folder(out), seed=seed, progress=evaluation_bar)
     print(page.read_text(encoding="utf-8"))

@@ -27,11 +27,12 @@ def train_command(
 ) -> None:
     """Train on your own pictures, evaluate on val, and leave model, metrics, curves and pictures in one run folder."""
     from lw_retinanet.analyze.experiment import run_training
-    from lw_retinanet.cli.console import evaluation_bar, existing, output_folder
+    from lw_retinanet.cli.console import evaluation_bar, existing
     from lw_retinanet.config import load_config, override, parse_config
     from lw_retinanet.devices import choose_device
     from lw_retinanet.errors import ConfigError, InputError, RunFolderError
     from lw_retinanet.evaluate.tables import class_table, summary_table
+    from lw_retinanet.files import output_folder
 
     planning = {"--processes": processes is not None, "--measure": measure, "--json": json_output}
     if not dry_run and any(planning.values()):

@@ -32,6 +32,7 @@ class Backend:
         inputs: names of a network's inputs.
         layers: names of a network's convolutions.
         tap: network and layers -> a network that gives their outputs.
+        quantiser: package that ``quantise`` needs.
     """
 
     suffix: str
@@ -44,6 +45,7 @@ class Backend:
     inputs: Callable[[Any], tuple[str, ...]]
     layers: Callable[[Any], list[str]]
     tap: Callable[[Any, Sequence[str]], Any]
+    quantiser: str
 
     def tapped_run(self, network: Any, layers: Sequence[str]) -> Run:
         """Inputs by name -> the outputs of these layers, with no rounding but the network's own."""
@@ -72,6 +74,7 @@ BACKENDS: Mapping[Kind, Backend] = {
         inputs=lambda network: tuple(value.name for value in network.graph.input),
         layers=int8_onnx.layer_names,
         tap=int8_onnx.tapped,
+        quantiser="onnxruntime.quantization",
     ),
     "openvino": Backend(
         suffix=".xml",
@@ -84,6 +87,7 @@ BACKENDS: Mapping[Kind, Backend] = {
         inputs=lambda network: tuple(port.get_any_name() for port in network.inputs),
         layers=int8_openvino.layer_names,
         tap=int8_openvino.tapped,
+        quantiser="nncf",
     ),
 }
 

@@ -5,11 +5,14 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
 from lw_retinanet.errors import MissingExtraError
+
+_switches = threading.RLock()
 
 
 def need(package: str, *, extra: str, why: str) -> ModuleType:
@@ -23,7 +26,7 @@ def need(package: str, *, extra: str, why: str) -> ModuleType:
     Raises:
         MissingExtraError: if it is not installed.
     """
-    with quiet():
+    with contextlib.nullcontext() if package in sys.modules else quiet():
         try:
             return importlib.import_module(package)
         except ImportError:
@@ -35,21 +38,23 @@ def need(package: str, *, extra: str, why: str) -> ModuleType:
 def quiet() -> Iterator[None]:
     """Keep foreign libraries from talking about their own insides, writing to standard output, and reporting usage to their makers.
 
-    OpenVINO and NNCF send usage data unless they find themselves on a build server, and look for that once, when they start.
+    OpenVINO and NNCF send usage data unless they find themselves on a build server, and look for that once, when they start. What is
+    switched here belongs to the whole process, so one thread at a time is in here.
     """
     stand_ins = {"CI": "true", "NNCF_CI": "1"}
-    logged = logging.root.manager.disable
-    before = {name: os.environ.get(name) for name in stand_ins}
-    os.environ.update(stand_ins)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
-            yield
-    finally:
-        logging.disable(logged)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _switches:
+        logged = logging.root.manager.disable
+        before = {name: os.environ.get(name) for name in stand_ins}
+        os.environ.update(stand_ins)
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+                warnings.simplefilter("ignore")
+                logging.disable(logging.WARNING)
+                yield
+        finally:
+            logging.disable(logged)
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

@@ -16,6 +16,7 @@ from lw_retinanet.export.tracing import trace
 
 OPSET = 18
 EXTRA = "onnx"
+CPU = torch.device("cpu")
 
 
 def make_onnx(graph: nn.Module) -> Any:
@@ -95,7 +96,7 @@ class OnnxRuntime:
 
     Args:
         model: path of a file, or its content.
-        device: ``cuda`` takes ONNX Runtime's CUDA provider.
+        device: ``cpu``, or a CUDA device by number.
 
     Raises:
         WeightsError: if it is no whole ONNX file.
@@ -103,19 +104,25 @@ class OnnxRuntime:
         MissingExtraError: if ``onnxruntime`` is not installed.
     """
 
-    def __init__(self, model: Path | bytes, *, device: str = "cpu") -> None:
+    def __init__(self, model: Path | bytes, *, device: torch.device = CPU) -> None:
         path = model if isinstance(model, Path) else "the network"
         runtime = need("onnxruntime", extra=EXTRA, why=f"running {path}")
-        provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type)
+        if provider is None:
+            raise InputError(f"{path} cannot run on {device}; use --device cpu or cuda")
+        missing = f"this onnxruntime has no CUDA, so {path} cannot run on {device}; install onnxruntime-gpu or use --device cpu"
         if provider not in runtime.get_available_providers():
-            raise InputError(f"this onnxruntime has no CUDA, so {path} cannot run on {device}; install onnxruntime-gpu or use --device cpu")
+            raise InputError(missing)
+        wanted: Any = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self.session = runtime.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=[provider])
+            self.session = runtime.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=[wanted])
         except Exception as error:  # its exceptions have no common base
             raise WeightsError(f"cannot read ONNX file {path}: {_reason(error)}; export it anew") from None
+        if provider not in self.session.get_providers():  # listed, but its libraries could not be loaded
+            raise InputError(missing)
         self.path = path
         self.inputs = tuple(value.name for value in self.session.get_inputs())
         self.outputs = tuple(value.name for value in self.session.get_outputs())

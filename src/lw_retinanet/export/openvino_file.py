@@ -5,7 +5,7 @@ import html
 import re
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -153,6 +153,7 @@ class OpenVinoRuntime:
                 raise WeightsError(f"cannot read OpenVINO file {self.path}: {_reason(error)}; export it anew") from None
         self.model = model
         is_bf16 = precision == "bf16" or (precision == "int8" and uses_bf16("auto", torch.device("cpu")))
+        self.precision: Literal["fp32", "bf16"] = "bf16" if is_bf16 else "fp32"  # of what is not quantised
         # Said in any case: on processors with bf16 OpenVINO would take it by itself.
         self._settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if is_bf16 else "f32",
@@ -184,17 +185,18 @@ class OpenVinoRuntime:
             ) from None
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        """Of this thread and for this shape."""
-        requests: dict[tuple[int, ...], Any] = self._requests.__dict__.setdefault("by_shape", {})
-        if shape not in requests:
-            with self._lock:
-                known: tuple[int, ...] | None = shape
-                if shape not in self._compiled:
-                    known = shape if len(self._compiled) < self._max_compiled else None
-                if known not in self._compiled:
-                    self._compiled[known] = self._compile(known)
-                requests[shape] = self._compiled[known].create_infer_request()
-        return requests[shape]
+        """Of this thread, for this shape or, where that has no network of its own, for any."""
+        requests: dict[tuple[int, ...] | None, Any] = self._requests.__dict__.setdefault("by_shape", {})
+        if shape in requests:
+            return requests[shape]
+        with self._lock:
+            known = shape if shape in self._compiled or len(self._compiled) < self._max_compiled else None
+            if known not in self._compiled:
+                self._compiled[known] = self._compile(known)
+            compiled = self._compiled[known]
+        if known not in requests:  # a request holds on to its tensors, so shapes without a network share one
+            requests[known] = compiled.create_infer_request()
+        return requests[known]
 
     def _compile(self, shape: tuple[int, ...] | None) -> Any:
         model = self.model

@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 from torch import Tensor
+from torchvision.ops import box_iou
+
+MIN_SHARE = 0.5  # of the detections that a rounded network shares with the exact one, where only boxes can be compared
 
 
 class Detected(NamedTuple):
@@ -58,3 +61,13 @@ def partners(wanted: Detected, given: Detected, *, most: int, box: float, score:
     nearest = distances.where(near, float("inf")).amin(dim=1)
     largest = float((wanted.scores[rows] - given.scores[columns]).abs().max())
     return Partners(missing, float(nearest[nearest.isfinite()].max()), largest)
+
+
+def shared(wanted: Detected, given: Detected) -> float:
+    """Of the wanted detections, the share for which there is one of the same class that overlaps by half; 1 where there are none."""
+    if not len(wanted.labels):
+        return 1.0
+    if not len(given.labels):
+        return 0.0
+    same = (wanted.labels[:, None] == given.labels) & (box_iou(wanted.boxes, given.boxes) >= 0.5)
+    return float(same.any(dim=1).float().mean())

@@ -1,11 +1,13 @@
 """``export`` as one call: model file in, checked and sealed file out."""
 
 import contextlib
+import copy
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +20,20 @@ from lw_retinanet.data.source import open_data, require_boxes, splits
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.errors import DataError, InputError, OutputError
 from lw_retinanet.evaluate.coco_metrics import match_categories
-from lw_retinanet.export.agreement import Agreement, check_agreement
-from lw_retinanet.export.backend import BACKENDS, backend_of
+from lw_retinanet.export.agreement import Agreement, check_agreement, talkative
+from lw_retinanet.export.backend import BACKENDS, Backend, backend_of
 from lw_retinanet.export.calibration import Calibration
 from lw_retinanet.export.end_to_end import EndToEnd
+from lw_retinanet.export.extras import need
 from lw_retinanet.export.gate import MAX_DROP, Gate
 from lw_retinanet.export.layer_errors import write_table
 from lw_retinanet.export.manifest import ExportedHead, ExportPrecision, Kind, Manifest
 from lw_retinanet.export.quantisation import Attempt, quantise, worst_names
 from lw_retinanet.export.raw_graph import RawGraph
-from lw_retinanet.export.runtimes import TRITON_MODEL, ExportedDetector
+from lw_retinanet.export.runtimes import TRITON_CONFIG, TRITON_MODEL, ExportedDetector
 from lw_retinanet.export.triton import model_name, write_config
-from lw_retinanet.files import replacing, write_text
+from lw_retinanet.files import output_folder, replacing, write_text
+from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.model_file import find_model_file, load_model
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -73,6 +77,17 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.calibrate is None:
             raise InputError("--precision int8 measures ranges on pictures like those to come; name some with --calibrate DATA")
+        given = {
+            "--calibrate": self.calibrate is not None,
+            "--validate": self.validate is not None,
+            "--gate-images": self.gate_images is not None,
+            "--allow-drop": self.allow_drop,
+        }
+        if self.precision != "int8" and any(given.values()):
+            named = ", ".join(option for option, is_given in given.items() if is_given)
+            raise InputError(f"{named}: for --precision int8 only, and this is {self.precision}; add --precision int8 or leave it out")
+        if self.precision == "int8" and self.half_weights:
+            raise InputError("--half-weights rounds what --precision int8 and its gate leave alone, unmeasured; leave it out")
         if self.precision == "bf16" and self.kind == "onnx":
             raise InputError("--precision bf16: ONNX Runtime has no bf16 convolutions on a CPU; take --format openvino")
         if self.symmetric and (self.precision != "int8" or self.kind != "onnx"):
@@ -159,8 +174,8 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
 
     Args:
         model: ``.safetensors`` or a run folder.
-        out: ``.onnx``, ``.xml`` (its weights go beside it as ``.bin``), or a folder for Triton. ``NAME-report.json`` goes beside it, for
-            int8 ``NAME-layers.csv`` too.
+        out: ``.onnx``, ``.xml`` (its weights go beside it as ``.bin``), or a folder for Triton. ``FILE-report.json`` goes beside it, for
+            int8 ``FILE-layers.csv`` too.
         settings: what is asked for.
         progress: wraps the pictures of the gate; gets their number.
 
@@ -172,6 +187,8 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
         OutputError: if the files cannot be written.
     """
     backend = backend_of(settings.kind, symmetric=settings.symmetric)
+    if settings.precision == "int8":
+        need(backend.quantiser, extra=settings.kind, why="--precision int8")  # known now rather than after the gate's first half
     target = _target(model, out, settings)
     loaded = load_model(model)
     detector = Detector(loaded.model, loaded.record.categories, name=model.name, record=loaded.record)
@@ -206,15 +223,19 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
         accuracy = {**chosen.accuracy.as_dict(), "flagged": not chosen.accuracy.passes}
         manifest = manifest.model_copy(update={"kept_layers": chosen.kept, "accuracy": accuracy})
         pictures = [torch.from_numpy(feeds["images"]) for feeds in calibration.inputs(("images",), count=2)]
-    with _written(target) as temporary:
+    config = [out / TRITON_CONFIG] if settings.format == "triton" else []
+    with _written(target, *config) as temporary:
         backend.write(network, temporary, settings.half_weights)
         opened = ExportedDetector(backend.open(temporary, settings.precision), manifest, name=str(out))
         agreement = check_agreement(reference, opened, half_weights=settings.half_weights, pictures=pictures)
+        if settings.gives_boxes and settings.precision == "fp32" and not agreement.compared:
+            low = _compared_at_low_scores(loaded.model, reference, backend, manifest)
+            agreement = replace(agreement, compared=low.compared, missing=low.missing)
         manifest = backend.seal(temporary, manifest.model_copy(update={"agreement": agreement.as_dict()}))
         num_bytes = sum(path.stat().st_size for path in _files(temporary))
         del opened
-    if settings.format == "triton":
-        write_config(out, network)
+        if settings.format == "triton":
+            write_config(out, network)
     return _with_report(
         Exported(
             file=out,
@@ -229,6 +250,16 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
     )
 
 
+def _compared_at_low_scores(model: RetinaNet, reference: RawGraph, backend: Backend, manifest: Manifest) -> Agreement:
+    """Of a model that finds nothing in noise: the same graph, but for its score threshold, in the same runtime."""
+    lowered = copy.copy(model)
+    lowered.conventions = talkative(reference, model.conventions)
+    record = manifest.record.model_copy(update={"conventions": lowered.conventions})
+    network = backend.make(EndToEnd(lowered, full_head=reference.full_head))
+    runtime = backend.run(network, manifest.precision)
+    return check_agreement(reference, ExportedDetector(runtime, manifest.model_copy(update={"record": record})))
+
+
 def _target(model: Path, out: Path, settings: ExportSettings) -> Path:
     """The file to write, after a look at whether the place will do."""
     find_model_file(model)
@@ -236,12 +267,14 @@ def _target(model: Path, out: Path, settings: ExportSettings) -> Path:
         model_name(out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputError(f"--out {out} is {'not empty' if out.is_dir() else 'a file'}; name a new folder for the Triton model")
+        output_folder(out)
         return out / TRITON_MODEL
     suffix = BACKENDS[settings.kind].suffix
     if out.suffix != suffix:
         raise OutputError(f"--out {out}: a file of --format {settings.format} ends in {suffix}")
     if out.is_dir():
         raise OutputError(f"--out {out} is a folder; name a file in it")
+    output_folder(out.absolute().parent)
     return out
 
 
@@ -250,32 +283,60 @@ def _files(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes ``path``, with its weights if it is OpenVINO's; both or none, and no new folders without them."""
+def _written(path: Path, *companions: Path) -> Iterator[Path]:
+    """A temporary file that becomes ``path``, with its weights if it is OpenVINO's; both or none, and no new folders or companions without
+    them."""
     made = [parent for parent in path.absolute().parents if not parent.exists()]
     try:
-        with replacing(path) as temporary:
-            if path.suffix != ".xml":
-                yield temporary
-                return
-            # The weights are moved first: an XML without weights would be half a file.
-            with replacing(path.with_suffix(".bin")) as weights:
-                assert weights == temporary.with_suffix(".bin")
-                yield temporary
+        with _replacing_pair(path) if path.suffix == ".xml" else replacing(path) as temporary:
+            yield temporary
     except BaseException:
+        for companion in companions:
+            companion.unlink(missing_ok=True)
         for folder in made:  # the innermost first; what is not empty stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
 
 
+@contextmanager
+def _replacing_pair(path: Path) -> Iterator[Path]:
+    """:func:`~lw_retinanet.files.replacing` for an XML and the weights beside it: an XML with other weights would be no file at all."""
+    weights = path.with_suffix(".bin")
+    before = weights.with_name(f".{weights.name}.before")
+    is_moved = False
+    try:
+        with replacing(path) as temporary:
+            new = temporary.with_suffix(".bin")
+            try:
+                yield temporary
+                for file in (temporary, new):
+                    with file.open("rb+") as stream:
+                        os.fsync(stream.fileno())  # so that nothing slow stands between the two renames
+                if weights.exists():
+                    weights.replace(before)
+                is_moved = True
+                new.replace(weights)
+            finally:
+                new.unlink(missing_ok=True)
+    except BaseException:
+        if before.exists():
+            before.replace(weights)
+        elif is_moved:
+            weights.unlink(missing_ok=True)
+        raise
+    before.unlink(missing_ok=True)
+
+
 def _beside(out: Path, name: str) -> Path:
-    return out.with_name(f"{out.stem if out.suffix in ('.onnx', '.xml') else out.name}-{name}")
+    return out.absolute().with_name(f"{out.absolute().name}-{name}")
 
 
 def _with_report(exported: Exported) -> Exported:
     if exported.layers is not None:
         write_table(exported.attempts[-1].errors, exported.layers)
+    else:
+        _beside(exported.file, "layers.csv").unlink(missing_ok=True)  # of an earlier file of this name
     write_text(exported.report, json.dumps(exported.as_dict(), indent=2) + "\n")
     return exported
 

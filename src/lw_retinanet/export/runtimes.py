@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.detect.detector import Detector, HeadChoice, Inputs
-from lw_retinanet.devices import Precision, uses_bf16
+from lw_retinanet.devices import Precision, known_device, uses_bf16
 from lw_retinanet.errors import InputError, WeightsError
 from lw_retinanet.export import onnx_file, openvino_file
 from lw_retinanet.export.manifest import Manifest
@@ -62,6 +62,9 @@ class ExportedDetector(Detector):
     def _checked(self, head: str) -> HeadChoice:
         if head in ("light", "full") and self.manifest.head not in ("only", head):
             raise InputError(f"{self.name} holds the {self.manifest.head} head only; export the model again with --head {head}")
+        plan = self.record.plan if self.record else None
+        if head == "full" and self.manifest.head == "only" and plan is not None and (plan.cls or plan.bbox):
+            raise InputError(f"{self.name} holds one head only, so there is no full head to switch to")
         return self.head if head in ("light", "full") else super()._checked(head)
 
     def _asked(self, score: float | None, head: HeadChoice | None) -> tuple[Conventions, bool]:
@@ -111,7 +114,7 @@ def open_exported(path: Path, *, device: str = "auto", precision: Precision = "f
 
     Raises:
         WeightsError: if the file is missing or damaged, not of this program, or not as it was written.
-        InputError: for a device, precision or ``compile`` that the runtime does not have.
+        InputError: for an unknown device, or a device, precision or ``compile`` that the runtime does not have.
         MissingExtraError: if the runtime is not installed.
     """
     if not path.is_file():
@@ -122,13 +125,14 @@ def open_exported(path: Path, *, device: str = "auto", precision: Precision = "f
     if path.suffix.lower() == ".onnx":
         if precision == "bf16":
             raise InputError(f"{path}: ONNX Runtime has no bf16 convolutions on a CPU; leave --precision out, or export to OpenVINO")
-        session = onnx_file.OnnxRuntime(path, device="cpu" if device == "auto" else device)
+        session = onnx_file.OnnxRuntime(path, device=torch.device("cpu") if device == "auto" else known_device(device))
         return ExportedDetector(session, onnx_file.read_manifest(path, session), name=name)
     if device not in ("auto", "cpu"):
         raise InputError(f"{path} runs on the CPU only; leave --device out, or export to ONNX for {device}")
     manifest = openvino_file.read_manifest(path)
     if manifest.precision == "int8":
-        return ExportedDetector(openvino_file.OpenVinoRuntime(path, precision="int8"), manifest, name=name)
+        quantised = openvino_file.OpenVinoRuntime(path, precision="int8")
+        return ExportedDetector(quantised, manifest, precision=quantised.precision, name=name)
     is_bf16 = "bf16" in (precision, manifest.precision) or (precision == "auto" and uses_bf16("auto", torch.device("cpu")))
     chosen: Literal["fp32", "bf16"] = "bf16" if is_bf16 else "fp32"
     return ExportedDetector(openvino_file.OpenVinoRuntime(path, precision=chosen), manifest, precision=chosen, name=name)

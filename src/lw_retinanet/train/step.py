@@ -28,7 +28,7 @@ LOSS_PARTS = ("classification", "bbox_regression", "distillation")
 class StepResult:
     """Args:
     losses: (2,) classification and box loss of the whole step over all processes, as divided and weighted; (3,) with a teacher.
-    num_positive: (1,) positive anchors of the whole step.
+    num_positive: () positive anchors of the whole step.
     """
 
     losses: Tensor
