@@ -45,9 +45,12 @@ def markdown(result: Mapping[str, Any], *, stages: bool = False) -> list[str]:
     machine, settings = result["machine"], result["settings"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     table = [f"| {' | '.join(row)} |" for row in rows]
+    load = "unknown" if machine["load_before"] is None else f"{machine['load_before']:.1f}"
+    commit = f" at {machine['commit']}" if machine.get("commit") else ""
+    each = "the next picture" if settings["batch_size"] == 1 else f"the next {settings['batch_size']} pictures"
     below = (
-        f"{settings['rounds']} rounds, {machine['threads']} threads, {machine['processor']}, {machine['device']}, load before "
-        f"{machine['load_before']}; {result['pictures']}; lw-retinanet {machine['lw_retinanet']}, {packages}."
+        f"{settings['rounds']} rounds, in each {each}, {machine['threads']} threads, {machine['processor']}, {machine['device']}, "
+        f"load before {load}; {result['pictures']}; lw-retinanet {machine['lw_retinanet']}{commit}, {packages}."
     )
     return [table[0], f"|{' --- |' * len(rows[0])}", *table[1:], "", below, *result["remarks"]]
 
