@@ -15,7 +15,7 @@ from lw_retinanet.cli.main import _run
 from lw_retinanet.detect.detector import Detector
 from lw_retinanet.detect.result import Result
 from lw_retinanet.devices import uses_bf16
-from lw_retinanet.errors import ConfigError, InputError, WeightsError
+from lw_retinanet.errors import ConfigError, InputError, OutputError, WeightsError
 from lw_retinanet.export.runtimes import ExportedDetector
 from lw_retinanet.structures import Predictions
 
@@ -232,3 +232,12 @@ def test_what_is_not_quantised_has_a_precision(openvino_file: Path) -> None:
     assert OpenVinoRuntime(openvino_file).precision == "fp32"
     expected = "bf16" if uses_bf16("auto", torch.device("cpu")) else "fp32"
     assert OpenVinoRuntime(openvino_file, precision="int8").precision == expected
+
+
+def test_a_place_that_openvino_cannot_write_to_is_named(openvino_file: Path, tmp_path: Path) -> None:
+    from lw_retinanet.export.openvino_file import OpenVinoRuntime, write_network
+
+    network = OpenVinoRuntime(openvino_file).model
+    (tmp_path / "in the way").touch()
+    with pytest.raises(OutputError, match="in the way cannot be written to"):
+        write_network(network, tmp_path / "in the way" / "small.xml")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lw_retinanet.devices import uses_bf16
-from lw_retinanet.errors import ExportError, InputError, WeightsError
+from lw_retinanet.errors import ExportError, InputError, OutputError, WeightsError
 from lw_retinanet.export.extras import need, quiet
 from lw_retinanet.export.manifest import KEY, ExportPrecision, Manifest, opened, require_network, sealed
 from lw_retinanet.export.signal_stack import signal_stack_kept
@@ -77,12 +77,19 @@ def _traced_number(operation: Any) -> int:
 
 
 def write_network(model: Any, path: Path, *, half_weights: bool = False) -> None:
-    """The XML with places for manifest and seal, and the weights beside it, ``.bin``."""
+    """The XML with places for manifest and seal, and the weights beside it, ``.bin``.
+
+    Raises:
+        OutputError: if they cannot be written.
+    """
     openvino = need("openvino", extra=EXTRA, why="writing OpenVINO IR")
     model.set_rt_info(_MANIFEST, [KEY, "manifest"])
     model.set_rt_info(_SEAL, [KEY, "seal"])
-    with quiet():
-        openvino.save_model(model, str(path), compress_to_fp16=half_weights)
+    try:
+        with quiet():
+            openvino.save_model(model, str(path), compress_to_fp16=half_weights)
+    except RuntimeError as error:
+        raise OutputError(f"{path.parent} cannot be written to ({_reason(error)}); check the folder and the free space") from error
 
 
 def seal(path: Path, manifest: Manifest) -> Manifest:
