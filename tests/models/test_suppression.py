@@ -25,12 +25,19 @@ def scene(seed: int, number: int, classes: int) -> tuple[Tensor, Tensor, Tensor]
     return boxes, labels, torch.rand(3, number, generator=random) < 0.8
 
 
-@pytest.mark.parametrize(("prefix", "few_boxes"), [(4, 1), (4, 30), (1024, 1), (1024, 400)])
-def test_equal_to_comparing_every_pair(prefix: int, few_boxes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "few_boxes", "few_classes", "pairs_a_call"),
+    # Steps to the end; steps, then all at once; the kernel at once for all; the kernel for one class after another, with and without steps.
+    [(4, 1, 1, 1), (4, 30, 1, 200_000), (1024, 1, 1, 1), (1024, 400, 1, 1), (1024, 1, 9, 0), (4, 1, 3, 0)],
+)
+def test_equal_to_comparing_every_pair(
+    prefix: int, few_boxes: int, few_classes: int, pairs_a_call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(suppression, "PREFIX", prefix)
     monkeypatch.setattr(suppression, "_EACH", 1)
     monkeypatch.setattr(suppression, "_FEW_BOXES", few_boxes)
-    monkeypatch.setattr(suppression, "_FEW_CLASSES", 1)
+    monkeypatch.setattr(suppression, "_FEW_CLASSES", few_classes)
+    monkeypatch.setattr(suppression, "_PAIRS_A_CALL", pairs_a_call)
     settled = 0
     for seed in range(60):
         number, most, iou = (1, 17, 90)[seed % 3], (1, 5, 100)[(seed // 3) % 3], (0.3, 0.5, 1.0)[seed % 3]
@@ -47,15 +54,16 @@ def test_equal_to_comparing_every_pair(prefix: int, few_boxes: int, monkeypatch:
     assert settled > 60
 
 
-def test_many_boxes_of_many_classes_take_both_ways() -> None:
-    # As many as by default go class by class at first; what is left of them is for the kernel.
+@pytest.mark.parametrize("classes", [1, 6, 40])
+def test_many_boxes_by_default(classes: int) -> None:
+    # Of 40 classes they go in steps at first; what is left of them is for the kernel. Of one, and of six, for the kernel at once.
     random = torch.Generator().manual_seed(3)
     corners = torch.rand(1, 900, 2, generator=random) * 100
     boxes = torch.cat([corners, corners + 20 + torch.rand(1, 900, 2, generator=random) * 40], dim=2)
-    labels = torch.randint(40, (1, 900), generator=random) * 10_000  # numbers that a byte would confuse
+    labels = torch.randint(classes, (1, 900), generator=random) * 10_000  # numbers that a byte would confuse
     is_real = torch.ones(1, 900, dtype=torch.bool)
     expected = literal(boxes[0], labels[0], is_real[0], 0.5, 900)
-    assert 200 < len(expected) < 800
+    assert 100 < len(expected) < 800
     assert suppress(boxes, labels, is_real, iou=0.5, most=900)[0, : len(expected)].tolist() == expected
     assert suppress(boxes, labels, is_real, iou=0.5, most=50)[0].tolist() == expected[:50]
 

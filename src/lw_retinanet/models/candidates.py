@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -58,6 +59,9 @@ def _passing(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule)
     """
     levels = _levels(anchors_per_level, rule)
     found = [_of_image(image, levels, rule.candidates_per_level) for image in logits.detach()]
+    if len(found) == 1:
+        scores, anchors, labels = (column[None] for column in found[0])
+        return Candidates(scores=scores, labels=labels, anchors=anchors, is_real=torch.ones_like(scores, dtype=torch.bool))
     scores, anchors, labels = (pad_sequence(list(column), batch_first=True) for column in zip(*found, strict=True))
     counts = torch.tensor([len(columns[0]) for columns in found])
     return Candidates(scores=scores, labels=labels, anchors=anchors, is_real=torch.arange(scores.shape[1]) < counts[:, None])
@@ -73,7 +77,7 @@ def _of_image(logits: Tensor, levels: Sequence[tuple[int, int, float]], number: 
     near, floors = zip(*(_near(part, threshold, number) for part, threshold in parts), strict=True)
     near = tuple(places + start // length for places, (start, _, _) in zip(near, levels, strict=True))
     values = runs.index_select(0, torch.from_numpy(np.concatenate(near))).float().numpy()
-    ends = np.cumsum([0, *map(len, near)])
+    ends = [0, *accumulate(map(len, near))]
     found = [_best_of_runs(values[ends[level] : ends[level + 1]], near[level], floors[level], number) for level in range(len(levels))]
     pairs = np.concatenate([pairs for _, pairs in found])
     scores = _scores(torch.from_numpy(np.concatenate([values for values, _ in found]))).numpy()

@@ -1,5 +1,7 @@
 """Greedy NMS, class by class, that stops when it has what is asked for."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,7 +10,8 @@ from torchvision.ops import nms
 
 PREFIX = 1024  # of the best candidates that are looked at first
 _EACH = 16  # candidates of an object, as a rule, where scores are dense
-_FEW_BOXES, _FEW_CLASSES = 400, 12  # with which comparing across classes, too, is no loss
+_FEW_BOXES, _FEW_CLASSES = 400, 20  # with which a step for all classes is no gain
+_PAIRS_A_CALL = 200_000  # of boxes, which the kernel has dealt with in the time that calling it takes; one in 16 being kept
 STEPS = 24  # links in a chain of boxes of which each suppresses the next
 _PAIRS_AT_A_TIME = 2**25
 
@@ -50,47 +53,55 @@ def _survivors(boxes: Tensor, labels: Tensor, iou: float, most: int) -> Tensor:
 
 def _greedy(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:
     """Places of all survivors, rising; of (M, 4) float64 and (M,)."""
-    kept, rest = _best_of_classes(boxes.numpy(), labels.numpy(), iou) if boxes.device.type == "cpu" else ([], None)
-    if rest is not None:
-        boxes, labels = boxes[rest], labels[rest]
+    if boxes.device.type == "cpu" and len(labels) >= _FEW_BOXES:
+        return _class_by_class(boxes.numpy(), labels.numpy(), iou)
+    return _all_at_once(boxes, labels, iou)
+
+
+def _all_at_once(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Places of all survivors, rising; of boxes of which those of each class have the best first."""
     # Classes are moved apart, so that one NMS serves all; whole numbers in double precision, so that the move costs no accuracy.
     spacing = torch.ceil(2 * boxes.abs().amax() + 2) if len(boxes) else 0
-    apart = boxes + (labels * spacing)[:, None]
-    ranks = torch.arange(len(apart), 0, -1, dtype=torch.float64, device=apart.device)
-    survivors = nms(apart, ranks, iou)
-    return survivors if rest is None else torch.cat([*kept, rest[survivors]]).sort().values
+    return nms(boxes + (labels * spacing)[:, None], _falling(len(boxes), boxes.device), iou)
 
 
-def _best_of_classes(boxes: NDArray[np.float64], labels: NDArray[np.int64], iou: float) -> tuple[list[Tensor], Tensor | None]:
-    """The first steps of NMS, in each of which every class keeps its best box and drops what that suppresses.
+def _falling(number: int, device: torch.device) -> Tensor:
+    return torch.arange(number, 0, -1, dtype=torch.float64, device=device)
 
-    A CPU kernel compares every kept box with all boxes behind it, whatever their class. That is much where classes are many, and is left to
-    it as soon as they, or the boxes, are few.
 
-    Returns:
-        Places of what was kept, and of what is still open, rising; None for "all".
+def _class_by_class(boxes: NDArray[np.float64], labels: NDArray[np.int64], iou: float) -> Tensor:
+    """:func:`_greedy` on a CPU, whose kernel compares every kept box with all boxes behind it, whatever their class.
+
+    Where classes are many, each keeps its best box and drops what that suppresses, all classes in one step, as long as that pays. What is
+    left goes to the kernel: a class at a time if there is much of it.
     """
-    kept: list[Tensor] = []
-    if len(labels) < _FEW_BOXES:
-        return kept, None
     order = np.argsort(labels.astype(np.min_scalar_type(labels.max())), kind="stable")  # a sort of bytes takes a sixth of the time
     labels, corners = labels[order], np.ascontiguousarray(boxes[order].T)
     areas = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    kept: list[NDArray[np.int64]] = []
     while True:
         is_best = np.ones(len(labels), dtype=np.bool_)
         np.not_equal(labels[1:], labels[:-1], out=is_best[1:])
         starts = np.flatnonzero(is_best)
         if len(labels) < _FEW_BOXES or len(starts) < _FEW_CLASSES:
-            return kept, torch.from_numpy(np.sort(order))
+            break
         best = starts[np.cumsum(is_best) - 1]
         rivals = corners.take(best, axis=1)
         sides = np.minimum(corners[2:], rivals[2:]) - np.maximum(corners[:2], rivals[:2])
         common = np.maximum(sides[0], 0) * np.maximum(sides[1], 0)
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN, of two empty boxes, does not overlap
             is_settled = (common / (areas + areas[best] - common) > iou) | is_best
-        kept.append(torch.from_numpy(order[starts]))
+        kept.append(order[starts])
         left = np.flatnonzero(~is_settled)
         order, labels, corners, areas = order[left], labels[left], corners.take(left, axis=1), areas[left]
+    rest = torch.from_numpy(corners.T)
+    if len(labels) ** 2 < _PAIRS_A_CALL * len(starts):
+        kept.append(order[_all_at_once(rest, torch.from_numpy(labels), iou).numpy()])
+    else:
+        ranks = _falling(len(labels), rest.device)
+        for start, stop in pairwise([*starts.tolist(), len(labels)]):
+            kept.append(order[start:stop][nms(rest[start:stop], ranks[: stop - start], iou).numpy()])
+    return torch.from_numpy(np.sort(np.concatenate(kept)))
 
 
 def suppress_without_waiting(boxes: Tensor, labels: Tensor, is_real: Tensor, *, iou: float, most: int) -> tuple[Tensor, Tensor]:
