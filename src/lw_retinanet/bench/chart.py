@@ -10,11 +10,11 @@ from lw_retinanet.bench.stages import STAGES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 # Okabe and Ito's colours, which any kind of colour vision tells apart.
 _FAMILIES = {"ours": ("#0072B2", "this package"), "torchvision": ("#D55E00", "torchvision's RetinaNet"), "peer": ("#8A8A8A", "peers")}
 _MARKERS = {"fp32": "o", "bf16": "s", "int8": "D"}
+_MARKER_SIZE = 6  # points
 _STAGE_COLOURS = {
     "decode": "#C4C4C4",
     "preprocess": "#8A8A8A",
@@ -80,7 +80,7 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
                 [max(0.0, b - a) for a, b in zip(errors[0], y, strict=True)],
                 [max(0.0, b - a) for a, b in zip(y, errors[1], strict=True)],
             ]
-            axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, markersize=6, capsize=2, label=f"{words}, {precision}")
+            axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, markersize=_MARKER_SIZE, capsize=2, label=f"{words}, {precision}")
     macs = [row["macs"] for row in rows]
     is_wide = bool(macs) and max(macs) > _WIDE * min(macs)
     axes.set(xscale="log" if is_wide else "linear", yscale="log")
@@ -99,11 +99,17 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
 
 
 def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
-    """Names beside their points; one that would stand on another moves down, and a line shows whose it is."""
+    """Names beside their points; one that would stand on another, or on a point, moves down, and a line shows whose it is."""
     from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
 
-    renderer = axes.get_figure(root=True).canvas.get_renderer()  # type: ignore[union-attr]
-    taken: list[Bbox] = []
+    if not rows:
+        return
+    figure = axes.get_figure(root=True)
+    renderer = figure.canvas.get_renderer()  # type: ignore[union-attr]
+    points = axes.transData.transform([(row["macs"] / 1e9, row["latency_ms"]["median"]) for row in rows])
+    radius = _MARKER_SIZE / 2 * figure.dpi / 72  # type: ignore[union-attr]
+    taken = [Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius) for x, y in points]
     line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     for row in sorted(rows, key=lambda row: (-row["latency_ms"]["median"], row["macs"])):
         place = (row["macs"] / 1e9, row["latency_ms"]["median"])

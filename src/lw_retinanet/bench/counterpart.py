@@ -86,7 +86,7 @@ def counterpart(
         how = HOW[precision]
         found.append(torchvision_contender(best, f"torchvision {how} {precision}", pictures, precision=precision, how=how, **common))
         if compiled:
-            made, how = with_compiled_parts(best), f"{how}, compiled backbone and head"
+            made, how = with_compiled_parts(best), f"{how}, compiled"
             name = f"torchvision {how} {precision}"
             found.append(torchvision_contender(made, name, pictures, precision=precision, how=how, is_compiled=True, **common))
     return Counterpart(found, parities, remark)
