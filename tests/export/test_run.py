@@ -192,28 +192,6 @@ def test_a_triton_folder_is_whole_or_not_there(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_xml_and_weights_change_together(tmp_path: Path) -> None:
-    path, weights = tmp_path / "small.xml", tmp_path / "small.bin"
-
-    def write(words: str) -> None:
-        with run._replacing_pair(path) as temporary:
-            temporary.write_text(words)
-            temporary.with_suffix(".bin").write_text(words)
-
-    write("first")
-    write("second")
-    assert (path.read_text(), weights.read_text()) == ("second", "second")
-    path.unlink()
-    (path / "in the way").mkdir(parents=True)  # the last rename fails
-    with pytest.raises(OutputError):
-        write("third")
-    assert weights.read_text() == "second"
-    weights.unlink()
-    with pytest.raises(OutputError):
-        write("third")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["small.xml"]
-
-
 def test_reports_of_two_formats_stand_side_by_side(
     model_file: Path, tmp_path: Path, fake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

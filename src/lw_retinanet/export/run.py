@@ -1,12 +1,9 @@
 """``export`` as one call: model file in, checked and sealed file out."""
 
-import contextlib
 import copy
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +22,7 @@ from lw_retinanet.export.backend import BACKENDS, Backend, backend_of
 from lw_retinanet.export.calibration import Calibration
 from lw_retinanet.export.end_to_end import EndToEnd
 from lw_retinanet.export.extras import need
+from lw_retinanet.export.file_set import files_of, written
 from lw_retinanet.export.gate import MAX_DROP, Gate
 from lw_retinanet.export.layer_errors import write_table
 from lw_retinanet.export.manifest import ExportedHead, ExportPrecision, Kind, Manifest
@@ -32,7 +30,7 @@ from lw_retinanet.export.quantisation import Attempt, quantise, worst_names
 from lw_retinanet.export.raw_graph import RawGraph
 from lw_retinanet.export.runtimes import TRITON_CONFIG, TRITON_MODEL, ExportedDetector
 from lw_retinanet.export.triton import model_name, write_config
-from lw_retinanet.files import output_folder, replacing, write_text
+from lw_retinanet.files import output_folder, write_text
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.model_file import find_model_file, load_model
 
@@ -224,7 +222,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
         manifest = manifest.model_copy(update={"kept_layers": chosen.kept, "accuracy": accuracy})
         pictures = [torch.from_numpy(feeds["images"]) for feeds in calibration.inputs(("images",), count=2)]
     config = [out / TRITON_CONFIG] if settings.format == "triton" else []
-    with _written(target, *config) as temporary:
+    with written(target, *config) as temporary:
         backend.write(network, temporary, settings.half_weights)
         opened = ExportedDetector(backend.open(temporary, settings.precision), manifest, name=str(out))
         agreement = check_agreement(reference, opened, half_weights=settings.half_weights, pictures=pictures)
@@ -232,7 +230,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
             low = _compared_at_low_scores(loaded.model, reference, backend, manifest)
             agreement = replace(agreement, compared=low.compared, missing=low.missing)
         manifest = backend.seal(temporary, manifest.model_copy(update={"agreement": agreement.as_dict()}))
-        num_bytes = sum(path.stat().st_size for path in _files(temporary))
+        num_bytes = sum(path.stat().st_size for path in files_of(temporary))
         del opened
         if settings.format == "triton":
             write_config(out, network)
@@ -276,56 +274,6 @@ def _target(model: Path, out: Path, settings: ExportSettings) -> Path:
         raise OutputError(f"--out {out} is a folder; name a file in it")
     output_folder(out.absolute().parent)
     return out
-
-
-def _files(path: Path) -> list[Path]:
-    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-
-
-@contextmanager
-def _written(path: Path, *companions: Path) -> Iterator[Path]:
-    """A temporary file that becomes ``path``, with its weights if it is OpenVINO's; both or none, and no new folders or companions without
-    them."""
-    made = [parent for parent in path.absolute().parents if not parent.exists()]
-    try:
-        with _replacing_pair(path) if path.suffix == ".xml" else replacing(path) as temporary:
-            yield temporary
-    except BaseException:
-        for companion in companions:
-            companion.unlink(missing_ok=True)
-        for folder in made:  # the innermost first; what is not empty stays
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-@contextmanager
-def _replacing_pair(path: Path) -> Iterator[Path]:
-    """:func:`~lw_retinanet.files.replacing` for an XML and the weights beside it: an XML with other weights would be no file at all."""
-    weights = path.with_suffix(".bin")
-    before = weights.with_name(f".{weights.name}.before")
-    is_moved = False
-    try:
-        with replacing(path) as temporary:
-            new = temporary.with_suffix(".bin")
-            try:
-                yield temporary
-                for file in (temporary, new):
-                    with file.open("rb+") as stream:
-                        os.fsync(stream.fileno())  # so that nothing slow stands between the two renames
-                if weights.exists():
-                    weights.replace(before)
-                is_moved = True
-                new.replace(weights)
-            finally:
-                new.unlink(missing_ok=True)
-    except BaseException:
-        if before.exists():
-            before.replace(weights)
-        elif is_moved:
-            weights.unlink(missing_ok=True)
-        raise
-    before.unlink(missing_ok=True)
 
 
 def _beside(out: Path, name: str) -> Path:

