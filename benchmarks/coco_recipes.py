@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lw_retinanet.analyze.run_plan import RunPlan, plan_run
 from lw_retinanet.config import load_config, parse_config
 from lw_retinanet.data.records import Category
+from lw_retinanet.training.run_plan import RunPlan, plan_run
 from lw_retinanet.weights.start import new_start
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""COCO scoring: ``lw_retinanet.evaluate.coco_metrics`` against pycocotools, on the same made-up boxes and detections.
+"""COCO scoring: ``lw_retinanet.evaluation.coco_metrics`` against pycocotools, on the same made-up boxes and detections.
 
     python benchmarks/coco_scoring.py [--images 5000] [--classes 80] [--boxes 36000] [--most 100] [--rounds 3] [--json]
 
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lw_retinanet.analyze.rounds import ratio_interval, summary, take_turns
-from lw_retinanet.bench.machine import IDLE_LOAD, machine
+from lw_retinanet.benchmarking.machine import IDLE_LOAD, machine
+from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.data.records import Category, Records
-from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate
-from lw_retinanet.evaluate.detections import DetectionTable
-from lw_retinanet.evaluate.tables import aligned
+from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
+from lw_retinanet.evaluation.detections import DetectionTable
+from lw_retinanet.tables import aligned
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TOLERANCE = 1e-9

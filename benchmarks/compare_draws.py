@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from lw_retinanet.data.records import Category, Records
-from lw_retinanet.evaluate.detections import DetectionTable
-from lw_retinanet.evaluate.match_tables import match
-from lw_retinanet.evaluate.paired import compare
+from lw_retinanet.evaluation.detections import DetectionTable
+from lw_retinanet.evaluation.match_tables import match
+from lw_retinanet.evaluation.paired import compare
 
 
 def make_records(rng: np.random.Generator, *, num_images: int, boxes_per_image: int, num_classes: int) -> Records:

@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lw_retinanet.analyze.macs import count_blocks
-from lw_retinanet.analyze.rounds import summary, take_turns
-from lw_retinanet.bench.entries import give_scores, made_up_network
-from lw_retinanet.bench.gpu_cost import waits_and_peak
-from lw_retinanet.bench.machine import machine
-from lw_retinanet.bench.pictures import made_up_pictures
-from lw_retinanet.bench.realistic import CANDIDATES
+from lw_retinanet.benchmarking.entries import give_scores, made_up_network
+from lw_retinanet.benchmarking.gpu_cost import waits_and_peak
+from lw_retinanet.benchmarking.machine import machine
+from lw_retinanet.benchmarking.pictures import made_up_pictures
+from lw_retinanet.benchmarking.realistic import CANDIDATES
+from lw_retinanet.counting.macs import count_blocks
+from lw_retinanet.counting.rounds import summary, take_turns
 from lw_retinanet.data.records import Category
-from lw_retinanet.detect.detector import Detector, Inputs
+from lw_retinanet.detection.detector import Detector, Inputs
 from lw_retinanet.devices import waiting_for
-from lw_retinanet.evaluate.tables import aligned
+from lw_retinanet.tables import aligned
 
 PRESETS = ("retinanet", "lw-v3", "lw-narrow")
 PRODUCTS = ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 8192, 4096))

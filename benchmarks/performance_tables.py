@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lw_retinanet.bench.tables import filled, markdown
+from lw_retinanet.benchmarking.tables import filled, markdown
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 

@@ -19,13 +19,13 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from lw_retinanet.analyze.rounds import ratio_interval, summary, take_turns
-from lw_retinanet.bench.machine import machine
+from lw_retinanet.benchmarking.machine import machine
 from lw_retinanet.boxes import encode
+from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.models.anchors import anchors_per_level, feature_sizes, make_anchors
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.structures import Predictions
-from lw_retinanet.weights.origins import TORCHVISION_V1
+from lw_retinanet.weights.foreign.origins import TORCHVISION_V1
 
 BOX, SCORE = 0.05, 1e-5
 WARM_UP = 3

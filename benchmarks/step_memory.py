@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from lw_retinanet import __version__
-from lw_retinanet.analyze.step_memory import step_memory
 from lw_retinanet.config import TrainConfig, parse_config
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
-from lw_retinanet.train.distributed import World
-from lw_retinanet.train.step import accumulate_gradients
+from lw_retinanet.training.distributed import World
+from lw_retinanet.training.step import accumulate_gradients
+from lw_retinanet.training.step_memory import step_memory
 from lw_retinanet.weights.create import create_model
 
 BOXES = 8

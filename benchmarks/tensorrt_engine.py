@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lw_retinanet.analyze.rounds import summary, take_turns
-from lw_retinanet.bench.machine import machine
+from lw_retinanet.benchmarking.machine import machine
+from lw_retinanet.counting.rounds import summary, take_turns
 from lw_retinanet.errors import LwRetinaNetError
-from lw_retinanet.export.agreement import FP32_TOLERANCE, RMS_LIMITS
-from lw_retinanet.export.onnx_file import OnnxRuntime, read_manifest
+from lw_retinanet.exporting.agreement import FP32_TOLERANCE, RMS_LIMITS
+from lw_retinanet.exporting.onnx_file import OnnxRuntime, read_manifest
 
 MAJORS = (10, 11)
 WORKSPACE_BYTES = 8 << 30

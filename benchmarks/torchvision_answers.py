@@ -29,8 +29,8 @@ from lw_retinanet.cli.main import _run
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.source import open_data
-from lw_retinanet.evaluate.coco_metrics import evaluate
-from lw_retinanet.evaluate.detections import DetectionTable, concatenate
+from lw_retinanet.evaluation.coco_metrics import evaluate
+from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 
 BOX, SCORE = 0.05, 1e-5
 

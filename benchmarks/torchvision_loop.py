@@ -36,10 +36,10 @@ from lw_retinanet.data.preprocess import to_tensor
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import open_data
 from lw_retinanet.devices import choose_device, uses_bf16
-from lw_retinanet.evaluate.coco_metrics import Metrics, evaluate
-from lw_retinanet.evaluate.detections import DetectionTable, concatenate
+from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
+from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.files import write_text
-from lw_retinanet.train.step import autocast
+from lw_retinanet.training.step import autocast
 from lw_retinanet.weights.backbone_file import guess_stride, read_tensors
 
 LOSS_WINDOW = 50  # steps that a printed loss is the mean of

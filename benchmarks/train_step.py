@@ -27,27 +27,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from lw_retinanet.analyze.rounds import ratio_interval, summary, take_turns
-from lw_retinanet.bench.gpu_cost import waits_and_peak
-from lw_retinanet.bench.machine import IDLE_LOAD, machine, pinned_threads
-from lw_retinanet.bench.realistic import make_realistic
-from lw_retinanet.bench.twin import preset_conventions, torchvision_twin
+from lw_retinanet.benchmarking.gpu_cost import waits_and_peak
+from lw_retinanet.benchmarking.machine import IDLE_LOAD, machine, pinned_threads
+from lw_retinanet.benchmarking.realistic import make_realistic
+from lw_retinanet.benchmarking.twin import preset_conventions, torchvision_twin
 from lw_retinanet.config import TrainConfig, parse_config
 from lw_retinanet.conventions import Conventions
+from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, to_tensor
 from lw_retinanet.data.sample import draw_scene
 from lw_retinanet.data.source import open_data
 from lw_retinanet.devices import exact_fp32, waiting_for
-from lw_retinanet.evaluate.tables import aligned
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import plan_of
 from lw_retinanet.structures import Batch, Targets
-from lw_retinanet.train.distributed import World
-from lw_retinanet.train.optimiser import make_optimiser
-from lw_retinanet.train.step import accumulate_gradients, autocast
+from lw_retinanet.tables import aligned
+from lw_retinanet.training.distributed import World
+from lw_retinanet.training.optimiser import make_optimiser
+from lw_retinanet.training.step import accumulate_gradients, autocast
 
 SHIPPED = "torchvision as shipped, fp32"
 THEIRS = {SHIPPED: (False, False), "torchvision channels_last, fp32": (True, False), "torchvision channels_last, bf16": (True, True)}

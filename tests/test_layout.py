@@ -14,25 +14,26 @@ from lw_retinanet.config import setting_names
 PACKAGE = Path(lw_retinanet.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # May be imported by all, and import only one another.
-FOUNDATION = {"errors", "preset_names", "config", "conventions", "structures", "boxes", "files", "devices", "drawing"}
+FOUNDATION = {"errors", "preset_names", "config", "conventions", "structures", "boxes", "files", "devices", "drawing", "tables"}
 STAGES = {
     "data": 1,
     "models": 2,
     "weights": 3,
-    "detect": 4,
-    "train": 5,
-    "evaluate": 5,
-    "analyze": 6,
-    "lighten": 7,
-    "tradeoff": 8,
+    "detection": 4,
+    "counting": 5,
+    "training": 6,
+    "evaluation": 6,
+    "lightening": 7,
     "interop": 8,
-    "export": 9,
-    "bench": 10,
-    "api": 11,
-    "cli": 12,
+    "exporting": 9,
+    "benchmarking": 10,
+    "jobs": 11,
+    "tradeoff": 12,
+    "api": 13,
+    "cli": 14,
 }
 # Detectron and Detectron2 publish pickles; this reader builds NumPy arrays from them and refuses every other name.
-MAY_UNPICKLE = "weights/pickled_arrays.py"
+MAY_UNPICKLE = "weights/foreign/pickled_arrays.py"
 
 
 def part(module: str) -> str:

@@ -42,7 +42,7 @@ def test_all_step_and_the_two_agree(
             super().__init__(given, **options)
 
     monkeypatch.setattr(torch.optim, "SGD", Counting)
-    monkeypatch.setattr("lw_retinanet.train.optimiser.SGD", Counting)
+    monkeypatch.setattr("lw_retinanet.training.optimiser.SGD", Counting)
     light = "lw-v3, bf16"
     assert call(script, monkeypatch, "--data", str(data), "--json", "--only", light) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)

@@ -6,11 +6,11 @@ from typing import Literal
 
 from torch import nn
 
-from lw_retinanet.analyze.macs import STAGES, count_blocks
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.macs import STAGES, count_blocks
 from lw_retinanet.models.blocks import D_BLOCKS, NARROW_WIDTH, UNITS
 from lw_retinanet.models.plan import HeadPlan
-from lw_retinanet.train.schedule import paper_schedule
+from lw_retinanet.training.schedule import paper_schedule
 
 from .cost_tables import giga, table
 from .printed import BBOX, LIGHT, METRICS, SCALING, titled

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.models.variants import plan_of
 

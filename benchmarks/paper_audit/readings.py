@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lw_retinanet.analyze.macs import Cost, count_blocks, meta_copy
 from lw_retinanet.conventions import Conventions
+from lw_retinanet.counting.macs import Cost, count_blocks, meta_copy
 from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.plan import HeadPlan, TowerPlan, d_block

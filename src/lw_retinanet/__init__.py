@@ -12,15 +12,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Conventions": "conventions",
-    "Detector": "detect.detector",
+    "Detector": "detection.detector",
     "InputError": "errors",
     "LwRetinaNetError": "errors",
-    "Result": "detect.result",
+    "Result": "detection.result",
     "RetinaNet": "models.retinanet",
-    "convert": "weights.convert",
+    "convert": "weights.foreign.convert",
     "create": "api",
     "from_pretrained": "interop.hugging_face",
-    "from_torchvision": "weights.torchvision_model",
+    "from_torchvision": "weights.foreign.torchvision_model",
     "lighten": "api",
     "load": "api",
     "save_pretrained": "interop.hugging_face",
@@ -44,13 +44,13 @@ __all__ = [
 if TYPE_CHECKING:
     from lw_retinanet.api import create, lighten, load
     from lw_retinanet.conventions import Conventions
-    from lw_retinanet.detect.detector import Detector
-    from lw_retinanet.detect.result import Result
+    from lw_retinanet.detection.detector import Detector
+    from lw_retinanet.detection.result import Result
     from lw_retinanet.errors import InputError, LwRetinaNetError
     from lw_retinanet.interop.hugging_face import from_pretrained, save_pretrained
     from lw_retinanet.models.retinanet import RetinaNet
-    from lw_retinanet.weights.convert import convert
-    from lw_retinanet.weights.torchvision_model import from_torchvision
+    from lw_retinanet.weights.foreign.convert import convert
+    from lw_retinanet.weights.foreign.torchvision_model import from_torchvision
 
 
 class _Package(ModuleType):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, overload
 from torch import nn
 
 from lw_retinanet.config import parse_config
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
@@ -15,7 +15,7 @@ from lw_retinanet.weights.model_file import load_model
 
 if TYPE_CHECKING:
     from lw_retinanet.interop.calibration import Images
-    from lw_retinanet.lighten.examples import Progress
+    from lw_retinanet.lightening.examples import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -77,7 +77,7 @@ def load(
         MissingExtraError: if what runs an exported file is not installed.
     """
     from lw_retinanet.devices import choose_device
-    from lw_retinanet.export.runtimes import exported_file, open_exported
+    from lw_retinanet.exporting.runtimes import exported_file, open_exported
 
     path = Path(path)
     exported = exported_file(path)
@@ -142,7 +142,7 @@ def lighten(
 
     Args:
         model: torchvision's ``RetinaNet`` or ``FCOS`` (or a subclass: the answer is of the same class, and goes on in the same training
-            code); or a :class:`~lw_retinanet.detect.detector.Detector`, a model file or a run folder.
+            code); or a :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
         to: ``lw-v3``, ``lw-narrow``, ``both-v3-bn``, ... (:func:`lw_retinanet.models.variants.plan_of`), or a plan.
         images: like those the model will see; labels are not used. A folder, a data set (its training split; at most 512 are drawn), or a
             list of files. For a torchvision model the list may also hold PIL pictures, (H, W, 3) uint8 arrays, or (3, H, W) float tensors
@@ -173,8 +173,8 @@ def lighten(
         raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
     from lw_retinanet.interop.calibration import read_pictures
     from lw_retinanet.interop.torchvision_lighten import head_plan, require_steps
-    from lw_retinanet.lighten.distil import FitSettings
-    from lw_retinanet.lighten.run import LightenSettings, lighten_detector
+    from lw_retinanet.lightening.distil import FitSettings
+    from lw_retinanet.lightening.run import LightenSettings, lighten_detector
 
     plan = head_plan(to)
     require_steps(fit_steps, has_images=images is not None)

@@ -135,7 +135,7 @@ def full_and_light(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """Files of a RetinaNet that finds plenty, and of the same with a light head beside its own."""
     import torch
 
-    from lw_retinanet.lighten.surgery import lighten_copy
+    from lw_retinanet.lightening.surgery import lighten_copy
     from lw_retinanet.models.build import build
     from lw_retinanet.models.plan import HeadPlan
     from lw_retinanet.models.variants import PRESETS

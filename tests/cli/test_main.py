@@ -70,7 +70,7 @@ def test_failures_are_told_from_mistakes(cli: Any, error: BaseException, code: i
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("lw_retinanet.analyze.profile.profile", fail)
+    monkeypatch.setattr("lw_retinanet.counting.profile.profile", fail)
     outcome = cli("profile", "lw-v3")
     assert (outcome.code, outcome.err) == (code, line)
 

@@ -14,7 +14,7 @@ def test_the_page_is_printed(cli: Any, tmp_path: Path, monkeypatch: pytest.Monke
         page.write_text("# A page\n")
         return page
 
-    monkeypatch.setattr("lw_retinanet.analyze.quickstart.quickstart", quickstart)
+    monkeypatch.setattr("lw_retinanet.jobs.quickstart.quickstart", quickstart)
     outcome = cli("quickstart", "--out", tmp_path / "q", "--seed", "3")
     assert seen == [tmp_path / "q", 3]
     assert outcome.out.startswith("# A page\n")

@@ -22,7 +22,7 @@ from lw_retinanet.interop.torchvision_head import finest_features
 from lw_retinanet.interop.torchvision_lighten import light_copy, lighten_torchvision
 from lw_retinanet.models.plan import HeadPlan, d_block
 from lw_retinanet.models.variants import PRESETS
-from lw_retinanet.train.distillation import class_distillation
+from lw_retinanet.training.distillation import class_distillation
 
 WIDTH, CLASSES = 32, 3
 KINDS = ["v1", "v2", "fcos"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from lw_retinanet.analyze.profile import profile
 from lw_retinanet.conventions import Conventions, InputRule
+from lw_retinanet.counting.profile import profile
 from lw_retinanet.data.records import Category
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError, MissingExtraError, OutputError, WeightsError
 from lw_retinanet.interop.hugging_face import from_pretrained, push_to_hub, save_pretrained
 from lw_retinanet.models.build import build

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.models.blocks import BATCH_NORM_UNITS, UNITS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan, TowerPlan

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.counting.hooked import count_blocks_hooked
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from lw_retinanet.analyze.hooked import count_blocks_hooked
-from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.models.backbone import Norm
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import fold_norm, folded

@@ -27,7 +27,7 @@ from lw_retinanet.config import TrainConfig
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size
 from lw_retinanet.data.records import Category
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan, TowerPlan
@@ -35,10 +35,10 @@ from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import retinanet
 from lw_retinanet.structures import Batch, Predictions, Targets
-from lw_retinanet.train import step
-from lw_retinanet.train.distributed import World
-from lw_retinanet.train.step import accumulate_gradients
-from lw_retinanet.weights.origins import TORCHVISION_V1, TORCHVISION_V2
+from lw_retinanet.training import step
+from lw_retinanet.training.distributed import World
+from lw_retinanet.training.step import accumulate_gradients
+from lw_retinanet.weights.foreign.origins import TORCHVISION_V1, TORCHVISION_V2
 
 NUM_CLASSES = 7
 SHORT_SIDE = 160

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.counting.hooked import count_blocks_hooked
 from torch import nn
 
-from lw_retinanet.analyze.hooked import count_blocks_hooked
-from lw_retinanet.analyze.macs import Cost, count_blocks
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.macs import Cost, count_blocks
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models.blocks import D_BLOCKS
 from lw_retinanet.models.build import build

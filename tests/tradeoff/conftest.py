@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lw_retinanet.evaluate.paired import Estimate, Interval
+from lw_retinanet.evaluation.paired import Estimate, Interval
 from lw_retinanet.tradeoff.rows import BlockCost, Latency, Row
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.evaluate.paired import Estimate
+from lw_retinanet.evaluation.paired import Estimate
 from lw_retinanet.tradeoff.csv_table import COLUMNS, read_csv, write_csv
 from lw_retinanet.tradeoff.rows import Row
 

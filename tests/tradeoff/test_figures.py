@@ -12,7 +12,7 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from lw_retinanet.errors import ConfigError
-from lw_retinanet.evaluate.paired import Interval
+from lw_retinanet.evaluation.paired import Interval
 from lw_retinanet.tradeoff.figures import pictures, save_figures
 from lw_retinanet.tradeoff.picture import DARK, LIGHT, Picture
 from lw_retinanet.tradeoff.rows import Row

@@ -11,9 +11,9 @@ import torch
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import open_data
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import TrainingError
-from lw_retinanet.evaluate.detect_records import detect_records
+from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.experiment import Cell, Experiment, parse_experiment
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps

@@ -15,7 +15,7 @@ def test_roles_tell_rows_apart(make_row: Callable[..., Row]) -> None:
 
 
 def test_blocks_are_those_of_the_counter() -> None:
-    from lw_retinanet.analyze.macs import BLOCKS as COUNTED
+    from lw_retinanet.counting.macs import BLOCKS as COUNTED
 
     assert BLOCKS == COUNTED
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, InputError, RunFolderError
-from lw_retinanet.evaluate.detect_records import detect_records
-from lw_retinanet.evaluate.paired import compare
+from lw_retinanet.evaluation.detect_records import detect_records
+from lw_retinanet.evaluation.paired import compare
 from lw_retinanet.files import sha256
 from lw_retinanet.tradeoff import runner
 from lw_retinanet.tradeoff.experiment import parse_experiment
@@ -100,7 +100,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(values: dict[str, Any], 
 
 
 def test_trunks_that_cannot_serve_are_refused(values: dict[str, Any], tmp_path: Path, draw_records: Any) -> None:
-    from lw_retinanet.lighten.surgery import lighten_copy
+    from lw_retinanet.lightening.surgery import lighten_copy
     from lw_retinanet.models.variants import plan_of
     from lw_retinanet.weights.model_file import load_model, save_model
 
@@ -136,7 +136,7 @@ def test_lightening_a_trunk_and_training_all_of_a_network_are_regimes_too(values
 
 
 def test_rows_say_what_their_runs_found_and_cost(values: dict[str, Any], tmp_path: Path) -> None:
-    from lw_retinanet.analyze.macs import count_blocks
+    from lw_retinanet.counting.macs import count_blocks
 
     values["pairs"] = [["retinanet@64", "lw-v3@96"]]
     bench = bench_of(values, tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.evaluate.paired import Drawn, Interval
+from lw_retinanet.evaluation.paired import Drawn, Interval
 from lw_retinanet.tradeoff.rows import Row
 from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line, verdict, why_not
 

@@ -8,9 +8,9 @@ import pytest
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import DataError, InputError, WeightsError
-from lw_retinanet.weights.blueprint import Blueprint
-from lw_retinanet.weights.class_list import assign_rows, read_class_list
-from lw_retinanet.weights.coco_classes import COCO_CLASSES
+from lw_retinanet.weights.foreign.blueprint import Blueprint
+from lw_retinanet.weights.foreign.class_list import assign_rows, read_class_list
+from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES
 
 TORCHVISION = Blueprint(framework="torchvision", generation="", conventions=Conventions(), name=str, counts_background=True)
 OTHER = Blueprint(framework="mmdet", generation="", conventions=Conventions(), name=str)

@@ -17,13 +17,13 @@ from tests.weights.foreign_states import STATES, State
 from torch import Tensor
 
 from lw_retinanet.data.records import Category
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError, WeightsError
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan, d_block
-from lw_retinanet.weights import origins
-from lw_retinanet.weights.conversion import Conversion
-from lw_retinanet.weights.convert import convert
+from lw_retinanet.weights.foreign import origins
+from lw_retinanet.weights.foreign.conversion import Conversion
+from lw_retinanet.weights.foreign.convert import convert
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 Tensors = dict[str, Tensor]

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.weights.foreign_file import read_foreign, unwrap
-from lw_retinanet.weights.pickled_arrays import PickledArray, read_pickled_arrays
+from lw_retinanet.weights.foreign.pickled_arrays import PickledArray, read_pickled_arrays
+from lw_retinanet.weights.foreign.state_file import read_foreign, unwrap
 
 
 class Call:

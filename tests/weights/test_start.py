@@ -10,7 +10,7 @@ from lw_retinanet.config import parse_config
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.lighten.surgery import lighten_copy
+from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.variants import PRESETS

@@ -16,12 +16,12 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.weights.convert import convert
+from lw_retinanet.weights.foreign.convert import convert
+from lw_retinanet.weights.foreign.parity import Answer, Picture, check_parity, compare
+from lw_retinanet.weights.foreign.torchvision_model import convert_model, from_torchvision
 from lw_retinanet.weights.model_file import LoadedModel
-from lw_retinanet.weights.parity import Answer, Picture, check_parity, compare
-from lw_retinanet.weights.torchvision_model import convert_model, from_torchvision
 
 
 def make(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lw_retinanet.bench.run import BenchmarkSettings
+    from lw_retinanet.benchmarking.run import BenchmarkSettings
 
 
 def benchmark_command(
@@ -32,8 +32,8 @@ def benchmark_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Time models side by side, pictures in files to boxes, after a look at whether those of the same weights answer alike."""
-    from lw_retinanet.bench.run import benchmark
-    from lw_retinanet.bench.tables import lines
+    from lw_retinanet.benchmarking.run import benchmark
+    from lw_retinanet.benchmarking.tables import lines
     from lw_retinanet.cli.console import print_json, with_bar
     from lw_retinanet.files import output_folder
 
@@ -69,7 +69,7 @@ def benchmark_command(
 def _settings(*, against: str | None, precision: str, images: Path | None, **others: object) -> "BenchmarkSettings":
     from typing import Any
 
-    from lw_retinanet.bench.run import BenchmarkSettings
+    from lw_retinanet.benchmarking.run import BenchmarkSettings
     from lw_retinanet.cli.console import existing, one_of
 
     if against is not None:
@@ -85,8 +85,8 @@ def _settings(*, against: str | None, precision: str, images: Path | None, **oth
 def _write(folder: Path, result: dict[str, object]) -> None:
     import json
 
-    from lw_retinanet.bench.chart import save_chart
-    from lw_retinanet.bench.tables import markdown, stage_rows
+    from lw_retinanet.benchmarking.chart import save_chart
+    from lw_retinanet.benchmarking.tables import markdown, stage_rows
     from lw_retinanet.files import write_text
 
     tables = markdown(result)

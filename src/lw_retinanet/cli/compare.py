@@ -17,8 +17,8 @@ def compare_command(
     """Say how much better B is than A: the difference of AP, with a 95 % interval from drawing the same images for both."""
     from lw_retinanet.cli.console import existing, print_json, with_bar
     from lw_retinanet.data.source import open_data, require_boxes, splits
-    from lw_retinanet.evaluate.detections import read_results
-    from lw_retinanet.evaluate.paired import compare
+    from lw_retinanet.evaluation.detections import read_results
+    from lw_retinanet.evaluation.paired import compare
 
     existing(detections_a, "detections file")
     existing(detections_b, "detections file")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lw_retinanet.detect.result import Result
+    from lw_retinanet.detection.result import Result
+    from lw_retinanet.weights.foreign.parity import Picture
     from lw_retinanet.weights.model_file import LoadedModel
-    from lw_retinanet.weights.parity import Picture
 
 
 def convert_command(
@@ -28,10 +28,10 @@ def convert_command(
     from lw_retinanet.data.image_files import find_images
     from lw_retinanet.data.images import decode
     from lw_retinanet.errors import OutputError
-    from lw_retinanet.weights.convert import convert
+    from lw_retinanet.weights.foreign.convert import convert
+    from lw_retinanet.weights.foreign.overrides import parse_overrides
+    from lw_retinanet.weights.foreign.parity import check_parity
     from lw_retinanet.weights.model_file import save_model
-    from lw_retinanet.weights.overrides import parse_overrides
-    from lw_retinanet.weights.parity import check_parity
 
     overrides = parse_overrides(set_)
     if out.suffix != ".safetensors" or out.is_dir():
@@ -50,6 +50,6 @@ def convert_command(
 
 def _answers(loaded: "LoadedModel", images: "Sequence[Picture]") -> "Sequence[Result]":
     """As every user of the model gets them."""
-    from lw_retinanet.detect.detector import Detector
+    from lw_retinanet.detection.detector import Detector
 
     return Detector(loaded.model, loaded.record.categories).predict_arrays(images)

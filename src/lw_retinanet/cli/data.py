@@ -28,12 +28,12 @@ def check_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """List every problem of a data set, its classes, its box sizes and how well anchors cover them; exit code 2 on errors."""
-    from lw_retinanet.analyze.anchor_recall import anchor_recall
     from lw_retinanet.cli.console import existing, print_json
     from lw_retinanet.data.check import check
     from lw_retinanet.data.image_sizes import with_sizes
     from lw_retinanet.data.source import open_data, splits
     from lw_retinanet.errors import DataError, ImageError
+    from lw_retinanet.training.anchor_recall import anchor_recall
 
     report = check(existing(data, "data set"), split)
     recalls = {}

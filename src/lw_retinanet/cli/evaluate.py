@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lw_retinanet.evaluate.coco_metrics import Metrics
+    from lw_retinanet.evaluation.coco_metrics import Metrics
 
 
 def evaluate_command(
@@ -27,7 +27,7 @@ def evaluate_command(
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics."""
     from lw_retinanet.cli.console import print_json
     from lw_retinanet.errors import InputError
-    from lw_retinanet.evaluate.tables import class_table, summary_table
+    from lw_retinanet.evaluation.tables import class_table, summary_table
 
     if ground_truth or detections:
         if model or data or not (ground_truth and detections):
@@ -48,9 +48,9 @@ def evaluate_command(
 def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None) -> "Metrics":
     from lw_retinanet.cli.console import existing
     from lw_retinanet.data.source import open_data, require_boxes
-    from lw_retinanet.evaluate.coco_metrics import evaluate
-    from lw_retinanet.evaluate.detections import read_results
-    from lw_retinanet.evaluate.write import write_metrics
+    from lw_retinanet.evaluation.coco_metrics import evaluate
+    from lw_retinanet.evaluation.detections import read_results
+    from lw_retinanet.evaluation.write import write_metrics
     from lw_retinanet.files import output_folder
 
     existing(detections, "detections file")
@@ -67,14 +67,14 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
 def _score_model(
     model: Path, data: Path, split: str | None, out: Path | None, head: str | None, precision: str, device: str, batch_size: int
 ) -> "Metrics":
-    from lw_retinanet.analyze.experiment import evaluate_into
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing
     from lw_retinanet.data.image_sizes import require_files, with_sizes
     from lw_retinanet.data.source import open_data, require_boxes, splits
-    from lw_retinanet.evaluate.coco_metrics import evaluate
-    from lw_retinanet.evaluate.detect_records import detect_records
+    from lw_retinanet.evaluation.coco_metrics import evaluate
+    from lw_retinanet.evaluation.detect_records import detect_records
     from lw_retinanet.files import output_folder
+    from lw_retinanet.jobs.train import evaluate_into
 
     checked = checked_precision(precision)
     existing(data, "data set")

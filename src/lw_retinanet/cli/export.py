@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lw_retinanet.export.run import ExportSettings
+    from lw_retinanet.exporting.run import ExportSettings
 
 
 def export_command(
@@ -31,7 +31,7 @@ def export_command(
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO or Triton, checked against PyTorch first; `predict` and `evaluate` take the file."""
     from lw_retinanet.cli.console import evaluation_bar, print_json
-    from lw_retinanet.export.run import export_model
+    from lw_retinanet.exporting.run import export_model
 
     settings = _settings(
         file_format=format,
@@ -61,7 +61,7 @@ def _settings(
     from typing import Any
 
     from lw_retinanet.cli.console import existing, one_of
-    from lw_retinanet.export.run import ExportSettings
+    from lw_retinanet.exporting.run import ExportSettings
 
     for data in (calibrate, validate):
         if data is not None:

@@ -8,9 +8,9 @@ import typer
 
 if TYPE_CHECKING:
     from lw_retinanet.data.records import Records
-    from lw_retinanet.detect.detector import Detector
-    from lw_retinanet.lighten.report import LightenReport
-    from lw_retinanet.lighten.run import Lightened
+    from lw_retinanet.detection.detector import Detector
+    from lw_retinanet.lightening.report import LightenReport
+    from lw_retinanet.lightening.run import Lightened
     from lw_retinanet.models.plan import HeadPlan
 
 
@@ -34,10 +34,10 @@ def lighten_command(
     """Make a trained detector cheaper: its finest head gets towers of its own, fitted to the old ones; all else stays, weight by weight."""
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import existing, print_json, with_bar
-    from lw_retinanet.lighten.distil import FitSettings
-    from lw_retinanet.lighten.report import write_report
-    from lw_retinanet.lighten.run import LightenSettings, lighten_detector
-    from lw_retinanet.lighten.views import calibration_files
+    from lw_retinanet.lightening.distil import FitSettings
+    from lw_retinanet.lightening.report import write_report
+    from lw_retinanet.lightening.run import LightenSettings, lighten_detector
+    from lw_retinanet.lightening.views import calibration_files
     from lw_retinanet.weights.model_file import save_model
 
     folder = _report_folder(model, out)
@@ -83,7 +83,7 @@ def _report_folder(model: Path, out: Path) -> Path:
 def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "HeadPlan"]:
     """The plan and its name: the one that was asked for, which must be within the budget if there is one, or what a budget leads to."""
     from lw_retinanet.errors import ConfigError, InputError
-    from lw_retinanet.lighten.budget import propose
+    from lw_retinanet.lightening.budget import propose
     from lw_retinanet.models.variants import plan_of
 
     side = detector.conventions.input.size
@@ -103,9 +103,9 @@ def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "He
 
 
 def _require_within(detector: "Detector", name: str, plan: "HeadPlan", budget: float) -> None:
-    from lw_retinanet.analyze.profile import profile, with_head
+    from lw_retinanet.counting.profile import profile, with_head
     from lw_retinanet.errors import InputError
-    from lw_retinanet.lighten.surgery import joined_plan
+    from lw_retinanet.lightening.surgery import joined_plan
 
     side, model = detector.conventions.input.size, detector.model
     macs = profile(with_head(model, joined_plan(model.head, plan)), name=name, size_hw=(side, side)).macs
@@ -121,7 +121,7 @@ def _held_out(data: Path, detector: "Detector") -> "Records | None":
     from lw_retinanet.data.image_sizes import require_files, with_sizes
     from lw_retinanet.data.source import open_data, require_boxes, splits
     from lw_retinanet.errors import DataError
-    from lw_retinanet.evaluate.coco_metrics import match_categories
+    from lw_retinanet.evaluation.coco_metrics import match_categories
 
     try:
         if not {"val", "test"} & set(splits(data)):
@@ -136,13 +136,13 @@ def _held_out(data: Path, detector: "Detector") -> "Records | None":
 
 
 def _measure(lightened: "Lightened", source: str, records: "Records | None", folder: Path, *, latency: bool) -> "LightenReport":
-    from lw_retinanet.analyze.latency import measure_latency
     from lw_retinanet.cli.console import evaluation_bar
-    from lw_retinanet.evaluate.coco_metrics import evaluate
-    from lw_retinanet.evaluate.detections import write_results
-    from lw_retinanet.evaluate.paired import MIN_IMAGES, compare
-    from lw_retinanet.lighten.report import make_report
-    from lw_retinanet.lighten.stages import detect_stages
+    from lw_retinanet.counting.latency import measure_latency
+    from lw_retinanet.evaluation.coco_metrics import evaluate
+    from lw_retinanet.evaluation.detections import write_results
+    from lw_retinanet.evaluation.paired import MIN_IMAGES, compare
+    from lw_retinanet.lightening.report import make_report
+    from lw_retinanet.lightening.stages import detect_stages
 
     metrics, comparisons = {}, {}
     if records is not None:

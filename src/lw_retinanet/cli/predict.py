@@ -25,7 +25,7 @@ def predict_command(
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import checked_precision, print_json, with_bar
     from lw_retinanet.data.image_files import find_images
-    from lw_retinanet.detect.collect import Collection
+    from lw_retinanet.detection.collect import Collection
     from lw_retinanet.errors import ImageError
     from lw_retinanet.files import output_folder
 

@@ -10,9 +10,9 @@ import typer
 if TYPE_CHECKING:
     from torch import nn
 
-    from lw_retinanet.analyze.imbalance import Ranking
-    from lw_retinanet.analyze.profile import Profile
-    from lw_retinanet.lighten.budget import Proposal
+    from lw_retinanet.counting.imbalance import Ranking
+    from lw_retinanet.counting.profile import Profile
+    from lw_retinanet.lightening.budget import Proposal
 
 TORCHVISION = "torchvision:"
 
@@ -38,10 +38,10 @@ def profile_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Count multiply-accumulates and parameters of every block, and show where they are."""
-    from lw_retinanet.analyze.imbalance import rank
-    from lw_retinanet.analyze.profile import profile
     from lw_retinanet.cli.console import print_json
-    from lw_retinanet.lighten.budget import propose_for
+    from lw_retinanet.counting.imbalance import rank
+    from lw_retinanet.counting.profile import profile
+    from lw_retinanet.lightening.budget import propose_for
 
     budget_macs = _budget(budget)
     settings = {"classes": classes, "backbone": backbone, "width": width, "anchors": anchors, "stride-in": stride_in}
@@ -53,7 +53,7 @@ def profile_command(
     if ranking is not None and budget_macs is not None:
         proposal = propose_for(network, ranking.cost, budget_macs)
     if latency:
-        from lw_retinanet.analyze.latency import measure_latency
+        from lw_retinanet.counting.latency import measure_latency
         from lw_retinanet.devices import choose_device
 
         latency_ms = measure_latency({model: network}, size_hw=size_hw, device=choose_device(device))[model]
@@ -84,9 +84,9 @@ def _budget(gmacs: float | None) -> int | None:
 
 
 def _plot(path: Path, network: "nn.Module", counted: "Profile", ranking: "Ranking | None", proposal: "Proposal | None") -> None:
-    from lw_retinanet.analyze.cost_chart import save_cost_chart
-    from lw_retinanet.analyze.imbalance_chart import save_imbalance_chart
-    from lw_retinanet.analyze.profile import profile, with_head
+    from lw_retinanet.counting.cost_chart import save_cost_chart
+    from lw_retinanet.counting.imbalance_chart import save_imbalance_chart
+    from lw_retinanet.counting.profile import profile, with_head
     from lw_retinanet.models.plan import HeadPlan
     from lw_retinanet.models.retinanet import RetinaNet
 
@@ -142,7 +142,7 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
 def _torchvision_network(
     model: str, num_classes: int | str | None, given: list[str], needs_weights: bool
 ) -> tuple["nn.Module", tuple[int, int]]:
-    from lw_retinanet.analyze.torchvision_model import native_size, torchvision_detector
+    from lw_retinanet.counting.torchvision_model import native_size, torchvision_detector
     from lw_retinanet.errors import InputError
 
     if given:

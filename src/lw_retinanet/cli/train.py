@@ -26,13 +26,13 @@ def train_command(
     json_output: bool = typer.Option(False, "--json", help="With --dry-run: print one JSON object."),
 ) -> None:
     """Train on your own pictures, evaluate on val, and leave model, metrics, curves and pictures in one run folder."""
-    from lw_retinanet.analyze.experiment import run_training
     from lw_retinanet.cli.console import evaluation_bar, existing
     from lw_retinanet.config import load_config, override, parse_config
     from lw_retinanet.devices import choose_device
     from lw_retinanet.errors import ConfigError, InputError, RunFolderError
-    from lw_retinanet.evaluate.tables import class_table, summary_table
+    from lw_retinanet.evaluation.tables import class_table, summary_table
     from lw_retinanet.files import output_folder
+    from lw_retinanet.jobs.train import run_training
 
     planning = {"--processes": processes is not None, "--measure": measure, "--json": json_output}
     if not dry_run and any(planning.values()):
@@ -81,9 +81,9 @@ def train_command(
 def _print_plan(config: "Config", source: Path, *, processes: int | None, device: str, measure: bool, as_json: bool) -> None:
     import os
 
-    from lw_retinanet.analyze.dry_run import plan_training
     from lw_retinanet.cli.console import print_json
     from lw_retinanet.devices import choose_device
+    from lw_retinanet.jobs.dry_run import plan_training
 
     count = processes or int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_training(config, source, processes=count, device=choose_device(device), measure=measure)

@@ -17,15 +17,15 @@ from lw_retinanet.conventions import LEVELS
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import to_tensor
-from lw_retinanet.detect.detector import as_array
+from lw_retinanet.detection.detector import as_array
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.torchvision_head import HEADS, branch_head, evaluating, finest_features, level_heads, tower_of
-from lw_retinanet.lighten.closed_form import initialise_closed_form
-from lw_retinanet.lighten.distil import FitSettings, fit
-from lw_retinanet.lighten.examples import MAX_BYTES, Example, Progress, collect, named
-from lw_retinanet.lighten.tower import BranchName, LevelPair, Tower
-from lw_retinanet.lighten.views import calibration_files
+from lw_retinanet.lightening.closed_form import initialise_closed_form
+from lw_retinanet.lightening.distil import FitSettings, fit
+from lw_retinanet.lightening.examples import MAX_BYTES, Example, Progress, collect, named
+from lw_retinanet.lightening.tower import BranchName, LevelPair, Tower
+from lw_retinanet.lightening.views import calibration_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image

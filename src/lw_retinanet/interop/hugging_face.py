@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lw_retinanet.analyze.profile import profile
+from lw_retinanet.counting.profile import profile
 from lw_retinanet.data.preprocess import padded_size
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device
 from lw_retinanet.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError
-from lw_retinanet.evaluate.coco_metrics import Metrics
+from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.files import write_text
 from lw_retinanet.interop.model_card import ModelCard
 from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.evaluate.match_tables import METRICS
-from lw_retinanet.evaluate.paired import Estimate, Interval
+from lw_retinanet.evaluation.match_tables import METRICS
+from lw_retinanet.evaluation.paired import Estimate, Interval
 from lw_retinanet.files import write_text
 from lw_retinanet.tradeoff.experiment import Regime
 from lw_retinanet.tradeoff.rows import BLOCKS, BlockCost, Latency, Role, Row

@@ -21,9 +21,9 @@ from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize,
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.files import replacing, write_text
-from lw_retinanet.lighten.examples import Progress
+from lw_retinanet.lightening.examples import Progress
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.train.step import autocast
+from lw_retinanet.training.step import autocast
 
 _ABOUT = "about.json"
 

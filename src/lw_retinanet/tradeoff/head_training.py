@@ -15,20 +15,20 @@ from lw_retinanet.config import Config
 from lw_retinanet.data.augment import sample_generator
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import TrainingError
-from lw_retinanet.evaluate.coco_metrics import match_categories
-from lw_retinanet.evaluate.detections import DetectionTable, concatenate
-from lw_retinanet.lighten.examples import Progress
+from lw_retinanet.evaluation.coco_metrics import match_categories
+from lw_retinanet.evaluation.detections import DetectionTable, concatenate
+from lw_retinanet.lightening.examples import Progress
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Targets
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps
-from lw_retinanet.train.distillation import BOX_WEIGHT, distillation
-from lw_retinanet.train.ema import make_ema
-from lw_retinanet.train.objective import assign, label_losses
-from lw_retinanet.train.optimiser import make_optimiser, set_rates, trainable
-from lw_retinanet.train.schedule import rate_factor
-from lw_retinanet.train.step import autocast
+from lw_retinanet.training.distillation import BOX_WEIGHT, distillation
+from lw_retinanet.training.ema import make_ema
+from lw_retinanet.training.objective import assign, label_losses
+from lw_retinanet.training.optimiser import make_optimiser, set_rates, trainable
+from lw_retinanet.training.schedule import rate_factor
+from lw_retinanet.training.step import autocast
 
 Log = Callable[[dict[str, Any]], None]
 _LOG_EVERY = 20

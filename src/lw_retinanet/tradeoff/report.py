@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from lw_retinanet.evaluate.match_tables import METRICS
-from lw_retinanet.evaluate.paired import Interval
+from lw_retinanet.evaluation.match_tables import METRICS
+from lw_retinanet.evaluation.paired import Interval
 from lw_retinanet.files import write_text
 from lw_retinanet.tradeoff.experiment import REGIMES
 from lw_retinanet.tradeoff.figures import pictures

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lw_retinanet.evaluate.paired import Interval
-from lw_retinanet.evaluate.tables import aligned
+from lw_retinanet.evaluation.paired import Interval
+from lw_retinanet.tables import aligned
 from lw_retinanet.tradeoff.csv_table import write_csv
 from lw_retinanet.tradeoff.figures import save_figures
 from lw_retinanet.tradeoff.report import write_report

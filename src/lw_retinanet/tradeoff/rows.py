@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from lw_retinanet.evaluate.paired import Estimate, Interval
+from lw_retinanet.evaluation.paired import Estimate, Interval
 from lw_retinanet.tradeoff.experiment import Regime
 
 BLOCKS = ("C1", "C2", "C3", "C4", "C5", "P3", "P4", "P5", "P6", "P7", "D3", "D4", "D5", "D6", "D7")

@@ -17,23 +17,23 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lw_retinanet import __version__
-from lw_retinanet.analyze.experiment import open_training_data, run_training
 from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.source import fingerprint
-from lw_retinanet.detect.detector import Detector
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import cpu_name, uses_bf16
 from lw_retinanet.errors import DataError, InputError, RunFolderError
-from lw_retinanet.evaluate.coco_metrics import evaluate
-from lw_retinanet.evaluate.detect_records import detect_records
-from lw_retinanet.evaluate.detections import DetectionTable, read_results, write_results
-from lw_retinanet.evaluate.paired import MIN_IMAGES
+from lw_retinanet.evaluation.coco_metrics import evaluate
+from lw_retinanet.evaluation.detect_records import detect_records
+from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
+from lw_retinanet.evaluation.paired import MIN_IMAGES
 from lw_retinanet.files import sha256, write_text
-from lw_retinanet.lighten.distil import FitSettings
-from lw_retinanet.lighten.examples import Progress
-from lw_retinanet.lighten.run import LightenSettings, lighten_detector
-from lw_retinanet.lighten.views import calibration_files
+from lw_retinanet.jobs.train import open_training_data, run_training
+from lw_retinanet.lightening.distil import FitSettings
+from lw_retinanet.lightening.examples import Progress
+from lw_retinanet.lightening.run import LightenSettings, lighten_detector
+from lw_retinanet.lightening.views import calibration_files
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import plan_of

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from lw_retinanet.analyze.latency import measure_latency
-from lw_retinanet.analyze.macs import count_blocks
+from lw_retinanet.counting.latency import measure_latency
+from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.data.preprocess import padded_size, resized_size
 from lw_retinanet.errors import InputError
-from lw_retinanet.evaluate.paired import Drawn, drawn_scores
+from lw_retinanet.evaluation.paired import Drawn, drawn_scores
 from lw_retinanet.files import write_text
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import plan_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lw_retinanet.evaluate.paired import Drawn, Interval
+from lw_retinanet.evaluation.paired import Drawn, Interval
 from lw_retinanet.tradeoff.rows import Row, baseline_row, light_rows, scaling_rows
 
 

@@ -1,0 +1,113 @@
+"""A measurement as text: tables for a terminal, and for Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lw_retinanet.benchmarking.stages import STAGES
+from lw_retinanet.tables import aligned
+
+_ROLES = {"shipped": "vs torchvision as shipped", "best": "vs its best", "first": "vs the first", "alike": "vs the first model, run alike"}
+Rows = list[list[str]]
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """For people.
+
+    Args:
+        result: as :meth:`~lw_retinanet.benchmarking.report.Report.as_dict` gives it.
+    """
+    machine, settings = result["machine"], result["settings"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if name in ("torch", "torchvision"))
+    text = [
+        f"{result['what']}, {settings['batch_size']} a call, {settings['rounds']} rounds in turns; {result['pictures']}",
+        f"{machine['processor']} ({machine['device']}), {machine['threads']} threads; {packages}, lw-retinanet {machine['lw_retinanet']}",
+        "",
+        *aligned(latency_rows(result)),
+    ]
+    stages = stage_rows(result)
+    if stages:
+        text += ["", "milliseconds by stage (medians)", *aligned(stages)]
+    if result["parity_words"]:
+        text += ["", *result["parity_words"]]
+    if result["remarks"]:
+        text += ["", *result["remarks"]]
+    return text
+
+
+def markdown(result: Mapping[str, Any], *, stages: bool = False) -> list[str]:
+    """One table in Markdown, the machine in a line below it; arguments as :func:`lines`.
+
+    Args:
+        result: as above.
+        stages: the table of stages, and not the one of times.
+    """
+    rows = stage_rows(result) if stages else latency_rows(result)
+    machine, settings = result["machine"], result["settings"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    load = "unknown" if machine["load_before"] is None else f"{machine['load_before']:.1f}"
+    commit = f" at {machine['commit']}" if machine.get("commit") else ""
+    each = "the next picture" if settings["batch_size"] == 1 else f"the next {settings['batch_size']} pictures"
+    below = (
+        f"{settings['rounds']} rounds, in each {each}, {machine['threads']} threads, {machine['processor']}, {machine['device']}, "
+        f"load before {load}; {result['pictures']}; lw-retinanet {machine['lw_retinanet']}{commit}, {packages}."
+    )
+    return [table[0], f"|{' --- |' * len(rows[0])}", *table[1:], "", below, *result["remarks"]]
+
+
+def latency_rows(result: Mapping[str, Any]) -> Rows:
+    """Header and a row a contender: what it is, its size, its time with the interval, and its ratios."""
+    contenders = result["contenders"]
+    roles = [role for role in _ROLES if any(each["role"] == role for row in contenders for each in row["times_as_fast"])]
+    has_accuracy = any(row["accuracy"] is not None for row in contenders)
+    header = ["", "input", "GMACs", "Mparams", "ms (95 %)", *(_ROLES[role] for role in roles), *(["AP"] if has_accuracy else [])]
+    rows = [header]
+    for row in contenders:
+        times = row["latency_ms"]
+        ratios = {each["role"]: f"{each['ratio']:.2f}x ({each['low']:.2f} to {each['high']:.2f})" for each in row["times_as_fast"]}
+        cells = [
+            row["name"],
+            " x ".join(map(str, row["input_hw"])),
+            "-" if row["macs"] is None else _digits(row["macs"] / 1e9),
+            "-" if row["params"] is None else f"{row['params'] / 1e6:.1f}",
+            f"{_digits(times['median'])} ({_digits(times['low'])} to {_digits(times['high'])})",
+            *(ratios.get(role, "") for role in roles),
+        ]
+        if has_accuracy:
+            cells.append("" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}")
+        rows.append(cells)
+    return rows
+
+
+def stage_rows(result: Mapping[str, Any]) -> Rows:
+    """Header and a row a contender whose stages were seen: milliseconds of each, their sum, and the whole as it was timed without a clock
+    inside, on the same pictures; no rows if there are none."""
+    seen = [row for row in result["contenders"] if row["stages"] is not None]
+    if not seen:
+        return []
+    names = [name for name in STAGES if any(name in row["stages"]["milliseconds"] for row in seen)]
+    rows = [["", *names, "sum", "whole"]]
+    for row in seen:
+        stages = row["stages"]
+        cells = [_digits(stages["milliseconds"][name]) if name in stages["milliseconds"] else "" for name in names]
+        rows.append([row["name"], *cells, _digits(stages["sum"]), _digits(stages["whole"])])
+    return rows
+
+
+def filled(text: str, name: str, table: Sequence[str]) -> str:
+    """A document with what stands between ``<!-- table: NAME -->`` and ``<!-- /table -->`` replaced.
+
+    Raises:
+        KeyError: if there is no such place.
+    """
+    begin, end = f"<!-- table: {name} -->", "<!-- /table -->"
+    head, found, rest = text.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not found or not ended:
+        raise KeyError(name)
+    return "\n".join([f"{head}{begin}", *table, f"{end}{tail}"])
+
+
+def _digits(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,298 @@
+"""Multiply-accumulates and parameters of every block, by integer arithmetic on layer attributes and sizes: no network is run.
+
+Convolutions only, as in the paper: normalisation, activations, sums and resizing are left out. A bias is a parameter but no MAC.
+:mod:`~tests.counting.hooked` counts the same from an actual forward pass; the two agree to the last unit.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.errors import ConfigError
+from lw_retinanet.models.backbone import Backbone, TimmBackbone
+from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.head import Head
+from lw_retinanet.models.retinanet import RetinaNet
+
+STAGES = ("C1", "C2", "C3", "C4", "C5")
+BLOCKS = (*STAGES, *LEVELS, *(f"D{level[1]}" for level in LEVELS))
+HEAD_PARTS = ("cls_tower", "cls_predict", "bbox_tower", "bbox_predict")
+
+# Large enough that no two strides give one size.
+_PROBE_SIZE = (512, 512)
+_STAGE_OF_STRIDE = {1: "C1", 2: "C1", 4: "C2", 8: "C3", 16: "C4", 32: "C5"}
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SAME_SIZE = (
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Dropout,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    FrozenBatchNorm2d,
+)
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one block costs.
+
+    Args:
+        macs: multiply-accumulates for one image.
+        params: trainable or frozen parameters; the affine and statistics of frozen norms are buffers and not among them. Weights that
+            several blocks use belong to the first of them (the shared head: D3, or D4 where D3 has its own), so blocks add up to the model.
+        parts: of a head block, by the names in ``HEAD_PARTS``; empty elsewhere.
+    """
+
+    macs: int
+    params: int
+    parts: Mapping[str, "Cost"] = field(default_factory=dict)
+
+
+class Size(NamedTuple):
+    """Shape of a feature map."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def count_blocks(model: RetinaNet, size_hw: tuple[int, int]) -> dict[str, Cost]:
+    """Cost of C1..C5, P3..P7 and D3..D7, in this order.
+
+    Backbones that are not made of torchvision's blocks (timm's) have their layers' sizes read off the meta device, where no arithmetic is
+    done either; their linear layers count as the 1x1 convolutions that they are, and a layer belongs to the stage of its stride.
+
+    Args:
+        model: on any device; neither read nor changed.
+        size_hw: height and width of the padded network input in pixels.
+
+    Raises:
+        ConfigError: if the size is too small, or a layer of the backbone is of a kind that cannot be followed.
+    """
+    if min(size_hw) < 1:
+        raise ConfigError(f"size_hw must be positive, got {size_hw[0]} x {size_hw[1]}")
+    seen: set[int] = set()
+    stages, maps = _count_backbone(model.backbone, size_hw, seen)
+    levels: dict[str, Cost] = {}
+    for level, (source, modules) in fpn_modules(model.fpn).items():
+        macs, maps[level] = follow(modules, maps[source])
+        levels[level] = Cost(macs=macs, params=_new_params(modules, seen))
+    return stages | levels | _count_head(model.head, maps, seen)
+
+
+def count_head(head: Head, pyramid: Mapping[str, Size]) -> dict[str, Cost]:
+    """Cost of D3..D7 alone, on feature maps of these sizes by ``P3``..``P7``."""
+    return _count_head(head, pyramid, set())
+
+
+def pyramid_sizes(model: RetinaNet, size_hw: tuple[int, int]) -> dict[str, Size]:
+    """Shapes of P3..P7 for an input of this size; errors as for :func:`count_blocks`."""
+    _, maps = _count_backbone(model.backbone, size_hw, set())
+    for level, (source, modules) in fpn_modules(model.fpn).items():
+        _, maps[level] = follow(modules, maps[source])
+    return {level: maps[level] for level in LEVELS}
+
+
+def fpn_modules(fpn: FPN) -> dict[str, tuple[str, list[nn.Module]]]:
+    """For P3..P7: the map that a level is made from, and the modules that make it, in order. Merging levels costs no MAC."""
+    plan: dict[str, tuple[str, list[nn.Module]]] = {
+        level: (stage, [inner, layer])
+        for level, stage, inner, layer in zip(LEVELS[:3], STAGES[2:], fpn.inner_blocks, fpn.layer_blocks, strict=True)
+    }
+    plan["P6"] = (fpn.extra_blocks.source, [fpn.extra_blocks.p6])
+    plan["P7"] = ("P6", [fpn.extra_blocks.p7])
+    return plan
+
+
+def follow(modules: Iterable[nn.Module], size: Size) -> tuple[int, Size]:
+    """MACs of modules that run one after the other on a map of ``size``, and the size of what comes out.
+
+    Raises:
+        ConfigError: for a module of unknown kind, a map with the wrong number of channels, or one smaller than a kernel.
+    """
+    total = 0
+    for module in modules:
+        macs, size = _follow(module, size)
+        total += macs
+    return total, size
+
+
+def _follow(module: nn.Module, size: Size) -> tuple[int, Size]:
+    if isinstance(module, nn.Conv2d):
+        return _follow_conv(module, size)
+    if isinstance(module, nn.MaxPool2d):
+        assert not module.ceil_mode
+        return 0, Size(size.channels, *_window(module, size))
+    if isinstance(module, _SAME_SIZE):
+        return 0, size
+    if isinstance(module, nn.Sequential):
+        return follow(module, size)
+    if isinstance(module, InvertedResidual):
+        return follow(module.conv, size)
+    if isinstance(module, BasicBlock | Bottleneck):
+        convs = [module.conv1, module.conv2, *([module.conv3] if isinstance(module, Bottleneck) else [])]
+        macs, result = follow(convs, size)
+        shortcut, same = follow([] if module.downsample is None else [module.downsample], size)
+        assert same == result, f"the two paths of a block end in {result} and {same}"
+        return macs + shortcut, result
+    raise ConfigError(f"cannot count a layer of type {type(module).__name__}; count the model with analyze.hooked instead")
+
+
+def _follow_conv(conv: nn.Conv2d, size: Size) -> tuple[int, Size]:
+    if conv.in_channels != size.channels:
+        raise ConfigError(
+            f"a convolution of {conv.in_channels} channels was given a map of {size.channels}; the parts of the model do not fit"
+        )
+    height, width = _window(conv, size)
+    macs = height * width * conv.out_channels * (conv.in_channels // conv.groups) * math.prod(conv.kernel_size)
+    return macs, Size(conv.out_channels, height, width)
+
+
+def _window(layer: nn.Conv2d | nn.MaxPool2d, size: Size) -> tuple[int, int]:
+    """Height and width after a sliding window."""
+    kernel, stride, padding, dilation = (_pair(getattr(layer, name)) for name in ("kernel_size", "stride", "padding", "dilation"))
+    height, width = (
+        (length + 2 * p - d * (k - 1) - 1) // s + 1
+        for length, k, s, p, d in zip((size.height, size.width), kernel, stride, padding, dilation, strict=True)
+    )
+    if min(height, width) < 1:
+        raise ConfigError(f"the input is too small: a map of {size.height} x {size.width} is smaller than a kernel; use a larger size")
+    return height, width
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    assert not isinstance(value, str), "padding by name is not used in these networks"
+    return (value, value) if isinstance(value, int) else value
+
+
+def _new_params(modules: Iterable[nn.Module], seen: set[int]) -> int:
+    """Numbers in the parameters that no earlier block has claimed; claims them."""
+    return _claim((parameter for module in modules for parameter in module.parameters()), seen)
+
+
+def _claim(parameters: Iterable[nn.Parameter], seen: set[int]) -> int:
+    total = 0
+    for parameter in parameters:
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            total += parameter.numel()
+    return total
+
+
+def _count_head(head: Head, maps: Mapping[str, Size], seen: set[int]) -> dict[str, Cost]:
+    blocks: dict[str, Cost] = {}
+    for level in LEVELS:
+        parts: dict[str, Cost] = {}
+        for name, branch in (("cls", head.cls), ("bbox", head.bbox)):
+            units, predict = branch.layers(level)
+            macs, size = follow(units, maps[level])
+            parts[f"{name}_tower"] = Cost(macs=macs, params=_new_params(units, seen))
+            macs, _ = follow([predict], size)
+            parts[f"{name}_predict"] = Cost(macs=macs, params=_new_params([predict], seen))
+        blocks[f"D{level[1]}"] = Cost(
+            macs=sum(part.macs for part in parts.values()), params=sum(part.params for part in parts.values()), parts=parts
+        )
+    return blocks
+
+
+def _count_backbone(backbone: Backbone, size_hw: tuple[int, int], seen: set[int]) -> tuple[dict[str, Cost], dict[str, Size]]:
+    if isinstance(backbone, TimmBackbone):
+        return _count_calls(backbone, size_hw)
+    size = Size(3, *size_hw)
+    stages: dict[str, Cost] = {}
+    maps: dict[str, Size] = {}
+    for name, modules in backbone.stages():
+        macs, size = follow(modules, size)
+        stages[name], maps[name] = Cost(macs=macs, params=_new_params(modules, seen)), size
+    return stages, maps
+
+
+def _count_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[dict[str, Cost], dict[str, Size]]:
+    calls, maps = layer_calls(meta_copy(backbone), size_hw)
+    macs, params, claimed = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0), set[int]()
+    for call in calls:
+        macs[call.stage] += call.macs
+        params[call.stage] += _claim(call.layer.parameters(recurse=False), claimed)
+    # What no layer's own call has shown belongs to no stride.
+    params["C5"] += sum(parameter.numel() for parameter in backbone.parameters()) - sum(params.values())
+    return {name: Cost(macs=macs[name], params=params[name]) for name in STAGES}, maps
+
+
+class LayerCall(NamedTuple):
+    """One use of a layer that has weights."""
+
+    layer: nn.Module
+    macs: int
+    stage: str
+
+
+def layer_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[list[LayerCall], dict[str, Size]]:
+    """The layers of any backbone in the order in which they run, and the shapes of C3..C5.
+
+    Args:
+        backbone: on the meta device, see :func:`meta_copy`.
+        size_hw: of the input.
+    """
+    stages, stage = [], "C1"
+    for _, _, side in _run(backbone, _PROBE_SIZE)[0]:
+        # Layers without a map of their own (squeeze and excitation, norms) stay with the layer before them.
+        stage = _STAGE_OF_STRIDE.get(round(_PROBE_SIZE[0] / side), stage) if side else stage
+        stages.append(stage)
+    calls, maps = _run(backbone, size_hw)
+    return [LayerCall(layer, macs, stage) for (layer, macs, _), stage in zip(calls, stages, strict=True)], maps
+
+
+def _run(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[list[tuple[nn.Module, int, int]], dict[str, Size]]:
+    """(layer, MACs, height of a convolution's map or 0) of every call, and the shapes of C3..C5."""
+    calls: list[tuple[nn.Module, int, int]] = []
+
+    def record(layer: nn.Module, _: tuple[object, ...], output: object) -> None:
+        macs = side = 0
+        if isinstance(layer, _CONVS):
+            assert isinstance(output, Tensor)
+            macs = output.numel() * (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
+            side = output.shape[2] if isinstance(layer, nn.Conv2d) else 0
+        elif isinstance(layer, nn.Linear):
+            assert isinstance(output, Tensor)
+            macs = output.numel() * layer.in_features
+        calls.append((layer, macs, side))
+
+    handles = [layer.register_forward_hook(record) for layer in _layers(backbone)]
+    try:
+        with torch.no_grad():
+            outputs = backbone(torch.empty((1, 3, *size_hw), device="meta"))
+    except RuntimeError as error:
+        raise ConfigError(f"the backbone cannot take an input of {size_hw[0]} x {size_hw[1]}, use another size ({error})") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, {name: Size(*maps.shape[1:]) for name, maps in outputs.items()}
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    for layer in module.modules():
+        if isinstance(layer, (*_CONVS, nn.Linear)) or next(layer.parameters(recurse=False), None) is not None:
+            yield layer
+
+
+def meta_copy(module: ModuleT) -> ModuleT:
+    """A copy in evaluation mode on the meta device: shapes without numbers, so it costs no memory and runs in no time."""
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo).eval()

@@ -1,0 +1,216 @@
+"""Where a detector's arithmetic goes: one record with its table and its JSON."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lw_retinanet.conventions import AnchorRule
+from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
+from lw_retinanet.counting.macs import Cost, count_blocks, count_head, pyramid_sizes
+from lw_retinanet.errors import ConfigError
+from lw_retinanet.models.head import Head
+from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.tables import aligned
+
+BAR_WIDTH = 24
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """MACs and parameters of a detector, for one image.
+
+    Args:
+        name: preset or file, for the reader.
+        size_hw: height and width of the padded network input in pixels.
+        num_classes: K.
+        layers: what is counted: ``convolutions``, or ``convolutions and linear layers`` for backbones that have both.
+        blocks: C1..C5, P3..P7, D3..D7 in this order; they add up to the model.
+        original_d3_macs: D3's MACs if this model had RetinaNet's own head, shared by all levels.
+        original_macs: the whole model's in that case.
+        remarks: sentences for the reader, beside the usual notes.
+        latency_ms: as :func:`~lw_retinanet.counting.latency.measure_latency` gives it for one model.
+    """
+
+    name: str
+    size_hw: tuple[int, int]
+    num_classes: int
+    layers: str
+    blocks: Mapping[str, Cost]
+    original_d3_macs: int
+    original_macs: int
+    remarks: tuple[str, ...] = ()
+    latency_ms: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def macs(self) -> int:
+        return sum(cost.macs for cost in self.blocks.values())
+
+    @property
+    def flops(self) -> int:
+        """Two for every multiply-accumulate."""
+        return 2 * self.macs
+
+    @property
+    def params(self) -> int:
+        return sum(cost.params for cost in self.blocks.values())
+
+    def share(self, cost: Cost) -> float:
+        """0..1 of the model's MACs."""
+        return cost.macs / self.macs
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``profile --json`` prints."""
+        result: dict[str, Any] = {
+            "model": self.name,
+            "size_hw": list(self.size_hw),
+            "num_classes": self.num_classes,
+            "macs": self.macs,
+            "flops": self.flops,
+            "params": self.params,
+            "blocks": {name: self._cost_dict(cost) for name, cost in self.blocks.items()},
+        }
+        if self.latency_ms is not None:
+            result["latency_ms"] = {precision: dict(times) for precision, times in self.latency_ms.items()}
+        return result
+
+    def _cost_dict(self, cost: Cost) -> dict[str, Any]:
+        result: dict[str, Any] = {"macs": cost.macs, "params": cost.params, "share": self.share(cost)}
+        if cost.parts:
+            result["parts"] = {name: self._cost_dict(part) for name, part in cost.parts.items()}
+        return result
+
+    def lines(self, *, unicode: bool = True) -> list[str]:
+        """The table for people: a line a block and a part, totals, what was counted, and the gain over RetinaNet's own head.
+
+        Args:
+            unicode: draw bars with block characters; else with ``#``, for terminals that know no better.
+        """
+        most = max(cost.macs for cost in self.blocks.values())
+        rows = [("", "GMACs", "GFLOPs", "Mparams", "share", "")]
+        for name, cost in self.blocks.items():
+            rows.append(self._row(name, cost, _bar(cost.macs / most, unicode=unicode)))
+            rows += [self._row(f"  {part.replace('_', ' ')}", part_cost, "") for part, part_cost in cost.parts.items()]
+        rows.append(self._row("total", Cost(macs=self.macs, params=self.params), ""))
+        table = aligned(rows, left=(0, 5))
+        rule = ("─" if unicode else "-") * len(table[-1])  # the total has no bar
+        return [f"{self.name}, {self.setting}", "", table[0], rule, *table[1:-1], rule, table[-1], "", *self.notes()]
+
+    def notes(self) -> list[str]:
+        """What the numbers mean and leave out, the gain, and the latency where it was measured."""
+        notes = [
+            f"Counted for one image of {self.setting}: {self.layers} only;"
+            " normalisation, activations, resizing, anchors and NMS are left out.",
+            "FLOPs = 2 x MACs. Weights used by several blocks stand at the first of them.",
+            *self.remarks,
+        ]
+        if self.macs < self.original_macs:
+            notes.append(
+                f"{self.original_macs / self.macs:.2f}x fewer MACs than retinanet"
+                f" ({_giga(self.original_macs, 3)} G); D3 alone: {self.original_d3_macs / self.blocks['D3'].macs:.2f}x fewer."
+            )
+        for precision, times in (self.latency_ms or {}).items():
+            notes.append(f"Latency, {precision}: {times['median']:.1f} ms (p10 {times['p10']:.1f}, p90 {times['p90']:.1f}).")
+        return notes
+
+    @property
+    def setting(self) -> str:
+        """What the cost depends on beside the model, in words."""
+        return f"{self.size_hw[0]} x {self.size_hw[1]} pixels, {self.num_classes:,} {'class' if self.num_classes == 1 else 'classes'}"
+
+    def _row(self, name: str, cost: Cost, bar: str) -> tuple[str, str, str, str, str, str]:
+        # Five digits of the total, so that small models do not round to nothing.
+        digits = max(3, 4 - math.floor(math.log10(max(self.macs, 1) / 1e9)))
+        params = f"{cost.params / 1e6:.3f}" if cost.params or not cost.macs else "shared"
+        return name, _giga(cost.macs, digits), _giga(2 * cost.macs, digits), params, f"{self.share(cost):.1%}", bar
+
+
+def profile(
+    model: nn.Module, *, name: str, size_hw: tuple[int, int], latency_ms: Mapping[str, Mapping[str, float]] | None = None
+) -> Profile:
+    """Count a detector. Nothing is run, so the weights do not matter, nor does the device (``meta`` will do).
+
+    Args:
+        model: a network of this package, or a detector of torchvision's. Of the latter the gain over an original head is not known.
+        name: shown in the table and the JSON.
+        size_hw: height and width of the network input in pixels, padding included.
+        latency_ms: measured elsewhere, to be shown along.
+
+    Raises:
+        ConfigError: if the size is too small for the network, or it is of a kind that cannot be counted.
+    """
+    if not isinstance(model, RetinaNet):
+        return profile_of(count_detector(model, size_hw), model, name=name, size_hw=size_hw)
+    blocks = count_blocks(model, size_hw)
+    original_head = count_head(with_head(model, HeadPlan()).head, pyramid_sizes(model, size_hw))
+    return Profile(
+        name=name,
+        size_hw=size_hw,
+        num_classes=model.num_classes,
+        layers=_layers(model),
+        blocks=blocks,
+        original_d3_macs=original_head["D3"].macs,
+        original_macs=sum((original_head.get(block) or cost).macs for block, cost in blocks.items()),
+        remarks=_anchor_remarks(model.conventions.anchors.num_anchors),
+        latency_ms=latency_ms,
+    )
+
+
+def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tuple[int, int]) -> Profile:
+    """The same of a detector from elsewhere that is counted already."""
+    return Profile(
+        name=name,
+        size_hw=size_hw,
+        num_classes=cost.num_classes,
+        layers=_layers(model),
+        blocks=cost.blocks,
+        original_d3_macs=cost.blocks["D3"].macs if "D3" in cost.blocks else 0,
+        original_macs=cost.macs,
+        remarks=cost.remarks,
+    )
+
+
+def with_head(model: RetinaNet, plan: HeadPlan) -> RetinaNet:
+    """The same backbone and pyramid under another head, for counting beside the model's own; the head has no weights.
+
+    Raises:
+        ConfigError: if a unit of the plan does not go with the model's width.
+    """
+    try:
+        with torch.device("meta"):
+            head = Head(
+                in_channels=model.fpn.out_channels,
+                num_classes=model.num_classes,
+                num_anchors=model.conventions.anchors.num_anchors,
+                plan=plan,
+            )
+    except ValueError as error:
+        raise ConfigError(f"the plan cannot be built for a head {model.fpn.out_channels} wide: {error}") from None
+    return RetinaNet(backbone=model.backbone, fpn=model.fpn, head=head, conventions=model.conventions)
+
+
+def _anchor_remarks(number: int) -> tuple[str, ...]:
+    if number == AnchorRule().num_anchors:
+        return ()
+    return (f"{number} anchor{'' if number == 1 else 's'} a cell, also in the retinanet that it is compared with.",)
+
+
+def _layers(model: nn.Module) -> str:
+    has_linear = any(isinstance(layer, nn.Linear) for layer in model.modules())
+    return "convolutions and linear layers" if has_linear else "convolutions"
+
+
+def _giga(number: int, digits: int) -> str:
+    return f"{number / 1e9:,.{digits}f}"
+
+
+def _bar(fraction: float, *, unicode: bool) -> str:
+    if not unicode:
+        return "#" * round(fraction * BAR_WIDTH)
+    full, rest = divmod(round(fraction * BAR_WIDTH * 8), 8)
+    return "█" * full + _EIGHTHS[rest].strip()

@@ -1,0 +1,84 @@
+"""The gate that an int8 network has to pass: how much AP it costs on pictures it was not calibrated on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lw_retinanet.data.records import Records
+from lw_retinanet.detection.detector import Detector
+from lw_retinanet.evaluation.coco_metrics import evaluate
+from lw_retinanet.evaluation.detect_records import Progress, detect_records
+from lw_retinanet.evaluation.detections import DetectionTable
+from lw_retinanet.evaluation.paired import MIN_IMAGES, compare
+
+MAX_DROP = 0.005
+"""AP, in 0..1: half a point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """AP before and after, in 0..1.
+
+    Args:
+        before: of the fp32 network.
+        after: of the int8 network.
+        low, high: 95 % interval of after minus before; None for fewer than 20 images.
+        images: that both were measured on.
+        max_drop: that is allowed.
+    """
+
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+    images: int
+    max_drop: float
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+    @property
+    def passes(self) -> bool:
+        """The measured drop itself counts, not an end of its interval; a hair is left for rounding in the sums."""
+        return -self.difference <= self.max_drop + 1e-9
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "difference": self.difference, "passes": self.passes}
+
+    def line(self) -> str:
+        """For people, in points of AP."""
+        interval = ""
+        if self.low is not None and self.high is not None:
+            interval = f" (95 % interval {100 * self.low:+.2f} .. {100 * self.high:+.2f})"
+        return (
+            f"AP {100 * self.before:.2f} -> {100 * self.after:.2f}, {100 * self.difference:+.2f}{interval}, on {self.images} images; "
+            f"allowed: -{100 * self.max_drop:g}"
+        )
+
+
+class Gate:
+    """Scores the network before once, and any number after it against that.
+
+    Args:
+        before: detector in fp32.
+        records: validation pictures with boxes.
+        max_drop: AP in 0..1.
+        progress: wraps the pictures.
+    """
+
+    def __init__(self, before: Detector, records: Records, *, max_drop: float = MAX_DROP, progress: Progress | None = None) -> None:
+        self.records, self.max_drop, self.progress = records, max_drop, progress
+        self.before = detect_records(before, records, progress=progress)
+
+    def measure(self, after: Detector) -> Accuracy:
+        """AP of both, and the interval of the difference."""
+        return self.score(detect_records(after, self.records, progress=self.progress))
+
+    def score(self, after: DetectionTable) -> Accuracy:
+        """:meth:`measure` of detections that are there already."""
+        low = high = None
+        if self.records.num_images >= MIN_IMAGES:
+            comparison = compare(self.records, self.before, after)
+            low, high = comparison.ap.low, comparison.ap.high
+        before, later = (evaluate(self.records, table).AP for table in (self.before, after))
+        return Accuracy(before=before, after=later, low=low, high=high, images=self.records.num_images, max_drop=self.max_drop)

@@ -1,0 +1,218 @@
+"""The plan that reaches a number of MACs and, by a simple estimate, does the least harm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchvision.models import detection
+
+from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.dense_head import LevelBranch
+from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
+from lw_retinanet.counting.imbalance import light_macs, light_plan, tower_plan
+from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.models.plan import HeadPlan, TowerPlan
+from lw_retinanet.models.retinanet import RetinaNet
+
+# COCO AP points that a block is taken to cost in one branch of D3, class and box. v2 and v3 as published (Light-Weight RetinaNet, Tables 1
+# and 2); narrow by its distance to v3 in this project's own first fits. v1 is not proposed: its published loss of 1.4 points saves no more
+# than v3, and depthwise convolutions are slower than their MACs say.
+HARM = {"v2": {"cls": 0.3, "bbox": 0.1}, "narrow": {"cls": 0.25, "bbox": 0.25}, "v3": {"cls": 0.6, "bbox": 0.6}}
+# Of the next coarser level, which finds larger objects: more of the AP hangs on it, and it saves a quarter.
+HARM_GROWTH = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One tower of the plan.
+
+    Args:
+        level: as the plan names it; ``P3`` is the model's finest map.
+        branch: ``cls`` or ``bbox``.
+        block: name of the D-block.
+        macs_before: of this branch on this level.
+        macs_after: the same with the block.
+        harm: estimated AP points, see :data:`HARM`. Good for comparing plans, not for promising anything.
+    """
+
+    level: str
+    branch: str
+    block: str
+    macs_before: int
+    macs_after: int
+    harm: float
+
+    @property
+    def saved(self) -> int:
+        return self.macs_before - self.macs_after
+
+    @property
+    def place(self) -> str:
+        """``D3 cls``."""
+        return f"D{self.level[1]} {self.branch}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "saved": self.saved}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """How to reach a budget.
+
+    Args:
+        plan: of the whole head. For a model of this package it includes the towers that levels own already; for torchvision's, whose old
+            tower stays what it is, only new ones.
+        budget_macs: what was asked for.
+        macs_before: of the model as it is.
+        macs: of the model with this plan, exactly; at most the budget.
+        steps: new towers, the finest level first; none if the budget is met already.
+    """
+
+    plan: HeadPlan
+    budget_macs: int
+    macs_before: int
+    macs: int
+    steps: Sequence[Step]
+
+    @property
+    def is_met_already(self) -> bool:
+        return not self.steps
+
+    def lines(self) -> list[str]:
+        """For people."""
+        budget, before = _giga(self.budget_macs), _giga(self.macs_before)
+        if self.is_met_already:
+            return [f"The budget of {budget} GMACs is met already: the model takes {before}. Nothing needs to change."]
+        ratio = self.macs_before / self.macs
+        lines = [f"Proposed for a budget of {budget} GMACs: {_giga(self.macs)} instead of {before} ({ratio:.2f}x fewer), by"]
+        width = max(len(step.block) for step in self.steps)
+        lines += [f"  {step.place:<7}  block {step.block:<{width}}  saves {_giga(step.saved)}" for step in self.steps]
+        lines.append(
+            "Chosen for the least estimated harm: fine levels before coarse ones, blocks that keep a wide view before those that do not. "
+            "What it really costs, `lighten` measures."
+        )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``profile --json``."""
+        return {
+            "budget_macs": self.budget_macs,
+            "macs_before": self.macs_before,
+            "macs": self.macs,
+            "is_met_already": self.is_met_already,
+            "steps": [step.as_dict() for step in self.steps],
+            "plan": self.plan.model_dump(mode="json"),
+        }
+
+
+def propose(model: nn.Module, size_hw: tuple[int, int], budget_macs: int) -> Proposal:
+    """Find the plan of least harm whose MACs are within the budget.
+
+    Every level and branch of the shared head may get block ``v2``, ``narrow`` or ``v3``; the sum of the estimated :data:`HARM` is made as
+    small as it can be, then the MACs. All combinations are considered. Towers that a level owns already stay as they are.
+
+    Args:
+        model: of this package, or torchvision's ``RetinaNet`` or ``FCOS``; on any device, not changed.
+        size_hw: height and width of the network input in pixels.
+        budget_macs: of the whole model.
+
+    Raises:
+        ConfigError: for a model without such a head, or a budget that is not positive.
+        InputError: if no plan reaches the budget; it names the least that one does.
+    """
+    return propose_for(model, count_detector(model, size_hw), budget_macs)
+
+
+def propose_for(model: nn.Module, cost: DetectorCost, budget_macs: int) -> Proposal:
+    """The same for a model that is counted already."""
+    if budget_macs < 1:
+        raise ConfigError(f"a budget must be positive, got {budget_macs:,} MACs")
+    if not isinstance(model, RetinaNet | detection.RetinaNet | detection.FCOS):
+        raise ConfigError(
+            f"no plan for this model ({type(model).__name__}): light towers go into the shared heads of RetinaNet and FCOS; "
+            "leave the budget out to see where its arithmetic goes"
+        )
+    front = [_Chosen(harm=0.0, saved=0, steps=())]
+    # Only what no other choice beats in both harm and MACs goes on to the next branch, so no combination of interest is lost.
+    for branch in cost.branches:
+        steps = _possible_steps(branch, list(cost.levels).index(branch.level))
+        front = _unbeaten([chosen.with_step(step) for chosen in front for step in (None, *steps)])
+    reaching = [chosen for chosen in front if cost.macs - chosen.saved <= budget_macs]
+    if not reaching:
+        least = _giga(cost.macs - front[-1].saved)
+        kept = ", with the towers that some levels own already kept" if any(branch.is_own for branch in cost.branches) else ""
+        raise InputError(
+            f"no plan reaches {_giga(budget_macs)} GMACs: with the lightest head this model takes {least} at this size{kept}; "
+            "raise the budget, or take a smaller input or backbone"
+        )
+    best = reaching[0]
+    return Proposal(
+        plan=_with_steps(_present_plan(model), best.steps, cost),
+        budget_macs=budget_macs,
+        macs_before=cost.macs,
+        macs=cost.macs - best.saved,
+        steps=best.steps,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    harm: float
+    saved: int
+    steps: tuple[Step, ...]
+
+    def with_step(self, step: Step | None) -> "_Chosen":
+        if step is None:
+            return self
+        # Rounded, so that equal sums of tenths are equal.
+        return _Chosen(harm=round(self.harm + step.harm, 9), saved=self.saved + step.saved, steps=(*self.steps, step))
+
+
+def _unbeaten(choices: Sequence[_Chosen]) -> list[_Chosen]:
+    """From least harm to most saved."""
+    front: list[_Chosen] = []
+    for chosen in sorted(choices, key=lambda each: (each.harm, -each.saved)):
+        if not front or chosen.saved > front[-1].saved:
+            front.append(chosen)
+    return front
+
+
+def _possible_steps(branch: LevelBranch, place: int) -> list[Step]:
+    if branch.is_own or branch.branch == "rpn" or place >= len(LEVELS):
+        return []
+    steps = []
+    for block, harm in HARM.items():
+        light = light_plan(branch, block)
+        after = light_macs(branch, light) if light is not None else branch.macs
+        if after < branch.macs:
+            steps.append(
+                Step(
+                    level=LEVELS[place],
+                    branch=branch.branch,
+                    block=block,
+                    macs_before=branch.macs,
+                    macs_after=after,
+                    harm=harm[branch.branch] * HARM_GROWTH**place,
+                )
+            )
+    return steps
+
+
+def _with_steps(plan: HeadPlan, steps: Sequence[Step], cost: DetectorCost) -> HeadPlan:
+    own: dict[str, dict[Any, TowerPlan]] = {"cls": dict(plan.cls), "bbox": dict(plan.bbox)}
+    maps = list(cost.levels)
+    for step in steps:
+        branch = next(each for each in cost.branches if (maps.index(each.level), each.branch) == (LEVELS.index(step.level), step.branch))
+        own[step.branch][step.level] = tower_plan(branch, step.block)
+    return HeadPlan(**own, shared=plan.shared)
+
+
+def _present_plan(model: nn.Module) -> HeadPlan:
+    """What a model of this package has; for others only what the plan adds matters."""
+    return model.head.plan if isinstance(model, RetinaNet) else HeadPlan()
+
+
+def _giga(macs: int) -> str:
+    # Five digits, so that the numbers of small models do not all look the same.
+    return f"{macs / 1e9:,.3f}" if macs >= 1e8 else f"{macs / 1e9:.5g}"

@@ -1,0 +1,346 @@
+"""New towers from old ones without a gradient: one ridge regression a layer, on the features that the new tower really sees.
+
+Three things make it work, each measured on the way (docs/lightening.md):
+
+* Cells count by how sure the old head is of them. Nearly all cells are background, on which any tower is good enough.
+* A tower with a narrower field loses, layer by layer, what it cannot see. So some channels of every layer carry the best estimate of the
+  final outputs so far, shifted to where ReLU passes it on unchanged; the next layer improves on it with the old tower's features, which
+  the other channels imitate.
+* The convolution that makes the level's map is read by this level's towers alone once both are new. It becomes the best 3x3 map of its
+  input for all that the old towers compute (reduced-rank regression), at no cost in arithmetic.
+
+Images are seen one by one; what is kept are feature maps and, for the chosen cells, covariances.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lw_retinanet.errors import InputError
+from lw_retinanet.lightening.batch_norm import fixed_statistics, set_offset, settle
+from lw_retinanet.lightening.tower import BranchName, BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
+
+RIDGE = 1e-4  # of the mean variance of the inputs
+MAX_CELLS = 73_000  # of all images together: 0.7 GB of 3x3 patches at 256 channels
+SURE_SHARE = 0.6  # of an image's cells, those that the old head scores best; the others are drawn at random and weigh more
+CARRIED = 1 / 3  # at most this share of a layer's channels carries the estimate
+_CLS_SURENESS = 100.0  # weight of a cell in the class branch: 1 + 100 x best score, so background keeps its say
+_BOX_FLOOR = 1e-3  # and in the box branch: the best score, as boxes matter where there are objects
+_SHIFT_MARGIN = 0.05  # of the range, below the smallest value seen
+
+Progress = Callable[[Iterable[Tensor], int], Iterable[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """What was left unexplained.
+
+    Args:
+        errors: by branch, share of the old outputs' weighted variance that the new ones miss, on the cells that were fitted.
+        cells: number of cells.
+    """
+
+    errors: dict[BranchName, float]
+    cells: int
+
+
+@torch.no_grad()
+def initialise_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: int = 0, progress: Progress | None = None) -> ClosedForm:
+    """Fill new towers, and the level's new output convolution if there is one.
+
+    Args:
+        level: old and new layers; new ones are written to. Units shared with the old tower stay as they are, and so do those with a norm
+            inside that is no batch norm.
+        maps: of the calibration images, each (1, C, H, W), what enters ``level.old_output`` (or the level's map where that is None).
+        seed: of the choice of cells.
+        progress: wraps the maps, for instance to show a bar; gets their number.
+
+    Raises:
+        InputError: without maps, or for a map that the level cannot take or that is not finite; nothing is written then.
+    """
+    if not maps:
+        raise InputError(f"the closed form of {level.level} needs feature maps, got none; give at least one calibration image")
+    with fixed_statistics(level):
+        return _fill_level(level, maps, *_look(level, maps, seed, progress))
+
+
+def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims: "_Aims") -> ClosedForm:
+    scores = aims.outputs["cls"].sigmoid()
+    best = scores.amax(dim=0)
+    weights: dict[BranchName, Tensor] = {
+        "cls": cells.importance * (1 + _CLS_SURENESS * best),
+        "bbox": cells.importance * (_BOX_FLOOR + best),
+    }
+    # Each anchor's box matters as far as this very anchor is sure.
+    sure = cells.importance * (_BOX_FLOOR / 10 + scores.unflatten(0, (level.num_anchors, -1)).amax(dim=1))
+    if level.output is not None:
+        _fit_output(level, maps, cells, aims, weights)
+    errors: dict[BranchName, float] = {}
+    for pair in level.pairs:
+        aim = _Aim(
+            layers=aims.layers[pair.branch],
+            outputs=aims.outputs[pair.branch],
+            weight=weights[pair.branch],
+            anchor_weights=sure if pair.branch == "bbox" else None,
+        )
+        device = cells.importance.device
+        errors[pair.branch] = _fit_tower(pair, [level.new_maps(item.to(device).float()) for item in maps], cells, aim)
+    return ClosedForm(errors=errors, cells=len(cells.importance))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Cells:
+    """Cells that count. n of all images, in order.
+
+    Args:
+        places: of each image, (n_i,) positions in its flattened map.
+        importance: (n,) how many cells of its image each one stands for.
+    """
+
+    places: list[Tensor]
+    importance: Tensor
+
+    def columns(self, maps: Iterable[Tensor], kernel: int) -> Tensor:
+        """(C * kernel^2, n) patches around the cells."""
+        found = []
+        for item, places in zip(maps, self.places, strict=True):
+            features = item.to(places.device).float()
+            flat = features.flatten(2)[0] if kernel == 1 else F.unfold(features, kernel, padding=kernel // 2)[0]
+            found.append(flat[:, places])
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Aims:
+    """What the old head computes at the cells: by branch, every unit's output before its ReLU, and the predictions, (channels, n)."""
+
+    layers: dict[BranchName, list[Tensor]]
+    outputs: dict[BranchName, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Aim:
+    """One branch of them, with (n,) weights of the cells, and (anchors, n) where each anchor's outputs have their own."""
+
+    layers: list[Tensor]
+    outputs: Tensor
+    weight: Tensor
+    anchor_weights: Tensor | None
+
+    def readout(self, columns: Tensor) -> Tensor:
+        """(D + 1, outputs): the best linear map from columns to the outputs, its last row the offset."""
+        if self.anchor_weights is None:
+            return _ridge(columns, self.outputs, self.weight)
+        parts = self.outputs.unflatten(0, (len(self.anchor_weights), -1))
+        return torch.cat([_ridge(columns, part, weight) for part, weight in zip(parts, self.anchor_weights, strict=True)], dim=1)
+
+    def error(self, outputs: Tensor) -> float:
+        """Share of the weighted variance that is missed."""
+        mean = (self.outputs * self.weight).sum(dim=1, keepdim=True) / self.weight.sum()
+        missed = ((outputs - self.outputs) ** 2 * self.weight).sum()
+        return float(missed / ((self.outputs - mean) ** 2 * self.weight).sum().clamp(min=1e-12))
+
+
+def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progress | None) -> tuple[_Cells, _Aims]:
+    """Run the old head, choose cells, keep what it computes there."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(parameter.device for tower in level.old.values() for layer in tower.layers for parameter in layer.parameters())
+    per_image = max(16, MAX_CELLS // len(maps))
+    places, importance = [], []
+    layers: dict[BranchName, list[list[Tensor]]] = {name: [[] for _ in tower.units] for name, tower in level.old.items()}
+    outputs: dict[BranchName, list[Tensor]] = {name: [] for name in level.old}
+    for item in progress(maps, len(maps)) if progress else maps:
+        level.require_map(item)
+        features = level.old_maps(item.to(device).float())
+        seen = {name: _layers(tower, features) for name, tower in level.old.items()}
+        scores = seen["cls"][1].sigmoid().flatten(1).amax(dim=0)
+        chosen, weight = _choose(scores, per_image, generator)
+        places.append(chosen)
+        importance.append(weight)
+        for name, (befores, final) in seen.items():
+            outputs[name].append(final.flatten(1)[:, chosen])
+            for kept, before in zip(layers[name], befores, strict=True):
+                kept.append(before.flatten(1)[:, chosen])
+    return _Cells(places=places, importance=torch.cat(importance)), _Aims(
+        layers={name: [torch.cat(values, dim=1) for values in kept] for name, kept in layers.items()},
+        outputs={name: torch.cat(values, dim=1) for name, values in outputs.items()},
+    )
+
+
+def _choose(scores: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The surest cells of an image and a sample of the others: places, and how many cells each stands for."""
+    total, device = len(scores), scores.device
+    if total <= count:
+        return torch.arange(total, device=device), torch.ones(total, device=device)
+    order = scores.argsort(descending=True, stable=True)
+    num_sure = math.ceil(SURE_SHARE * count)
+    others = order[num_sure:][torch.randperm(total - num_sure, generator=generator)[: count - num_sure].to(device)]
+    weight = torch.ones(num_sure + len(others), device=device)
+    weight[num_sure:] = (total - num_sure) / max(1, len(others))
+    return torch.cat([order[:num_sure], others]), weight
+
+
+def _layers(tower: Tower, features: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Every unit's output before its activation, and all predictions one after the other, each (channels, H, W)."""
+    befores = []
+    for unit in tower.units:
+        before = _without_relu(unit)(features)
+        befores.append(before[0])
+        features = F.relu(before) if ends_in_relu(unit) else before
+    return befores, torch.cat([predict(features)[0] for predict in tower.predictions.values()])
+
+
+def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _Aims, weights: dict[BranchName, Tensor]) -> None:
+    """The level's output convolution: the directions of its input's patches that explain most of all that the old towers compute."""
+    assert level.output is not None
+    conv = _only_conv(level.output)
+    columns = cells.columns(maps, conv.kernel_size[0])
+    maps_to_aims, covariance = [], torch.zeros((), dtype=torch.float64, device=columns.device)
+    for branch, weight in weights.items():
+        share = weight / weight.sum()
+        wanted = [_unit_variance(values, share) for values in (*aims.layers[branch], aims.outputs[branch])]
+        maps_to_aims.append(_ridge(columns, torch.cat(wanted), weight)[:-1])
+        covariance = covariance + ((columns * share) @ columns.T).double()
+    together = torch.cat(maps_to_aims, dim=1)
+    _, directions = torch.linalg.eigh(together.T @ covariance @ together)
+    found = together @ directions[:, -conv.out_channels :]
+    # One row for the offset; columns that are left over, where the old towers compute less than the level has channels, stay empty.
+    _write(conv, conv, F.pad(found, (0, conv.out_channels - found.shape[1], 0, 1)))
+
+
+def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -> float:
+    """Fill a tower from its input on; returns the error of its outputs."""
+    units, predictions = list(pair.student.units), list(pair.student.predictions.values())
+    own_predictions = [predict for predict in predictions if not pair.is_shared(predict)]
+    with_relu = [unit for unit in units if ends_in_relu(unit)]
+    for place, unit in enumerate(units):
+        following = units[place + 1] if place + 1 < len(units) else predictions[0]
+        if not pair.is_shared(unit) and not has_norm(unit):
+            behind = unit if ends_in_relu(unit) else following  # a linear unit serves the one behind it
+            extra = len(with_relu) - len(aim.layers)
+            depth = with_relu.index(behind) if behind in with_relu else len(with_relu) - 1
+            features = aim.layers[min(max(0, depth - extra), len(aim.layers) - 1)]
+            imitates = pair.is_shared(following)
+            if imitates:  # what the old layer is used to reading
+                features = aim.layers[pair.teacher.layers.index(following) - 1] if following in pair.teacher.units else aim.layers[-1]
+            _fit_unit(unit, following, maps, cells, aim, features, imitates=imitates)
+            settle(unit, maps)
+        maps = [unit(item) for item in maps]
+    if own_predictions:
+        kernel = _kernel(own_predictions[0])
+        columns = cells.columns(maps, kernel)
+        # Per-anchor weights need one covariance an anchor: only where patches are small.
+        exact = aim if kernel == 1 else _Aim(layers=aim.layers, outputs=aim.outputs, weight=aim.weight, anchor_weights=None)
+        sizes = [convolutions(predict)[-1].out_channels for predict in predictions]
+        for predict, part in zip(predictions, exact.readout(columns).split(sizes, dim=1), strict=True):
+            if not pair.is_shared(predict):
+                _fill(predict, columns, part, aim.weight)
+    outputs = [torch.cat([predict(item)[0] for predict in predictions]).flatten(1) for item in maps]
+    return aim.error(torch.cat([values[:, places] for values, places in zip(outputs, cells.places, strict=True)], dim=1))
+
+
+def _fit_unit(
+    unit: nn.Module, following: nn.Module, maps: list[Tensor], cells: _Cells, aim: _Aim, features: Tensor, *, imitates: bool
+) -> None:
+    """One layer: the estimate so far in some channels, the old tower's features in the others (in all, if an old layer reads them)."""
+    kernel = 3 if _is_depthwise(unit) else _kernel(unit)
+    columns = cells.columns(maps, kernel)
+    width = convolutions(following if _is_depthwise(unit) else unit)[-1].out_channels
+    if imitates:
+        wanted = _ridge(columns, features, aim.weight)
+    else:
+        estimate = aim.readout(columns) if kernel == 1 else _ridge(columns, aim.outputs, aim.weight)
+        carried = _carried(estimate, columns, aim.weight, math.floor(width * CARRIED))
+        busiest = _variance(F.relu(features)).topk(min(width - carried.shape[1], len(features))).indices
+        wanted = torch.cat([carried, _ridge(columns, features[busiest], aim.weight)], dim=1)
+        if wanted.shape[1] < width:  # a layer wider than the old one and the estimate together
+            wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), width - wanted.shape[1])], dim=1)
+    _fill(unit, columns, wanted, aim.weight)
+
+
+def _carried(estimate: Tensor, columns: Tensor, weight: Tensor, most: int) -> Tensor:
+    """The estimate, in its main directions if it has too many channels, moved to where ReLU does not touch it."""
+    if estimate.shape[1] > most:
+        values = _apply(estimate, columns)
+        share = weight / weight.sum()
+        centred = values - (values * share).sum(dim=1, keepdim=True)
+        _, directions = torch.linalg.eigh(((centred * share) @ centred.T).double())
+        estimate = estimate @ directions[:, len(directions) - most :]
+    values = _apply(estimate, columns)
+    lowest, highest = values.amin(dim=1), values.amax(dim=1)
+    estimate = estimate.clone()
+    estimate[-1] -= (lowest - _SHIFT_MARGIN * (highest - lowest)).double()
+    return estimate
+
+
+def _fill(module: nn.Module, columns: Tensor, wanted: Tensor, weight: Tensor) -> None:
+    """Write a linear map of patches into the convolutions of a unit or prediction; factorised ones get the nearest they can have."""
+    convs = convolutions(module)
+    if len(convs) == 1 and not _is_depthwise(module):
+        _write(module, convs[0], wanted)
+        return
+    depthwise = convs[0]
+    channels = depthwise.in_channels
+    # For each input channel, the kernel whose multiples come closest to those of all outputs: the first singular vector.
+    kernels = wanted[:-1].unflatten(0, (channels, -1))  # (C, 9, outputs)
+    scale = _variance(_apply(wanted, columns)).clamp(min=1e-12).rsqrt().double()
+    shapes = torch.linalg.svd(kernels * scale, full_matrices=False).U[:, :, 0]
+    side, inner = depthwise.kernel_size[0], math.isqrt(shapes.shape[1])
+    square = F.pad(shapes.unflatten(1, (inner, inner)), [(side - inner) // 2] * 4)
+    depthwise.weight.copy_(square[:, None])
+    set_offset(module, depthwise, torch.zeros(channels))
+    if len(convs) == 2:
+        filtered = torch.einsum("ckn,ck->cn", columns.unflatten(0, (channels, -1)), shapes.float())
+        _write(module, convs[1], _ridge(filtered, _apply(wanted, columns), weight))
+
+
+def _ridge(columns: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Weighted ridge regression: (D, n) columns, (outputs, n) wanted -> (D + 1, outputs) float64, the last row being the offset."""
+    share = weight / weight.sum()
+    with_one = torch.cat([columns, columns.new_ones(1, columns.shape[1])])
+    weighted = with_one * share
+    normal, right = (weighted @ with_one.T).double(), (weighted @ wanted.T).double()
+    diagonal = normal.diagonal()[:-1]
+    diagonal += RIDGE * diagonal.mean() + 1e-12
+    return torch.linalg.solve(normal, right)
+
+
+def _apply(linear: Tensor, columns: Tensor) -> Tensor:
+    return linear[:-1].T.float() @ columns + linear[-1][:, None].float()
+
+
+def _variance(values: Tensor) -> Tensor:
+    """(channels, n) -> (channels,); 0 for a single cell."""
+    return values.var(dim=1, correction=min(1, values.shape[1] - 1))
+
+
+def _unit_variance(values: Tensor, share: Tensor) -> Tensor:
+    centred = values - (values * share).sum(dim=1, keepdim=True)
+    return values * ((centred**2 * share).sum().clamp(min=1e-12)).rsqrt()
+
+
+def _write(module: nn.Module, conv: nn.Conv2d, linear: Tensor) -> None:
+    conv.weight.copy_(linear[:-1].T.reshape(conv.weight.shape))
+    set_offset(module, conv, linear[-1])
+
+
+def _only_conv(module: nn.Module) -> nn.Conv2d:
+    (conv,) = convolutions(module)
+    return conv
+
+
+def _kernel(module: nn.Module) -> int:
+    return max(conv.kernel_size[0] for conv in convolutions(module))
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """A depthwise convolution and nothing else."""
+    return isinstance(module, nn.Conv2d) and module.groups > 1
+
+
+def _without_relu(unit: nn.Module) -> nn.Module:
+    return unit[:-1] if isinstance(unit, nn.Sequential) and ends_in_relu(unit) else unit

@@ -1,0 +1,77 @@
+"""The picture of a lightening report: AP after each stage, and how the fit went."""
+
+import io
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from lw_retinanet.lightening.report import LightenReport
+
+_FULL, _LIGHT, _SMALL = "#7f7f7f", "#1f77b4", "#ff7f0e"
+
+
+def stage_plot(report: "LightenReport") -> bytes:
+    """PNG bytes: left AP and APs by stage, with the paired interval to the full head; right the loss of the fit."""
+    parts = [bool(report.rows[0].metrics), bool(report.curve)]
+    figure = Figure(figsize=(4.6 * max(1, sum(parts)) + 0.8, 3.8), layout="constrained", dpi=130)
+    axes = figure.subplots(1, max(1, sum(parts)), squeeze=False)[0]
+    place = 0
+    if parts[0]:
+        _accuracy(axes[place], report)
+        place += 1
+    if parts[1]:
+        _losses(axes[place], report)
+    if not any(parts):
+        _macs(axes[0], report)
+    before, after = (f"{row.macs / 1e9:.2f}" for row in (report.rows[0], report.rows[-1]))
+    figure.suptitle(f"{report.source}: {before} -> {after} GMACs ({report.to})", parse_math=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _accuracy(axes: "Axes", report: "LightenReport") -> None:
+    names = [row.name for row in report.rows]
+    values = [100 * row.metrics["AP"] for row in report.rows]
+    small = [100 * row.metrics["APs"] for row in report.rows]
+    axes.bar(names, values, color=[_FULL, *[_LIGHT] * (len(names) - 1)], width=0.62)
+    full = values[0]
+    for number, row in enumerate(report.rows):
+        if row.low is not None and row.high is not None:
+            low, high = full + 100 * row.low, full + 100 * row.high
+            axes.plot([number, number], [low, high], color="black", linewidth=1.6, solid_capstyle="butt")
+        top = max(values[number], full + 100 * (row.high or 0.0))
+        axes.annotate(f"{values[number]:.1f}", (number, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+    if min(small) >= 0:
+        axes.plot(names, small, color=_SMALL, marker="o", markersize=4, label="APs")
+        axes.legend(frameon=False, fontsize=9)
+    axes.axhline(full, color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_ylabel("AP in points; lines: 95 % of the difference to the full head", fontsize=8)
+    axes.set_ylim(0, 1.18 * max(values))
+    _plain(axes)
+
+
+def _losses(axes: "Axes", report: "LightenReport") -> None:
+    for level, curve in report.curve.items():
+        for key, colour, label in (("cls", _LIGHT, "class"), ("bbox", _SMALL, "box")):
+            if any(curve[key]):
+                axes.plot(curve["step"], curve[key], color=colour, label=f"{level} {label}")
+    axes.set_xlabel("step of the fit", fontsize=9)
+    axes.set_ylabel("distillation loss", fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    _plain(axes)
+
+
+def _macs(axes: "Axes", report: "LightenReport") -> None:
+    axes.bar([row.name for row in report.rows], [row.macs / 1e9 for row in report.rows], color=[_FULL, *[_LIGHT] * (len(report.rows) - 1)])
+    axes.set_ylabel("GMACs")
+    _plain(axes)
+
+
+def _plain(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8.5)

@@ -1,0 +1,276 @@
+"""What a training run will come to, before it starts: length, rates, arithmetic, memory and files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lw_retinanet.config import Config
+from lw_retinanet.counting.macs import STAGES, count_blocks
+from lw_retinanet.counting.profile import profile, with_head
+from lw_retinanet.data.augment import plan_geometry
+from lw_retinanet.data.loader import StepPlan
+from lw_retinanet.data.preprocess import resized_size
+from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.training.checkpoint import KEEP
+from lw_retinanet.training.loop import total_steps
+from lw_retinanet.training.optimiser import peak_rate
+from lw_retinanet.training.schedule import step_positions
+from lw_retinanet.training.step_memory import StepMemory, kept_bytes
+
+TRAINED = 3  # passes over a trained layer: forward, gradient of its input, gradient of its weights; each has the forward pass's MACs
+FROZEN = 1  # a frozen stage runs forward only
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The numbers of a run.
+
+    Args:
+        name: of the model.
+        images: in the training split.
+        processes: one a GPU.
+        batch_size: images of a forward pass of one process.
+        accumulate: forward passes of a step.
+        steps_per_epoch: whole steps in one pass over the images.
+        steps: of the run.
+        optimiser: ``sgd`` or ``adamw``.
+        rate: peak learning rate.
+        schedule: ``cosine``, ``steps`` or ``paper``.
+        falls: steps at which the rate falls to a tenth; () for cosine.
+        warmup_steps: before the rate is at its peak.
+        macs_reduction: of the model against RetinaNet's own head; the paper's schedule is longer by this.
+        params: of the model.
+        size_hw: the commonest padded input of the first epoch, which is planned as the run will do it.
+        largest_hw: the largest one.
+        macs: of one forward pass of one image of ``size_hw``.
+        macs_per_image: the same, mean over the first epoch.
+        training_macs_per_image: forward and backward and the teacher's forward pass, mean over the first epoch: frozen stages count once,
+            everything else three times.
+        checkpoint_bytes: of one checkpoint; a run keeps two.
+        data: ``train`` and ``val`` to numbers of images, boxes and classes, for the reader.
+        precision: ``bf16`` or ``fp32``, on the device that was asked about.
+        memory: of one process at ``largest_hw``, where it was worked out.
+        images_per_second: of one process, where it was measured.
+    """
+
+    name: str
+    images: int
+    processes: int
+    batch_size: int
+    accumulate: int
+    steps_per_epoch: int
+    steps: int
+    optimiser: str
+    rate: float
+    schedule: str
+    falls: tuple[int, ...]
+    warmup_steps: int
+    macs_reduction: float
+    params: int
+    size_hw: tuple[int, int]
+    largest_hw: tuple[int, int]
+    macs: int
+    macs_per_image: float
+    training_macs_per_image: float
+    checkpoint_bytes: int
+    data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    precision: str = "fp32"
+    memory: StepMemory | None = None
+    images_per_second: float | None = None
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.accumulate * self.processes
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.steps_per_epoch
+
+    @property
+    def total_macs(self) -> float:
+        """Of all training steps of all processes."""
+        return self.training_macs_per_image * self.images_per_step * self.steps
+
+    def hours(self, images_per_second: float) -> float:
+        """Hours of all steps if every process trains on so many images a second."""
+        return self.steps * self.batch_size * self.accumulate / images_per_second / 3600
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; ``memory`` in bytes a process."""
+        expected = None if self.images_per_second is None else self.hours(self.images_per_second)
+        return {
+            "model": self.name,
+            "data": {split: dict(numbers) for split, numbers in self.data.items()},
+            "params": self.params,
+            "size_hw": list(self.size_hw),
+            "largest_hw": list(self.largest_hw),
+            "macs": self.macs,
+            "macs_reduction": self.macs_reduction,
+            "processes": self.processes,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "images_per_step": self.images_per_step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "optimiser": self.optimiser,
+            "rate": self.rate,
+            "schedule": self.schedule,
+            "rate_falls_at": list(self.falls),
+            "warmup_steps": self.warmup_steps,
+            "macs_per_image": self.macs_per_image,
+            "training_macs_per_image": self.training_macs_per_image,
+            "total_macs": self.total_macs,
+            "precision": self.precision,
+            "memory": self.memory.as_dict() if self.memory else None,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "images_per_second": self.images_per_second,
+            "hours": expected,
+        }
+
+    def lines(self) -> list[str]:
+        """The plan for a person, one fact a line."""
+        rows = [(split, _counts(numbers)) for split, numbers in self.data.items()]
+        common, largest = (f"{height} x {width}" for height, width in (self.size_hw, self.largest_hw))
+        reduction = f", {self.macs_reduction:.3f}x less than with RetinaNet's own head" if self.macs_reduction > 1 else ""
+        rows.append(("model", f"{self.name}, {self.params / 1e6:.2f} M parameters"))
+        rows.append(("input", f"{common} pixels mostly, {largest} at most, padding included"))
+        rows.append(("forward", f"{self.macs / 1e9:.2f} GMAC an image of {common}{reduction}"))
+        parts = f"{_counted(self.processes, 'process', 'processes')} x {self.batch_size} images"
+        parts += f" x {self.accumulate} forward passes" if self.accumulate > 1 else ""
+        rows.append(("step", f"{_counted(self.images_per_step, 'image', 'images')}: {parts}"))
+        rows.append(("length", f"{self.steps:,} steps, {self.epochs:.2f} epochs of {_counted(self.steps_per_epoch, 'step', 'steps')}"))
+        rows.append(("rate", f"{self.optimiser}, {self.rate:g} after {self.warmup_steps:,} steps of warm-up, {self._fall()}"))
+        rows.append(
+            (
+                "arithmetic",
+                f"{self.training_macs_per_image / 1e9:.1f} GMAC an image forward and backward, {self.total_macs / 1e15:,.4g} PMAC in all",
+            )
+        )
+        if self.memory:
+            total, step = self.memory.total, self.memory.step
+            parts = f"{_giga(total - step)} for weights and optimiser, {_giga(step)} for a step of the largest input"
+            rows.append(("memory", f"{_giga(total)} a process in {self.precision}: {parts}; libraries need some more"))
+        rows.append(("disk", f"{_giga(self.checkpoint_bytes)} a checkpoint, the newest {KEEP} are kept"))
+        if self.images_per_second is not None:
+            hours = self.hours(self.images_per_second)
+            duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+            rows.append(("time", f"{duration} at {self.images_per_second:.2f} images/s a process, measured here; evaluation comes on top"))
+        width = max(len(name) for name, _ in rows)
+        return [f"{name:<{width}}  {text}" for name, text in rows]
+
+    def _fall(self) -> str:
+        if self.falls:
+            first, second = self.falls
+            return f"a tenth from step {first:,}, a hundredth from step {second:,}"
+        return "falling to 0 as a cosine"
+
+
+def plan_run(
+    config: Config,
+    model: RetinaNet,
+    sizes_hw: NDArray[np.int32],
+    *,
+    name: str,
+    processes: int = 1,
+    teacher: RetinaNet | None = None,
+    teacher_full_head: bool = False,
+) -> RunPlan:
+    """Work out a run from its settings, as the training loop will.
+
+    Args:
+        config: resolved settings.
+        model: to be trained; weights do not matter, ``meta`` will do.
+        sizes_hw: (I, 2) of the training pictures.
+        name: of the model.
+        processes: one a GPU.
+        teacher: as in training.
+        teacher_full_head: as in training.
+    """
+    settings = config.train
+    plan = StepPlan(
+        sizes_hw=sizes_hw,
+        config=config.data,
+        rule=model.conventions.input,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        world=processes,
+        last_step=0,
+    )
+    reduction = macs_reduction(model)
+    steps = total_steps(config, plan.steps_per_epoch, plan.images_per_step, reduction)
+    schedule = settings.schedule or "cosine"
+    inputs, counts = np.unique(input_sizes(plan), axis=0, return_counts=True)
+    sizes = [(int(height), int(width)) for height, width in inputs]
+    common, largest = sizes[int(counts.argmax())], max(sizes, key=lambda size: size[0] * size[1])
+    blocks = {size: {block: cost.macs for block, cost in count_blocks(model, size).items()} for size in sizes}
+    frozen = STAGES[: settings.freeze or 0]
+    forward = [sum(blocks[size].values()) for size in sizes]
+    training = [sum(macs * (FROZEN if block in frozen else TRAINED) for block, macs in blocks[size].items()) for size in sizes]
+    if teacher:
+        guide = with_head(teacher, HeadPlan()) if teacher_full_head else teacher
+        taught = [sum(cost.macs for cost in count_blocks(guide, size).values()) for size in sizes]
+        training = [own + theirs for own, theirs in zip(training, taught, strict=True)]
+    return RunPlan(
+        name=name,
+        images=len(sizes_hw),
+        processes=processes,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        steps_per_epoch=plan.steps_per_epoch,
+        steps=steps,
+        optimiser=settings.optimiser or "adamw",
+        rate=peak_rate(settings, plan.images_per_step),
+        schedule=schedule,
+        falls=() if schedule == "cosine" else step_positions(steps),
+        warmup_steps=settings.warmup_steps or 0,
+        macs_reduction=reduction,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        size_hw=common,
+        largest_hw=largest,
+        macs=sum(blocks[common].values()),
+        macs_per_image=float(np.average(forward, weights=counts)),
+        training_macs_per_image=float(np.average(training, weights=counts)),
+        checkpoint_bytes=kept_bytes(model, settings).checkpoint,
+    )
+
+
+def macs_reduction(model: RetinaNet) -> float:
+    """MACs of the same network with RetinaNet's own head over this model's, at its input size."""
+    side = model.conventions.input.size
+    counted = profile(model, name="model", size_hw=(side, side))
+    return max(1.0, counted.original_macs / counted.macs)
+
+
+def input_sizes(plan: StepPlan) -> NDArray[np.int64]:
+    """(steps_per_epoch, 2) padded height and width of each step of the first epoch, as :meth:`StepPlan.keys` gives them."""
+    if plan.config.augment in ("jitter", "full"):
+        resized = np.array(
+            [
+                plan_geometry((int(height), int(width)), seed=plan.seed, epoch=0, index=index, config=plan.config, rule=plan.rule).size_hw
+                for index, (height, width) in enumerate(plan.sizes_hw)
+            ]
+        )
+    else:
+        # A flip changes no size, so pictures of one size are worked out once.
+        originals, which = np.unique(plan.sizes_hw, axis=0, return_inverse=True)
+        resized = np.array([resized_size((int(height), int(width)), plan.rule) for height, width in originals])[which.reshape(-1)]
+    multiple = plan.rule.pad_multiple
+    return -(-resized[plan.order(0)].max(axis=1) // multiple) * multiple
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {what}" for what, number in numbers.items())
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _giga(number: int) -> str:
+    return f"{number / 1e9:.2f} GB"

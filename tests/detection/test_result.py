@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lw_retinanet.data.records import Category
+from lw_retinanet.detection.result import Result
+from lw_retinanet.errors import InputError
+
+
+@pytest.fixture
+def result() -> Result:
+    return Result(
+        file="deep/cat.jpg",
+        image=np.full((50, 80, 3), 90, np.uint8),
+        boxes=np.array([[10, 5, 40, 45], [60.5, 20, 70, 30.25]], np.float32),
+        scores=np.array([0.75, 0.5], np.float32),
+        labels=np.array([1, 0]),
+        categories=(Category(id=44, name="fish"), Category(id="c9", name="cat")),
+    )
+
+
+def test_plain_values(result: Result) -> None:
+    assert result.to_dict() == {
+        "file": "deep/cat.jpg",
+        "width": 80,
+        "height": 50,
+        "detections": [
+            {"box": [10.0, 5.0, 40.0, 45.0], "score": 0.75, "label": 1, "name": "cat", "category_id": "c9"},
+            {"box": [60.5, 20.0, 70.0, 30.25], "score": 0.5, "label": 0, "name": "fish", "category_id": 44},
+        ],
+    }
+    assert json.loads(result.to_json()) == result.to_dict()
+    assert result.names == ["cat", "fish"]
+    assert len(result) == 2
+
+
+def test_coco_results_have_corners_as_width_and_height_and_the_data_sets_ids(result: Result) -> None:
+    assert result.to_coco(17) == [
+        {"image_id": 17, "category_id": "c9", "bbox": [10.0, 5.0, 30.0, 40.0], "score": 0.75},
+        {"image_id": 17, "category_id": 44, "bbox": [60.5, 20.0, 9.5, 10.25], "score": 0.5},
+    ]
+    json.dumps(result.to_coco("a"))
+
+
+def test_the_drawing_has_boxes_and_leaves_the_picture_alone(result: Result) -> None:
+    drawn = result.plot()
+    assert drawn.shape == result.image.shape
+    assert (result.image == 90).all()
+    changed = (drawn != 90).any(axis=2)
+    assert changed[25, 8:13].any()  # the left edge of the first box
+    assert not changed[25, 20:30].any()  # its inside, below the name
+
+
+def test_saving(result: Result, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "new" / "out.png")
+    assert path == tmp_path / "new" / "out.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), result.plot())
+    with pytest.raises(InputError, match="must end in"):
+        result.save(tmp_path / "out.nonsense")
+    assert [child.name for child in tmp_path.iterdir()] == ["new"]

@@ -1,0 +1,92 @@
+"""What is cached of a level: every view up to the memory's end, with what the old towers say where that is asked for."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.lightening.tower_pairs import ANCHORS, level_pair, make_tower, smooth_maps
+from torch import Tensor, nn
+
+from lw_retinanet.errors import InputError
+from lw_retinanet.lightening.examples import collect, named, teach
+from lw_retinanet.lightening.tower import LevelPair
+
+PLENTY = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def level() -> LevelPair:
+    def pair(outputs: int) -> Any:
+        return [make_tower((unit,), {"prediction": outputs}, predict="1x1") for unit in ("3x3", "1x1")]
+
+    return level_pair(pair(ANCHORS * 2), pair(ANCHORS * 4))
+
+
+def test_what_is_kept_with_and_without_answers(level: LevelPair) -> None:
+    maps = smooth_maps(3)
+    taught = collect(level, iter(maps), 3, taught=True, use_bf16=False, max_bytes=PLENTY)
+    plain = collect(level, iter(maps), 3, taught=False, use_bf16=False, max_bytes=PLENTY)
+    assert len(taught) == len(plain) == 3
+    for one, other, item in zip(taught, plain, maps, strict=True):
+        expected = teach(level, item, use_bf16=False)
+        assert torch.equal(one.maps, expected.maps)
+        assert torch.equal(other.maps, expected.maps)
+        for branch, answers in expected.taught.items():
+            assert torch.equal(one.taught[branch]["prediction"], answers["prediction"])
+        assert not other.taught
+        assert other.num_bytes == 2 * item.numel()  # bf16
+        # 16 channels of maps; 18 and 36 of answers.
+        assert one.num_bytes * 16 == other.num_bytes * (16 + 18 + 36)
+
+
+@pytest.mark.parametrize(("max_bytes_in_views", "kept"), [(0, 1), (2, 2), (2.99, 2), (3, 3), (100, 5)])
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_memory_ends_the_work(level: LevelPair, max_bytes_in_views: float, kept: int, taught: bool) -> None:
+    maps = smooth_maps(5)
+    one = collect(level, maps[:1], 1, taught=taught, use_bf16=False, max_bytes=PLENTY)[0].num_bytes
+    drawn = []
+
+    def inputs() -> Iterator[Tensor]:
+        for item in maps:
+            drawn.append(item)
+            yield item
+
+    found = collect(level, inputs(), 5, taught=taught, use_bf16=False, max_bytes=int(max_bytes_in_views * one))
+    assert len(found) == len(drawn) == kept  # no network runs for a view that is not kept
+
+
+@pytest.mark.parametrize("use_bf16", [True, False])
+def test_the_network_runs_as_the_towers_do(level: LevelPair, use_bf16: bool) -> None:
+    network = nn.Conv2d(3, 16, 3, padding=1)
+    seen = []
+
+    def inputs() -> Iterator[Tensor]:
+        maps = network(torch.randn(1, 3, 8, 8))
+        seen.append((maps.dtype, maps.requires_grad))
+        yield maps
+
+    collect(level, inputs(), 1, taught=True, use_bf16=use_bf16, max_bytes=PLENTY)
+    assert seen == [(torch.bfloat16 if use_bf16 else torch.float32, False)]
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_maps_that_cannot_be_learned_from_are_refused(level: LevelPair, taught: bool) -> None:
+    good, bad = smooth_maps(2)
+    bad[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="a map of P3 has values that are not finite"):
+        collect(level, [good, bad], 2, taught=taught, use_bf16=False, max_bytes=PLENTY)
+    with pytest.raises(InputError, match=r"takes maps of shape \(1, 16, H, W\), got \(1, 8, 16, 16\)"):
+        collect(level, [good[:, :8]], 1, taught=taught, use_bf16=False, max_bytes=PLENTY)
+
+
+def test_progress_knows_what_is_done() -> None:
+    seen = []
+
+    def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+        seen.append((total, what))
+        return (10 * item for item in items)
+
+    assert list(named(show, "fit P3")([1, 2], 2)) == [10, 20]
+    assert seen == [(2, "fit P3")]
+    assert list(named(None, "fit P3")([1, 2], 2)) == [1, 2]

@@ -1,0 +1,76 @@
+import math
+from itertools import pairwise
+
+import pytest
+
+from lw_retinanet.training.schedule import WARMUP_START, paper_schedule, rate_factor, step_positions
+
+
+def test_the_papers_numbers() -> None:
+    # Eight GPUs with two images each: 90k iterations at 0.01, steps at 60k and 80k.
+    full = paper_schedule(images_per_step=16)
+    assert (full.iterations, full.rate, full.steps) == (90_000, 0.01, (60_000, 80_000))
+    # Four GPUs: half the rate, twice as long (section 4.1).
+    half = paper_schedule(images_per_step=8)
+    assert (half.iterations, half.rate, half.steps) == (180_000, 0.005, (120_000, 160_000))
+
+
+def test_a_lighter_model_trains_longer_at_the_same_rate() -> None:
+    # LW-RetinaNet-v3 costs 149.19 / 91.77 = 1.6257 times less: 180k x 1.6257 = 292.6k.
+    light = paper_schedule(images_per_step=8, macs_reduction=149.19 / 91.77)
+    assert light.rate == 0.005
+    assert light.iterations == 292_625
+    assert paper_schedule(images_per_step=8, macs_reduction=1.63).iterations == 293_400
+
+
+def test_the_released_code_is_one_and_a_half_schedules_long() -> None:
+    # 4 GPUs: 180k x 1.5 = 270k, falling at 2/3 and 8/9: 180k and 240k, rate 0.005. The reduction of its model is 1.63, so this was rounded.
+    released = paper_schedule(images_per_step=8, macs_reduction=1.5)
+    assert (released.iterations, released.rate, released.steps) == (270_000, 0.005, (180_000, 240_000))
+
+
+@pytest.mark.parametrize(("gpus", "iterations"), [(8, 146_319), (4, 292_638), (1, 1_170_553)])
+def test_light_models_see_as_many_images_on_any_number_of_gpus(gpus: int, iterations: int) -> None:
+    # 90,000 x 16 images x 1.625767 = 2,341,105 images, two a GPU and step.
+    light = paper_schedule(images_per_step=2 * gpus, macs_reduction=149_194_714_112 / 91_768_794_112)
+    assert light.iterations == iterations
+    assert light.iterations * 2 * gpus == pytest.approx(2_341_105, abs=2 * gpus)
+    assert light.rate == pytest.approx(0.01 * gpus / 8)
+
+
+@pytest.mark.parametrize(("images", "reduction"), [(0, 1.0), (16, 0.9)])
+def test_nonsense_is_refused(images: int, reduction: float) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        paper_schedule(images_per_step=images, macs_reduction=reduction)
+
+
+def test_rate_falls_to_a_tenth_at_two_thirds_and_eight_ninths() -> None:
+    factors = [rate_factor(step, total_steps=90, warmup_steps=0, schedule="steps") for step in range(90)]
+    assert step_positions(90) == (60, 80)
+    assert factors == pytest.approx([1.0] * 60 + [0.1] * 20 + [0.01] * 10)
+    assert factors == [rate_factor(step, total_steps=90, warmup_steps=0, schedule="paper") for step in range(90)]
+
+
+def test_cosine_starts_at_one_halves_in_the_middle_and_ends_near_zero() -> None:
+    factors = [rate_factor(step, total_steps=200, warmup_steps=0, schedule="cosine") for step in range(200)]
+    assert factors[0] == 1
+    assert factors[100] == pytest.approx(0.5)
+    assert factors[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 199 / 200)))
+    assert 0 < factors[-1] < 1e-4  # the last step still moves the weights
+    assert factors == sorted(factors, reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_warm_up_is_linear_and_joins_the_schedule_without_a_jump(schedule: str) -> None:
+    def factor(step: int, warmup: int) -> float:
+        return rate_factor(step, total_steps=10_000, warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
+
+    assert factor(0, 500) == pytest.approx(WARMUP_START)
+    assert factor(250, 500) / factor(250, 0) == pytest.approx(0.5005)  # half way from 0.001 to 1
+    assert factor(500, 500) == factor(500, 0)
+    steps = [factor(step, 500) for step in range(501)]
+    assert max(b - a for a, b in pairwise(steps)) < 0.0021
+
+
+def test_a_run_shorter_than_its_warm_up_has_finite_rates() -> None:
+    assert all(0 < rate_factor(step, total_steps=3, warmup_steps=100, schedule="cosine") < 0.05 for step in range(3))
