@@ -15,7 +15,7 @@ from lw_retinanet.weights.model_file import load_model
 
 if TYPE_CHECKING:
     from lw_retinanet.interop.calibration import Images
-    from lw_retinanet.lightening.examples import Progress
+    from lw_retinanet.progress import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

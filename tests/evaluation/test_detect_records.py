@@ -66,7 +66,7 @@ def test_every_picture_is_decoded_once_and_shown_to_all_before_the_next(records:
     asked: Asked = []
     shown: list[int] = []
 
-    def progress(batches: Iterable[NDArray[np.int64]], total: int) -> Iterable[NDArray[np.int64]]:
+    def progress(batches: Iterable[Any], total: int, _: str) -> Iterable[Any]:
         shown.append(total)
         return batches
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ConfigError, DataError, InputError
@@ -207,7 +206,7 @@ def test_lines_by_hand() -> None:
 def test_progress_sees_every_block(records: Records) -> None:
     seen: list[int] = []
 
-    def progress(blocks: Iterable[NDArray[np.float64]], total: int) -> Iterable[NDArray[np.float64]]:
+    def progress(blocks: Iterable[Any], total: int, _: str) -> Iterable[Any]:
         for block in blocks:
             seen.append(total)
             yield block

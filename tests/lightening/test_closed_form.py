@@ -282,7 +282,7 @@ def test_half_precision_maps_and_progress() -> None:
     seen = []
     level, maps = both("original", "v3"), [item.bfloat16() for item in smooth_maps(3)]
 
-    def progress(items: object, total: int) -> object:
+    def progress(items: object, total: int, _: str) -> object:
         for item in items:  # type: ignore[attr-defined]
             seen.append(total)
             yield item

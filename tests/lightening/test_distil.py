@@ -166,7 +166,7 @@ def test_no_steps_leave_everything_as_it_is() -> None:
 def test_progress_sees_every_step() -> None:
     seen: list[int] = []
 
-    def progress(steps: Iterable[int], total: int) -> Iterable[int]:
+    def progress(steps: Iterable[Any], total: int, _: str) -> Iterable[Any]:
         for step in steps:
             seen.append(total)
             yield step
@@ -183,7 +183,7 @@ def test_a_fit_that_breaks_off_leaves_the_layers_as_they_were(reason: str) -> No
     before = weights(level)
     flags = [parameter.requires_grad for parameter in level.old_parameters()]
 
-    def interrupted(steps: Iterable[int], _: int) -> Iterable[int]:
+    def interrupted(steps: Iterable[Any], _: int, __: str) -> Iterable[Any]:
         for step in steps:
             if step == 3:
                 raise KeyboardInterrupt

@@ -1,6 +1,6 @@
 """What is cached of a level: every view up to the memory's end, with what the old towers say where that is asked for."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from tests.lightening.tower_pairs import ANCHORS, level_pair, make_tower, smooth
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.lightening.examples import collect, named, teach
+from lw_retinanet.lightening.examples import collect, teach
 from lw_retinanet.lightening.tower import LevelPair
 
 PLENTY = 1 << 30
@@ -78,15 +78,3 @@ def test_maps_that_cannot_be_learned_from_are_refused(level: LevelPair, taught: 
         collect(level, [good, bad], 2, taught=taught, use_bf16=False, max_bytes=PLENTY)
     with pytest.raises(InputError, match=r"takes maps of shape \(1, 16, H, W\), got \(1, 8, 16, 16\)"):
         collect(level, [good[:, :8]], 1, taught=taught, use_bf16=False, max_bytes=PLENTY)
-
-
-def test_progress_knows_what_is_done() -> None:
-    seen = []
-
-    def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        seen.append((total, what))
-        return (10 * item for item in items)
-
-    assert list(named(show, "fit P3")([1, 2], 2)) == [10, 20]
-    assert seen == [(2, "fit P3")]
-    assert list(named(None, "fit P3")([1, 2], 2)) == [1, 2]

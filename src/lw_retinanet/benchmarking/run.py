@@ -20,11 +20,11 @@ from lw_retinanet.benchmarking.realistic import CANDIDATES
 from lw_retinanet.benchmarking.report import Report
 from lw_retinanet.benchmarking.timing import timed
 from lw_retinanet.config import MAX_SIZE
-from lw_retinanet.counting.rounds import Progress
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device, exact_fp32, uses_bf16
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.progress import Progress
 
 PEER_PRESETS = ("retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-narrow", "lw-dw5")
 
@@ -77,7 +77,7 @@ class BenchmarkSettings:
             raise ConfigError(f"size must be from 32 to {MAX_SIZE} pixels, got {self.size}")
 
 
-def benchmark(names: Sequence[str], settings: BenchmarkSettings, *, progress: Progress = lambda numbers, _: numbers) -> Report:
+def benchmark(names: Sequence[str], settings: BenchmarkSettings, *, progress: Progress | None = None) -> Report:
     """Measure models side by side, pictures in files to boxes, in one process.
 
     Args:
@@ -107,7 +107,7 @@ class _Benchmark:
     remarks: list[str] = field(default_factory=list)
     parities: list[Parity] = field(default_factory=list)
 
-    def report(self, progress: Progress) -> Report:
+    def report(self, progress: Progress | None) -> Report:
         before = machine(self.device)
         if before["load_before"] is not None and before["load_before"] > IDLE_LOAD * len(before["cpus"]):
             self.remarks.append(f"The machine was not idle: its load was {before['load_before']:.1f} before this began.")

@@ -9,8 +9,9 @@ from lw_retinanet.benchmarking.contender import Contender
 from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.benchmarking.report import Measured
 from lw_retinanet.benchmarking.stages import StageClock
-from lw_retinanet.counting.rounds import Progress, take_turns
+from lw_retinanet.counting.rounds import take_turns
 from lw_retinanet.devices import waiting_for
+from lw_retinanet.progress import Progress
 
 _STAGE_ROUNDS, _STAGE_WARM_UP = 10, 1
 
@@ -23,7 +24,7 @@ def timed(
     warm_up: int,
     batch_size: int,
     device: torch.device,
-    progress: Progress,
+    progress: Progress | None,
 ) -> list[Measured]:
     """Times of every call and medians of every stage, in milliseconds.
 

@@ -56,7 +56,7 @@ def benchmark_command(
     )
     if out is not None:
         output_folder(out)
-    report = benchmark(models or [], settings, progress=lambda numbers, total: with_bar(numbers, total, what="benchmark"))
+    report = benchmark(models or [], settings, progress=with_bar)
     result = report.as_dict()
     if out is not None:
         _write(out, result)

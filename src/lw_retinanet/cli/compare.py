@@ -31,7 +31,7 @@ def compare_command(
         read_results(detections_b, records),
         draws=draws,
         seed=seed,
-        progress=lambda blocks, total: with_bar(blocks, total, what="draw"),
+        progress=with_bar,
     )
     if json:
         print_json(comparison.as_dict())

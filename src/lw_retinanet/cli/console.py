@@ -21,7 +21,7 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value))
 
 
-def with_bar(items: Iterable[Item], total: int, *, what: str) -> Iterator[Item]:
+def with_bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Pass items on, with a bar on standard error if that is a terminal, else with a log line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -44,11 +44,6 @@ def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
             left = round((now - started) / max(1, done) * (total - done))
             log.info("%s: %d/%d, %d:%02d left", what, done, total, left // 60, left % 60)
         yield item
-
-
-def evaluation_bar(batches: Iterable[Item], total: int) -> Iterable[Item]:
-    """The bar of an evaluation."""
-    return with_bar(batches, total, what="evaluate")
 
 
 def existing(path: Path, what: str) -> Path:

@@ -68,7 +68,7 @@ def _score_model(
     model: Path, data: Path, split: str | None, out: Path | None, head: str | None, precision: str, device: str, batch_size: int
 ) -> "Metrics":
     from lw_retinanet.api import load
-    from lw_retinanet.cli.console import checked_precision, evaluation_bar, existing
+    from lw_retinanet.cli.console import checked_precision, existing, with_bar
     from lw_retinanet.data.image_sizes import require_files, with_sizes
     from lw_retinanet.data.source import open_data, require_boxes, splits
     from lw_retinanet.evaluation.coco_metrics import evaluate
@@ -88,5 +88,5 @@ def _score_model(
     require_files(records)
     records = with_sizes(records)
     if out:
-        return evaluate_into(out, detector, records, progress=evaluation_bar, batch_size=batch_size)
-    return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=evaluation_bar))
+        return evaluate_into(out, detector, records, progress=with_bar, batch_size=batch_size)
+    return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=with_bar))

@@ -30,7 +30,7 @@ def export_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO or Triton, checked against PyTorch first; `predict` and `evaluate` take the file."""
-    from lw_retinanet.cli.console import evaluation_bar, print_json
+    from lw_retinanet.cli.console import print_json, with_bar
     from lw_retinanet.exporting.run import export_model
 
     settings = _settings(
@@ -48,7 +48,7 @@ def export_command(
         half_weights=half_weights,
         seed=seed,
     )
-    exported = export_model(model, out, settings, progress=evaluation_bar)
+    exported = export_model(model, out, settings, progress=with_bar)
     if json:
         print_json(exported.as_dict())
     else:

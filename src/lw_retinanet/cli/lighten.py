@@ -1,8 +1,7 @@
 """``lw-retinanet lighten``."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -49,10 +48,7 @@ def lighten_command(
     held_out = _held_out(data, detector) if data else None
     settings = LightenSettings(fit=FitSettings(steps=fit_steps, rate=rate, seed=seed), own_output=not keep_pyramid, seed=seed)
 
-    def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        return with_bar(items, total, what=what)
-
-    lightened = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=show)
+    lightened = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=with_bar)
     report = _measure(lightened, str(model), held_out, folder, latency=latency)
     write_report(report, folder)
     notes = {**lightened.record.notes, "lightened": {"from": detector.name, **report.as_dict()}}
@@ -136,7 +132,7 @@ def _held_out(data: Path, detector: "Detector") -> "Records | None":
 
 
 def _measure(lightened: "Lightened", source: str, records: "Records | None", folder: Path, *, latency: bool) -> "LightenReport":
-    from lw_retinanet.cli.console import evaluation_bar
+    from lw_retinanet.cli.console import with_bar
     from lw_retinanet.counting.latency import measure_latency
     from lw_retinanet.evaluation.coco_metrics import evaluate
     from lw_retinanet.evaluation.detections import write_results
@@ -146,7 +142,7 @@ def _measure(lightened: "Lightened", source: str, records: "Records | None", fol
 
     metrics, comparisons = {}, {}
     if records is not None:
-        tables = detect_stages(lightened, records, progress=evaluation_bar)
+        tables = detect_stages(lightened, records, progress=with_bar)
         names = list(tables)
         for name, table in tables.items():
             metrics[name] = evaluate(records, table)

@@ -37,7 +37,7 @@ def predict_command(
     if head is not None:
         detector = detector.with_head(head)
     failed = 0
-    for result in with_bar(detector.predict_files(files, score=score, batch_size=batch_size), len(files), what="predict"):
+    for result in with_bar(detector.predict_files(files, score=score, batch_size=batch_size), len(files), "predict"):
         if isinstance(result, ImageError):
             failed += 1
             print(f"error: {' '.join(str(result).split())}", file=sys.stderr)

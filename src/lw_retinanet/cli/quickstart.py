@@ -10,10 +10,10 @@ def quickstart_command(
     seed: int = typer.Option(0, min=0, help="Of data, weights and order."),
 ) -> None:
     """Train, evaluate, predict and count, full and light head side by side, on embedded data: one page of results in a few minutes."""
-    from lw_retinanet.cli.console import evaluation_bar
+    from lw_retinanet.cli.console import with_bar
     from lw_retinanet.files import output_folder
     from lw_retinanet.jobs.quickstart import quickstart
 
-    page = quickstart(output_folder(out), seed=seed, progress=evaluation_bar)
+    page = quickstart(output_folder(out), seed=seed, progress=with_bar)
     print(page.read_text(encoding="utf-8"))
     print(f"\nresults: {page}")

@@ -1,8 +1,6 @@
 """``lw-retinanet tradeoff``."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -33,10 +31,7 @@ def tradeoff_command(
     cells = plan.chosen(only)
     output_folder(out)
 
-    def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        return with_bar(items, total, what=what)
-
-    bench = Bench(plan, out, device=choose_device(device), progress=show)
+    bench = Bench(plan, out, device=choose_device(device), progress=with_bar)
     if not report_only:
         bench.run(cells)
         if latency and not has_latency(bench, cells):

@@ -26,7 +26,7 @@ def train_command(
     json_output: bool = typer.Option(False, "--json", help="With --dry-run: print one JSON object."),
 ) -> None:
     """Train on your own pictures, evaluate on val, and leave model, metrics, curves and pictures in one run folder."""
-    from lw_retinanet.cli.console import evaluation_bar, existing
+    from lw_retinanet.cli.console import existing, with_bar
     from lw_retinanet.config import load_config, override, parse_config
     from lw_retinanet.devices import choose_device
     from lw_retinanet.errors import ConfigError, InputError, RunFolderError
@@ -68,7 +68,7 @@ def train_command(
     folder = resume or output_folder(out or _new_folder(f"{_name(checked.model)}-{source.resolve().stem}"))
     # torchrun names the device of each process itself.
     chosen = None if device == "auto" else choose_device(device)
-    outcome = run_training(checked, source, folder, resume=resume is not None, device=chosen, progress=evaluation_bar)
+    outcome = run_training(checked, source, folder, resume=resume is not None, device=chosen, progress=with_bar)
     if outcome.metrics:
         print(summary_table(outcome.metrics))
         print()

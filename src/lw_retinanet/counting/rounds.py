@@ -1,16 +1,17 @@
 """Times taken in turns, so that a machine that slows down slows all alike, and the intervals that such rounds allow."""
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.progress import Progress, tracked
+
 DRAWS = 10_000
 Name = TypeVar("Name", bound=Hashable)
-Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def take_turns(
     rounds: int,
     warm_up: int,
     wait: Callable[[], None] = lambda: None,
-    progress: Progress = lambda numbers, _: numbers,
+    progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
     """Milliseconds of every call in every round.
@@ -57,7 +58,7 @@ def take_turns(
     """
     names = list(calls)
     times: dict[Name, list[float]] = {name: [] for name in names}
-    for number in progress(range(warm_up + rounds), warm_up + rounds) if names else ():
+    for number in tracked(range(warm_up + rounds), warm_up + rounds, "benchmark", progress) if names else ():
         for place in order_of_round(number, len(names)):
             call = calls[names[place]]
             wait()

@@ -1,7 +1,7 @@
 """A detector over a whole data set: pictures -> detection table."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -14,9 +14,9 @@ from lw_retinanet.detection.pipeline import read_ahead
 from lw_retinanet.errors import DataError
 from lw_retinanet.evaluation.coco_metrics import match_categories
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
+from lw_retinanet.progress import Progress, tracked
 
 log = logging.getLogger(__name__)
-Progress = Callable[[Iterable[NDArray[np.int64]], int], Iterable[NDArray[np.int64]]]
 
 
 def detect_records(detector: Detector, records: Records, *, batch_size: int = 1, progress: Progress | None = None) -> DetectionTable:
@@ -58,7 +58,7 @@ def detect_records_together(
     order = np.lexsort((np.arange(records.num_images), _shapes(records, batch_size)))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     tables: list[list[DetectionTable]] = [[] for _ in detectors]
-    shown = progress(batches, len(batches)) if progress else batches
+    shown = tracked(batches, len(batches), "evaluate", progress)
     for rows, images in zip(shown, _decoded(records, batches), strict=True):
         for detector, match, found in zip(detectors, matches, tables, strict=True):
             for row, result in zip(rows, detector.predict_arrays(images), strict=True):

@@ -1,7 +1,7 @@
 """Is B better than A? AP differences with an interval, from the same images drawn again and again for both."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ConfigError, DataError, InputError
 from lw_retinanet.evaluation.detections import DetectionTable
 from lw_retinanet.evaluation.match_tables import METRICS, MatchTable, match
+from lw_retinanet.progress import Progress, tracked
 
 MIN_IMAGES = 20
 """Fewer images say too little about the next one for an interval."""
@@ -21,7 +22,6 @@ MIN_DRAWS = 100
 """Fewer draws leave two or less beyond either end of the interval."""
 
 Runs = DetectionTable | Sequence[DetectionTable]
-Progress = Callable[[Iterable[NDArray[np.float64]], int], Iterable[NDArray[np.float64]]]
 
 _TAIL = 2.5  # per cent beyond either end of a 95 % interval
 _DRAWS_AT_ONCE = 64  # small enough for the running sums of most classes to stay in a core's cache
@@ -243,7 +243,7 @@ def _scores(
     starts = range(0, draws, _DRAWS_AT_ONCE)
     with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:  # NumPy computes outside the interpreter's lock
         blocks = pool.map(block, starts)
-        drawn = list(progress(blocks, len(starts)) if progress else blocks)
+        drawn = list(tracked(blocks, len(starts), "draw", progress))
     return full, np.concatenate(drawn, axis=1)
 
 

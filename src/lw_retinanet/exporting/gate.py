@@ -6,9 +6,10 @@ from typing import Any
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.evaluation.coco_metrics import evaluate
-from lw_retinanet.evaluation.detect_records import Progress, detect_records
+from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import DetectionTable
 from lw_retinanet.evaluation.paired import MIN_IMAGES, compare
+from lw_retinanet.progress import Progress
 
 MAX_DROP = 0.005
 """AP, in 0..1: half a point."""

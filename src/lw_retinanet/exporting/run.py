@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +31,9 @@ from lw_retinanet.exporting.runtimes import TRITON_CONFIG, TRITON_MODEL, Exporte
 from lw_retinanet.exporting.triton import model_name, write_config
 from lw_retinanet.files import output_folder, write_text
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress
 from lw_retinanet.weights.model_file import find_model_file, load_model
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 log = logging.getLogger(__name__)
 
 

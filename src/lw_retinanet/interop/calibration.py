@@ -23,9 +23,10 @@ from lw_retinanet.errors import InputError
 from lw_retinanet.interop.torchvision_head import HEADS, branch_head, evaluating, finest_features, level_heads, tower_of
 from lw_retinanet.lightening.closed_form import initialise_closed_form
 from lw_retinanet.lightening.distil import FitSettings, fit
-from lw_retinanet.lightening.examples import MAX_BYTES, Example, Progress, collect, named
+from lw_retinanet.lightening.examples import MAX_BYTES, Example, collect
 from lw_retinanet.lightening.tower import BranchName, LevelPair, Tower
 from lw_retinanet.lightening.views import calibration_files
+from lw_retinanet.progress import Progress, tracked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -233,12 +234,12 @@ def calibrate(
             maps = [example.maps for example in examples[: len(pictures)]]
             # In closed form on the CPU wherever the model is: seconds, and the maps are there.
             _move(light, pair, torch.device("cpu"))
-            found = initialise_closed_form(pair, maps, seed=seed, progress=named(progress, f"closed form for {level}"))
+            found = initialise_closed_form(pair, maps, seed=seed, progress=progress)
             _move(light, pair, device)
             log.info("%s: the closed form misses %s of the old outputs' variance", level, found.errors)
             if fit_steps:
                 settings = FitSettings(steps=fit_steps, seed=seed)
-                fit(pair, examples, settings, device=device, use_bf16=use_bf16, progress=named(progress, f"fit {level}"))
+                fit(pair, examples, settings, device=device, use_bf16=use_bf16, progress=progress)
 
 
 def _require_float32(model: nn.Module) -> None:
@@ -255,7 +256,7 @@ def _look(
     total = len(pictures)
     if fits:
         views, total = chain(views, (_tensor(picture).flip(2) for picture in pictures)), 2 * total
-    inputs = named(progress, f"look at pictures for {level.level}")(level_inputs(model, views, level), total)
+    inputs = tracked(level_inputs(model, views, level), total, f"look at pictures for {level.level}", progress)
     return collect(level, inputs, total, taught=fits, use_bf16=use_bf16, max_bytes=MAX_BYTES)
 
 

@@ -23,12 +23,12 @@ from lw_retinanet.interop.torchvision_head import (
     require_levels_apart,
 )
 from lw_retinanet.lightening.data_free import initialise_data_free
-from lw_retinanet.lightening.examples import Progress
 from lw_retinanet.lightening.tower import BranchName, BranchPair, Tower, convolutions
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.head import init_conv
 from lw_retinanet.models.plan import SHARED, HeadPlan, TowerPlan
 from lw_retinanet.models.variants import plan_of
+from lw_retinanet.progress import Progress
 
 if TYPE_CHECKING:
     from lw_retinanet.interop.calibration import Images

@@ -14,9 +14,9 @@ from lw_retinanet.data.sample import make_sample
 from lw_retinanet.data.source import open_data
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.coco_metrics import Metrics
-from lw_retinanet.evaluation.detect_records import Progress
 from lw_retinanet.files import write_text
 from lw_retinanet.jobs.train import Outcome, run_training
+from lw_retinanet.progress import Progress
 from lw_retinanet.weights.model_file import load_model
 
 IMAGE_SIZE = 128

@@ -23,11 +23,12 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.drawing import contact_sheet, save_picture
 from lw_retinanet.errors import ConfigError, DataError, ImageError, RunFolderError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate, match_categories
-from lw_retinanet.evaluation.detect_records import Progress, detect_records
+from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import write_results
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
 from lw_retinanet.evaluation.write import write_metrics
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress
 from lw_retinanet.training.curves import save_curves
 from lw_retinanet.training.distributed import World, joined_world
 from lw_retinanet.training.loop import TrainingData, train

@@ -13,7 +13,7 @@ Images are seen one by one; what is kept are feature maps and, for the chosen ce
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lw_retinanet.errors import InputError
 from lw_retinanet.lightening.batch_norm import fixed_statistics, set_offset, settle
 from lw_retinanet.lightening.tower import BranchName, BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
+from lw_retinanet.progress import Progress, tracked
 
 RIDGE = 1e-4  # of the mean variance of the inputs
 MAX_CELLS = 73_000  # of all images together: 0.7 GB of 3x3 patches at 256 channels
@@ -31,8 +32,6 @@ CARRIED = 1 / 3  # at most this share of a layer's channels carries the estimate
 _CLS_SURENESS = 100.0  # weight of a cell in the class branch: 1 + 100 x best score, so background keeps its say
 _BOX_FLOOR = 1e-3  # and in the box branch: the best score, as boxes matter where there are objects
 _SHIFT_MARGIN = 0.05  # of the range, below the smallest value seen
-
-Progress = Callable[[Iterable[Tensor], int], Iterable[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +152,7 @@ def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progres
     places, importance = [], []
     layers: dict[BranchName, list[list[Tensor]]] = {name: [[] for _ in tower.units] for name, tower in level.old.items()}
     outputs: dict[BranchName, list[Tensor]] = {name: [] for name in level.old}
-    for item in progress(maps, len(maps)) if progress else maps:
+    for item in tracked(maps, len(maps), f"closed form for {level.level}", progress):
         level.require_map(item)
         features = level.old_maps(item.to(device).float())
         seen = {name: _layers(tower, features) for name, tower in level.old.items()}

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,12 @@ from lw_retinanet.errors import ConfigError, InputError, TrainingError
 from lw_retinanet.lightening.batch_norm import fixed_statistics, settle_new
 from lw_retinanet.lightening.examples import Example
 from lw_retinanet.lightening.tower import LevelPair
+from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.training.distillation import BOX_WEIGHT, box_distillation, class_distillation, distance_distillation
 from lw_retinanet.training.step import autocast
 
 CENTRENESS = "bbox_ctrness"  # torchvision's name of FCOS's third output
 _LOG_EVERY = 50
-
-Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ def _descend(
     logged: list[tuple[int, float, float]] = []
     sums, since = torch.zeros(2, device=device), 0
     steps = range(1, settings.steps + 1)
-    for step in progress(steps, settings.steps) if progress else steps:
+    for step in tracked(steps, settings.steps, f"fit {level.level}", progress):
         losses = _losses(level, [examples[index] for index in next(batches)], device, use_bf16)
         optimiser.zero_grad(set_to_none=True)
         (losses[0] + BOX_WEIGHT * losses[1]).backward()

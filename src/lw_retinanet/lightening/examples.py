@@ -1,9 +1,8 @@
 """What new towers learn from: what enters a level for each view of a picture, and what its old towers say to that."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from lw_retinanet.lightening.tower import BranchName, LevelPair
 from lw_retinanet.training.step import autocast
 
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps what takes long, for instance to show a bar: gets the items, their number and what is being done."""
 
 MAX_BYTES = 6 << 30  # of cached feature maps
@@ -78,12 +76,3 @@ def collect(level: LevelPair, inputs: Iterable[Tensor], total: int, *, taught: b
                 log.info("%d of %d views fit into %.1f GiB of feature maps", len(examples), total, max_bytes / 2**30)
                 break
     return examples
-
-
-def named(progress: Progress | None, what: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
-    """A progress that knows what is being done; without one, the items as they are."""
-
-    def show(items: Iterable[Any], total: int) -> Iterable[Any]:
-        return items if progress is None else progress(items, total, what)
-
-    return show

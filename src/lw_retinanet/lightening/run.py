@@ -14,12 +14,13 @@ from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.lightening.closed_form import initialise_closed_form
 from lw_retinanet.lightening.distil import FitCurve, FitSettings, fit
-from lw_retinanet.lightening.examples import MAX_BYTES, Example, Progress, collect, named
+from lw_retinanet.lightening.examples import MAX_BYTES, Example, collect
 from lw_retinanet.lightening.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.lightening.tower import LevelPair
 from lw_retinanet.lightening.views import network_inputs
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.weights.model_file import ModelRecord
 
 FULL, SURGERY, CLOSED_FORM, FIT = "full head", "surgery", "closed form", "fit"
@@ -117,7 +118,7 @@ def lighten_detector(
         started = time.monotonic()
         examples = _examples(light, level, files, settings, detector.device, progress)
         maps = [example.maps for example in examples[: len(files)]]
-        found = initialise_closed_form(level, maps, seed=settings.seed, progress=named(progress, f"closed form for {level.level}"))
+        found = initialise_closed_form(level, maps, seed=settings.seed, progress=progress)
         errors |= {f"{level.level} {branch}": error for branch, error in found.errors.items()}
         views += len(examples)
         closed_form_seconds += time.monotonic() - started
@@ -130,7 +131,7 @@ def lighten_detector(
                 settings.fit,
                 device=detector.device,
                 use_bf16=uses_bf16("auto", detector.device),
-                progress=named(progress, f"fit {level.level}"),
+                progress=progress,
             )
     if curves:
         stages.append(Stage(name=FIT, model=light, seconds=sum(curve.seconds for curve in curves.values())))
@@ -154,6 +155,6 @@ def _examples(
     views, total = network_inputs(files, rule, mirrored=False), len(files)
     if fits:
         views, total = chain(views, network_inputs(files, rule, mirrored=True)), 2 * total
-    shown = named(progress, f"look at pictures for {level.level}")(views, total)
+    shown = tracked(views, total, f"look at pictures for {level.level}", progress)
     inputs = (level_input(light, images.to(device), level.level) for images in shown)
     return collect(level, inputs, total, taught=fits, use_bf16=uses_bf16("auto", device), max_bytes=settings.max_bytes)

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.evaluation.detect_records import Progress, detect_records_together
+from lw_retinanet.evaluation.detect_records import detect_records_together
 from lw_retinanet.evaluation.detections import DetectionTable
 from lw_retinanet.lightening.run import Lightened
 from lw_retinanet.models.backbone import Backbone
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress
 
 
 class _Remembering(Backbone):

@@ -21,8 +21,8 @@ from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize,
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.files import replacing, write_text
-from lw_retinanet.lightening.examples import Progress
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.training.step import autocast
 
 _ABOUT = "about.json"
@@ -112,7 +112,7 @@ def compute_feature_maps(
         return maps
     write_text(folder / _ABOUT, json.dumps(about, indent=1) + "\n")
     dtype = torch.bfloat16 if use_bf16 else torch.float32
-    for image in progress(missing, len(missing), f"feature maps at {rule.size}") if progress else missing:
+    for image in tracked(missing, len(missing), f"feature maps at {rule.size}", progress):
         size_hw = maps.resized_hw(image)
         picture = resize(to_tensor(decode(records.path(image))), size_hw, rule)
         pictures = [picture.flip(2) if view == "mirrored" else picture for view in views]

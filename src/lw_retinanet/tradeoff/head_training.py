@@ -17,10 +17,10 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.errors import TrainingError
 from lw_retinanet.evaluation.coco_metrics import match_categories
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
-from lw_retinanet.lightening.examples import Progress
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.structures import Targets
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps
 from lw_retinanet.training.distillation import BOX_WEIGHT, distillation
@@ -135,7 +135,7 @@ def train_head(
     source = _endless(maps, settings.seed, settings.batch_size)
     sums: list[Tensor] = []
     numbers = range(steps)
-    for step in progress(numbers, steps, what) if progress else numbers:
+    for step in tracked(numbers, steps, what, progress):
         factor = rate_factor(step, total_steps=steps, warmup_steps=settings.warmup_steps or 0, schedule=settings.schedule or "cosine")
         set_rates(optimiser, factor)
         sums.append(_backward(model, maps, next(source), config, device, use_bf16, teacher))

@@ -31,12 +31,12 @@ from lw_retinanet.evaluation.paired import MIN_IMAGES
 from lw_retinanet.files import sha256, write_text
 from lw_retinanet.jobs.train import open_training_data, run_training
 from lw_retinanet.lightening.distil import FitSettings
-from lw_retinanet.lightening.examples import Progress
 from lw_retinanet.lightening.run import LightenSettings, lighten_detector
 from lw_retinanet.lightening.views import calibration_files
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import plan_of
+from lw_retinanet.progress import Progress
 from lw_retinanet.tradeoff.experiment import Cell, Experiment
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
 from lw_retinanet.tradeoff.head_training import detect_from_maps, train_head
@@ -78,7 +78,7 @@ class Bench:
         self.experiment = experiment
         self.out = out
         self.device = device
-        self.show: Progress = progress or (lambda items, _total, _what: items)
+        self.progress = progress
         self.records, self.held_out = _open(experiment)
         self.trunk = _open_trunk(experiment, self.records)
         self.origin = {"data": fingerprint(self.records), "validation": fingerprint(self.held_out)}
@@ -188,7 +188,7 @@ class Bench:
             use_bf16=self.use_bf16,
             teacher=self.trunk.model.head.to(self.device) if run.cell.variant.teacher else None,
             log=lambda entry: lines.append(json.dumps(entry)),
-            progress=self.show,
+            progress=self.progress,
             what=f"{run.cell.name}, seed {run.seed}",
         )
         write_text(run.folder(self.out) / "log.jsonl", "".join(f"{line}\n" for line in lines))
@@ -209,7 +209,7 @@ class Bench:
                 origin=self.origin,
                 device=self.device,
                 use_bf16=self.use_bf16,
-                progress=self.show,
+                progress=self.progress,
             )
 
     def _lighten(self, run: Run) -> tuple[DetectionTable, int]:
@@ -227,7 +227,7 @@ class Bench:
             files = calibration_files(Path(self.experiment.data), count=512, seed=run.seed)
             settings = LightenSettings(fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed)
             name = run.cell.variant.preset
-            detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.show).detector
+            detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.progress).detector
         return detect_records(detector, self.held_out), steps
 
     def _train_all(self, run: Run) -> tuple[DetectionTable, int]:
