@@ -151,8 +151,8 @@ def test_lighten_says_what_it_takes(full: Path) -> None:
 
 
 def test_lighten_stays_a_function_beside_the_package_of_its_name() -> None:
-    from lw_retinanet.lightening.tower import Tower
+    from lw_retinanet.lightening.towers import Tower
 
-    assert Tower.__module__ == "lw_retinanet.lightening.tower"
+    assert Tower.__module__ == "lw_retinanet.lightening.towers"
     assert callable(lw.lighten)
     assert lw.lighten.__module__ == "lw_retinanet.api"

@@ -173,8 +173,8 @@ def lighten(
         raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
     from lw_retinanet.interop.calibration import read_pictures
     from lw_retinanet.interop.torchvision_lighten import head_plan, require_steps
-    from lw_retinanet.lightening.distil import FitSettings
-    from lw_retinanet.lightening.run import LightenSettings, lighten_detector
+    from lw_retinanet.lightening.fitting import FitSettings
+    from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
 
     plan = head_plan(to)
     require_steps(fit_steps, has_images=images is not None)

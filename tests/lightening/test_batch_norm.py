@@ -8,12 +8,12 @@ from tests.lightening.tower_pairs import ANCHORS, branch_pair, level_pair, make_
 from torch import Tensor, nn
 
 from lw_retinanet.lightening.batch_norm import as_affine, set_offset, settle
-from lw_retinanet.lightening.closed_form import initialise_closed_form
-from lw_retinanet.lightening.data_free import initialise_data_free
-from lw_retinanet.lightening.distil import FitSettings, fit
-from lw_retinanet.lightening.examples import teach
+from lw_retinanet.lightening.closed_form import solve_closed_form
+from lw_retinanet.lightening.feature_cache import teach
+from lw_retinanet.lightening.fitting import FitSettings, fit
 from lw_retinanet.lightening.surgery import lighten_copy
-from lw_retinanet.lightening.tower import LevelPair, Tower, has_norm
+from lw_retinanet.lightening.towers import LevelPair, Tower, has_norm
+from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import BATCH_NORM_UNITS, D_BLOCKS, UNITS
 from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.variants import plan_of
@@ -53,7 +53,7 @@ def test_from_old_weights_alone_they_are_the_plain_blocks(block: str) -> None:
     found = []
     for name in (block, f"{block}-bn"):
         towers = branch_pair(*pair(name, CLS, 10))
-        initialise_data_free(towers)
+        transfer_weights(towers)
         found.append(towers.student(smooth_maps(1)[0])["prediction"])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
@@ -63,7 +63,7 @@ def test_from_old_weights_alone_they_are_the_plain_blocks(block: str) -> None:
 def test_in_closed_form_they_are_the_plain_blocks(block: str, is_training: bool) -> None:
     maps = smooth_maps(4)
     plain, normed = make_level(block), make_level(f"{block}-bn", is_training=is_training)
-    expected, found = initialise_closed_form(plain, maps), initialise_closed_form(normed, maps)
+    expected, found = solve_closed_form(plain, maps), solve_closed_form(normed, maps)
     assert found.errors == pytest.approx(expected.errors, rel=1e-3)
     students = [part.student for part in normed.pairs]
     assert all(norm.training == is_training for student in students for norm in norms(*student.layers))
@@ -77,7 +77,7 @@ def test_in_closed_form_they_are_the_plain_blocks(block: str, is_training: bool)
 def test_training_starts_from_the_function_that_was_fitted() -> None:
     # Statistics of the batch are those of the norms where the batch is what they were settled by.
     level, maps = make_level("v1-bn"), smooth_maps(4)
-    initialise_closed_form(level, maps)
+    solve_closed_form(level, maps)
     student = level.pairs[0].student
     batch = torch.cat(maps)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_old_units_with_batch_norm_are_read_with_it(name: str) -> None:
     with_statistics(teacher.units[0])
     student = make_tower(("3x3",), outputs, predict="1x1", seed=7)
     towers = branch_pair(teacher, student)
-    initialise_data_free(towers)
+    transfer_weights(towers)
     inner: Tensor = torch.randn(1, 16, 9, 9)
     with torch.no_grad():
         old, new = teacher(inner)["prediction"], student(inner)["prediction"]

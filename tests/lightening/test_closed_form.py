@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.lightening import closed_form
-from lw_retinanet.lightening.closed_form import initialise_closed_form
-from lw_retinanet.lightening.data_free import initialise_data_free
+from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.surgery import level_input, lighten_copy
-from lw_retinanet.lightening.tower import BranchPair, LevelPair, Tower
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
+from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import D_BLOCKS
 from lw_retinanet.models.variants import PRESETS
 
@@ -48,7 +48,7 @@ def test_a_student_that_can_be_its_teacher_nearly_is() -> None:
     for pair in level.pairs:
         make_pointwise(pair.teacher)
     maps = smooth_maps(6)
-    found = initialise_closed_form(level, maps)
+    found = solve_closed_form(level, maps)
     for pair in level.pairs:
         assert found.errors[pair.branch] < 1e-3
         assert miss(pair, maps) < 2e-3
@@ -66,7 +66,7 @@ def test_separable_kernels_are_found_again() -> None:
         student = Tower(units=make_tower(("dw3x3+1x1",), {}, predict="1x1", seed=1).units, predictions=teacher.predictions)
         pairs.append((teacher, student))
     level = level_pair(*pairs)
-    initialise_closed_form(level, smooth_maps(4))
+    solve_closed_form(level, smooth_maps(4))
     assert all(miss(pair, smooth_maps(2, seed=9)) < 1e-5 for pair in level.pairs)
 
 
@@ -82,7 +82,7 @@ def test_a_linear_teacher_comes_back_exactly() -> None:
                 assert bias is not None
                 bias.fill_(5.0)
     maps = smooth_maps(4)
-    initialise_closed_form(level, maps)
+    solve_closed_form(level, maps)
     for pair in level.pairs:
         with torch.no_grad():
             old, new = pair.teacher(maps[0])["prediction"], pair.student(maps[0])["prediction"]
@@ -95,9 +95,9 @@ def test_images_help(block: str) -> None:
     level = both("original", block, new_width=24 if block == "narrow" else None)
     maps = smooth_maps(8)
     for pair in level.pairs:
-        initialise_data_free(pair)
+        transfer_weights(pair)
     before = [miss(pair, maps) for pair in level.pairs]
-    errors = initialise_closed_form(level, maps).errors
+    errors = solve_closed_form(level, maps).errors
     after = [miss(pair, maps) for pair in level.pairs]
     assert all(error < 0.9 for error in errors.values())
     assert all(new < 0.9 * min(1.0, old) for new, old in zip(after, before, strict=True))
@@ -106,7 +106,7 @@ def test_images_help(block: str) -> None:
 def test_the_reported_error_is_the_students_own() -> None:
     level = both("original", "v3")
     maps = smooth_maps(1, size_hw=(4, 4))  # all of its cells are used, each standing for itself
-    found = initialise_closed_form(level, maps)
+    found = solve_closed_form(level, maps)
     assert found.cells == 16
     pair = level.pairs[1]
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_sure_cells_weigh_more() -> None:
         assert isinstance(bias, Tensor)
         bias.fill_(-12.0)  # few places score at all
     maps = smooth_maps(6)
-    initialise_closed_form(level, maps)
+    solve_closed_form(level, maps)
     boxes, best = level.pairs[1], []
     missed = []
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_the_seed_chooses_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     level, maps = both("original", "v3"), smooth_maps(3)
     found = []
     for seed in (0, 0, 1):
-        assert initialise_closed_form(level, maps, seed=seed).cells == 300
+        assert solve_closed_form(level, maps, seed=seed).cells == 300
         found.append(weights(level))
     assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))
@@ -170,7 +170,7 @@ def test_the_seed_chooses_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_but_new_layers_is_written() -> None:
     level = both("original", "v3")
     before = copy.deepcopy([layer.state_dict() for tower in level.old.values() for layer in tower.layers])
-    initialise_closed_form(level, smooth_maps(2))
+    solve_closed_form(level, smooth_maps(2))
     after = [layer.state_dict() for tower in level.old.values() for layer in tower.layers]
     assert all(torch.equal(old[key], new[key]) for old, new in zip(before, after, strict=True) for key in old)
 
@@ -190,7 +190,7 @@ def test_a_shared_prediction_reads_what_it_is_used_to() -> None:
         pairs.append(BranchPair(branch=pair.branch, level="P3", teacher=teacher, student=student))
     level = LevelPair(level="P3", old={pair.branch: pair.teacher for pair in pairs}, pairs=pairs, num_anchors=ANCHORS)
     before = [predict.state_dict()["weight"].clone() for pair in pairs for predict in pair.teacher.predictions.values()]
-    initialise_closed_form(level, smooth_maps(4))
+    solve_closed_form(level, smooth_maps(4))
     assert all(miss(pair, smooth_maps(2)) < 1e-5 for pair in pairs)
     after = [predict.state_dict()["weight"] for pair in pairs for predict in pair.teacher.predictions.values()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
@@ -203,7 +203,7 @@ def test_a_shared_unit_reads_what_it_is_used_to() -> None:
     student = Tower(units=[*own.units, teacher.units[3]], predictions=teacher.predictions)
     level = level_pair((teacher, student), (make_tower(ORIGINAL, BBOX, predict="3x3"), make_tower(("1x1",), BBOX, predict="1x1")))
     before = {key: value.clone() for key, value in teacher.units[3].state_dict().items()}
-    initialise_closed_form(level, smooth_maps(4))
+    solve_closed_form(level, smooth_maps(4))
     assert miss(level.pairs[0], smooth_maps(2)) < 0.2
     assert all(torch.equal(value, before[key]) for key, value in teacher.units[3].state_dict().items())
 
@@ -214,7 +214,7 @@ def test_units_with_a_norm_stay_as_they_are() -> None:
     boxes = (make_tower(("3x3-gn",) * 4, BBOX, predict="3x3", in_channels=64), make_tower(("1x1",), BBOX, predict="1x1", in_channels=64))
     level = level_pair((teacher, student), boxes)
     before = copy.deepcopy(student.units[1].state_dict())
-    errors = initialise_closed_form(level, smooth_maps(3, width=64)).errors
+    errors = solve_closed_form(level, smooth_maps(3, width=64)).errors
     assert all(torch.equal(value, before[key]) for key, value in student.units[1].state_dict().items())
     assert errors["cls"] < 1
 
@@ -225,7 +225,7 @@ def test_more_outputs_than_the_carried_channels() -> None:
     cls = make_tower(ORIGINAL, outputs, predict="3x3"), make_tower(D_BLOCKS["narrow"][0], outputs, predict="1x1", width=24, seed=1)
     boxes = make_tower(ORIGINAL, BBOX, predict="3x3"), make_tower(D_BLOCKS["narrow"][0], BBOX, predict="1x1", width=24, seed=1)
     level = level_pair(cls, boxes)
-    errors = initialise_closed_form(level, smooth_maps(4)).errors
+    errors = solve_closed_form(level, smooth_maps(4)).errors
     assert errors["cls"] < 0.9
     assert errors["bbox"] < 0.9
 
@@ -233,7 +233,7 @@ def test_more_outputs_than_the_carried_channels() -> None:
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_towers_too_narrow_to_carry_anything(width: int) -> None:
     level = both("original", "v3", new_width=width)
-    errors = initialise_closed_form(level, smooth_maps(3)).errors
+    errors = solve_closed_form(level, smooth_maps(3)).errors
     assert all(error < 1.01 for error in errors.values())
 
 
@@ -244,7 +244,7 @@ def test_fcos_predicts_boxes_and_centreness() -> None:
     for tower in (cls[0], boxes[0]):
         make_pointwise(tower)
     level = level_pair(cls, boxes, num_anchors=1)
-    initialise_closed_form(level, smooth_maps(6))
+    solve_closed_form(level, smooth_maps(6))
     maps = smooth_maps(1)[0]
     with torch.no_grad():
         old, new = boxes[0](maps), boxes[1](maps)
@@ -258,7 +258,7 @@ def test_one_prediction_shared_and_one_not() -> None:
     mixed = Tower(units=student.units, predictions={**student.predictions, "bbox_reg": teacher.predictions["bbox_reg"]})
     cls = make_tower(ORIGINAL, {"prediction": 5}, predict="3x3"), make_tower(("1x1",), {"prediction": 5}, predict="1x1", seed=1)
     level = level_pair(cls, (teacher, mixed), num_anchors=1)
-    initialise_closed_form(level, smooth_maps(4))
+    solve_closed_form(level, smooth_maps(4))
     assert miss(level.pairs[1], smooth_maps(2)) < 0.2  # five of sixteen channels carry the estimate instead of features
 
 
@@ -266,7 +266,7 @@ def test_one_prediction_shared_and_one_not() -> None:
 def test_maps_of_any_size_and_number(sizes: list[tuple[int, int]]) -> None:
     maps = [smooth_maps(1, size_hw=size_hw, seed=seed)[0] for seed, size_hw in enumerate(sizes)]
     level = both("original", "v2")
-    found = initialise_closed_form(level, maps)
+    found = solve_closed_form(level, maps)
     assert found.cells == sum(height * width for height, width in sizes)
     assert all(parameter.isfinite().all() for parameter in level.parameters())
 
@@ -274,7 +274,7 @@ def test_maps_of_any_size_and_number(sizes: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_a_map_without_any_detail(value: float) -> None:
     level = both("original", "narrow", new_width=24)
-    initialise_closed_form(level, [torch.full((1, WIDTH, 8, 8), value)])
+    solve_closed_form(level, [torch.full((1, WIDTH, 8, 8), value)])
     assert all(parameter.isfinite().all() for parameter in level.parameters())
 
 
@@ -287,7 +287,7 @@ def test_half_precision_maps_and_progress() -> None:
             seen.append(total)
             yield item
 
-    assert initialise_closed_form(level, maps, progress=progress).errors["cls"] < 0.9  # type: ignore[arg-type]
+    assert solve_closed_form(level, maps, progress=progress).errors["cls"] < 0.9  # type: ignore[arg-type]
     assert seen == [3, 3, 3]
 
 
@@ -299,7 +299,7 @@ def test_the_levels_own_convolution_is_fitted_with_the_towers() -> None:
         light, (level,) = lighten_copy(model, PRESETS["lw-v3"](), own_output=own_output)
         old = light.fpn.layer_blocks[0][0].weight.clone()
         maps = [level_input(light, item, "P3") for item in images]
-        errors.append(initialise_closed_form(level, maps).errors)
+        errors.append(solve_closed_form(level, maps).errors)
         assert torch.equal(light.fpn.layer_blocks[0][0].weight, old) == (not own_output)
         if light.fpn.full_output is not None:
             assert torch.equal(light.fpn.full_output.weight, old)
@@ -323,6 +323,6 @@ def test_maps_that_cannot_be_used_are_refused_before_anything_is_written(maps: l
     level = both("original", "v3")
     before = weights(level)
     with pytest.raises(InputError, match=message) as caught:
-        initialise_closed_form(level, maps)
+        solve_closed_form(level, maps)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(old, new) for old, new in zip(before, weights(level), strict=True))

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import InputError
-from lw_retinanet.lightening.closed_form import initialise_closed_form
-from lw_retinanet.lightening.distil import FitSettings, fit
-from lw_retinanet.lightening.examples import teach
+from lw_retinanet.lightening.closed_form import solve_closed_form
+from lw_retinanet.lightening.feature_cache import teach
+from lw_retinanet.lightening.fitting import FitSettings, fit
 from lw_retinanet.lightening.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
@@ -47,7 +47,7 @@ def test_all_but_d3_stays_to_the_bit_through_every_stage(preset: str, own_output
     light, (level,) = lighten_copy(model, PRESETS[preset](), own_output=own_output)
     assert_same_elsewhere(model, light)
     maps = [level_input(light, images(seed=seed), "P3") for seed in (0, 1)]
-    initialise_closed_form(level, maps)
+    solve_closed_form(level, maps)
     assert_same_elsewhere(model, light)
     fit(level, [teach(level, item, use_bf16=False) for item in maps], FitSettings(steps=2, rate=1e-2))
     assert_same_elsewhere(model, light)
@@ -73,7 +73,7 @@ def test_other_levels_shared_units_and_group_norm(old: HeadPlan, plan: HeadPlan,
     light, (pair,) = lighten_copy(model, plan)
     assert pair.level == level
     maps = [level_input(light, images(seed=seed), level) for seed in (0, 1)]
-    initialise_closed_form(pair, maps)
+    solve_closed_form(pair, maps)
     fit(pair, [teach(pair, item, use_bf16=False) for item in maps], FitSettings(steps=2))
     assert_same_elsewhere(model, light, level)
 
@@ -113,7 +113,7 @@ def test_a_light_model_can_be_lightened_again(first: str, second: str) -> None:
     # The teacher is what the model was, not what it was made of.
     torch.testing.assert_close(taught["cls"].permute(0, 2, 3, 1).reshape(1, P3, -1), expected.logits[:, :P3], rtol=0, atol=0)
     torch.testing.assert_close(taught["bbox"].permute(0, 2, 3, 1).reshape(1, P3, -1), expected.deltas[:, :P3], rtol=0, atol=0)
-    initialise_closed_form(level, maps)
+    solve_closed_form(level, maps)
     with torch.no_grad():
         old, new = model(images()), light(images())
         full = model(images(), full_head=True), light(images(), full_head=True)
@@ -135,7 +135,7 @@ def test_every_level_with_a_tower_of_its_own_leaves_no_shared_one() -> None:
     assert not is_switchable(model, plan)
     assert light.head.bbox.shared_predict is not None
     for level in levels:
-        initialise_closed_form(level, [level_input(light, images(), level.level)])
+        solve_closed_form(level, [level_input(light, images(), level.level)])
     assert torch.equal(light.head.bbox.shared_predict.weight, model.head.bbox.shared_predict.weight)  # type: ignore[union-attr,arg-type]
     with pytest.raises(InputError, match=r"shares layers that this model does not have, first head\.cls\.shared_predict"):
         lighten_copy(light, HeadPlan(cls={"P4": d_block("v3", predict="shared")}))
@@ -149,7 +149,7 @@ def test_the_old_towers_of_a_level_can_share_less_than_they_were_made_of() -> No
     kept = copy.deepcopy(light.head.cls.shared_units.state_dict())
     assert sorted(light.head.cls.shared_units) == ["1", "2", "3"]
     for level in levels:
-        initialise_closed_form(level, [level_input(light, images(), level.level)])
+        solve_closed_form(level, [level_input(light, images(), level.level)])
         assert [level.pairs[0].is_shared(unit) for unit in level.pairs[0].student.units] == [False, True, True, True]
     assert all(torch.equal(value, kept[key]) for key, value in light.head.cls.shared_units.state_dict().items())
 
@@ -180,7 +180,7 @@ def test_what_new_towers_read_costs_nothing_and_is_theirs_alone() -> None:
 def test_a_light_model_and_its_full_head_survive_their_file(preset: str, own_output: bool, tmp_path: Path) -> None:
     model, plan = trained_like(), PRESETS[preset]()
     light, levels = lighten_copy(model, plan, own_output=own_output)
-    initialise_closed_form(levels[0], [level_input(light, images(), "P3")])
+    solve_closed_form(levels[0], [level_input(light, images(), "P3")])
     record = make_record(
         light,
         preset=preset,

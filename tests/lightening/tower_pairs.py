@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lw_retinanet.lightening.tower import BranchName, BranchPair, LevelPair, Tower
+from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.plan import HeadPlan

@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     from lw_retinanet.data.records import Records
     from lw_retinanet.detection.detector import Detector
-    from lw_retinanet.lightening.report import LightenReport
-    from lw_retinanet.lightening.run import Lightened
+    from lw_retinanet.lightening.report import LighteningReport
+    from lw_retinanet.lightening.stages import Lightened
     from lw_retinanet.models.plan import HeadPlan
 
 
@@ -33,10 +33,10 @@ def lighten_command(
     """Make a trained detector cheaper: its finest head gets towers of its own, fitted to the old ones; all else stays, weight by weight."""
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import existing, print_json, with_bar
-    from lw_retinanet.lightening.distil import FitSettings
+    from lw_retinanet.lightening.calibration_images import calibration_files
+    from lw_retinanet.lightening.fitting import FitSettings
     from lw_retinanet.lightening.report import write_report
-    from lw_retinanet.lightening.run import LightenSettings, lighten_detector
-    from lw_retinanet.lightening.views import calibration_files
+    from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
     from lw_retinanet.weights.model_file import save_model
 
     folder = _report_folder(model, out)
@@ -131,14 +131,14 @@ def _held_out(data: Path, detector: "Detector") -> "Records | None":
     return with_sizes(records)
 
 
-def _measure(lightened: "Lightened", source: str, records: "Records | None", folder: Path, *, latency: bool) -> "LightenReport":
+def _measure(lightened: "Lightened", source: str, records: "Records | None", folder: Path, *, latency: bool) -> "LighteningReport":
     from lw_retinanet.cli.console import with_bar
     from lw_retinanet.counting.latency import measure_latency
     from lw_retinanet.evaluation.coco_metrics import evaluate
     from lw_retinanet.evaluation.detections import write_results
     from lw_retinanet.evaluation.paired import MIN_IMAGES, compare
     from lw_retinanet.lightening.report import make_report
-    from lw_retinanet.lightening.stages import detect_stages
+    from lw_retinanet.lightening.stage_detections import detect_stages
 
     metrics, comparisons = {}, {}
     if records is not None:

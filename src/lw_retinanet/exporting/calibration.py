@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.records import Records
 from lw_retinanet.exporting.tracing import with_sizes
-from lw_retinanet.lightening.views import calibration_files, network_inputs
+from lw_retinanet.lightening.calibration_images import calibration_files, calibration_inputs
 
 
 class Calibration:
@@ -37,7 +37,7 @@ class Calibration:
 
     def inputs(self, names: Sequence[str], *, count: int | None = None) -> Iterator[dict[str, NDArray[Any]]]:
         """What a graph with these inputs takes, for the first ``count`` pictures or all."""
-        for images in network_inputs(self.files[:count], self.rule, mirrored=False):
+        for images in calibration_inputs(self.files[:count], self.rule, mirrored=False):
             values = with_sizes(names, images)
             yield {name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, values, strict=True)}
 

@@ -21,11 +21,11 @@ from lw_retinanet.detection.detector import as_array
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.torchvision_head import HEADS, branch_head, evaluating, finest_features, level_heads, tower_of
-from lw_retinanet.lightening.closed_form import initialise_closed_form
-from lw_retinanet.lightening.distil import FitSettings, fit
-from lw_retinanet.lightening.examples import MAX_BYTES, Example, collect
-from lw_retinanet.lightening.tower import BranchName, LevelPair, Tower
-from lw_retinanet.lightening.views import calibration_files
+from lw_retinanet.lightening.calibration_images import calibration_files
+from lw_retinanet.lightening.closed_form import solve_closed_form
+from lw_retinanet.lightening.feature_cache import MAX_BYTES, CachedFeatures, collect
+from lw_retinanet.lightening.fitting import FitSettings, fit
+from lw_retinanet.lightening.towers import BranchName, LevelPair, Tower
 from lw_retinanet.progress import Progress, tracked
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def calibrate(
             maps = [example.maps for example in examples[: len(pictures)]]
             # In closed form on the CPU wherever the model is: seconds, and the maps are there.
             _move(light, pair, torch.device("cpu"))
-            found = initialise_closed_form(pair, maps, seed=seed, progress=progress)
+            found = solve_closed_form(pair, maps, seed=seed, progress=progress)
             _move(light, pair, device)
             log.info("%s: the closed form misses %s of the old outputs' variance", level, found.errors)
             if fit_steps:
@@ -250,7 +250,7 @@ def _require_float32(model: nn.Module) -> None:
 
 def _look(
     model: nn.Module, level: LevelPair, pictures: Sequence[Picture], progress: Progress | None, *, use_bf16: bool, fits: bool
-) -> list[Example]:
+) -> list[CachedFeatures]:
     """Of all pictures as they are and, for a fit, what the old towers say; then mirrored ones, until the memory is full."""
     views: Iterator[Tensor] = map(_tensor, pictures)
     total = len(pictures)

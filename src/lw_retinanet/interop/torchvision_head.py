@@ -12,7 +12,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.levelwise import LevelWise, join
-from lw_retinanet.lightening.tower import BranchName, BranchPair, Tower
+from lw_retinanet.lightening.towers import BranchName, BranchPair, Tower
 
 # Where a branch stands in `model.head`, and its predictions: the first one always, FCOS has both of the box branch.
 HEADS: dict[BranchName, str] = {"cls": "classification_head", "bbox": "regression_head"}

@@ -22,8 +22,8 @@ from lw_retinanet.interop.torchvision_head import (
     require_detector,
     require_levels_apart,
 )
-from lw_retinanet.lightening.data_free import initialise_data_free
-from lw_retinanet.lightening.tower import BranchName, BranchPair, Tower, convolutions
+from lw_retinanet.lightening.towers import BranchName, BranchPair, Tower, convolutions
+from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.head import init_conv
 from lw_retinanet.models.plan import SHARED, HeadPlan, TowerPlan
@@ -83,7 +83,7 @@ def lighten_torchvision(
                 "choose another preset, or give a plan with a smaller width"
             )
     for pair in new:
-        initialise_data_free(pair)
+        transfer_weights(pair)
     if pictures:
         levels = list(dict.fromkeys(pair.level for pair in new))
         calibrate(model, light, levels, pictures, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.lightening.tower import LevelPair, convolutions, norm_behind
+from lw_retinanet.lightening.towers import LevelPair, convolutions, norm_behind
 from lw_retinanet.models.fold import fold_norm
 
 _SETTLED_BY = 32  # maps: some 10^5 cells

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.lightening.batch_norm import fixed_statistics, set_offset, settle
-from lw_retinanet.lightening.tower import BranchName, BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
+from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
 from lw_retinanet.progress import Progress, tracked
 
 RIDGE = 1e-4  # of the mean variance of the inputs
@@ -48,7 +48,7 @@ class ClosedForm:
 
 
 @torch.no_grad()
-def initialise_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: int = 0, progress: Progress | None = None) -> ClosedForm:
+def solve_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: int = 0, progress: Progress | None = None) -> ClosedForm:
     """Fill new towers, and the level's new output convolution if there is one.
 
     Args:

@@ -14,8 +14,8 @@ from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.match_tables import METRICS
 from lw_retinanet.evaluation.paired import Comparison
 from lw_retinanet.files import write_bytes, write_text
-from lw_retinanet.lightening.run import Lightened
-from lw_retinanet.lightening.stage_plot import stage_plot
+from lw_retinanet.lightening.report_figure import stage_plot
+from lw_retinanet.lightening.stages import Lightened
 from lw_retinanet.tables import aligned
 
 
@@ -43,7 +43,7 @@ class StageRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightenReport:
+class LighteningReport:
     """The receipt.
 
     Args:
@@ -152,7 +152,7 @@ def make_report(
     comparisons: Mapping[str, Comparison],
     latency_ms: Mapping[str, Mapping[str, Mapping[str, float]]],
     evaluated_on: int,
-) -> LightenReport:
+) -> LighteningReport:
     """Put together what was measured.
 
     Args:
@@ -181,7 +181,7 @@ def make_report(
                 latency_ms={precision: values["median"] for precision, values in times.items()},
             )
         )
-    return LightenReport(
+    return LighteningReport(
         source=source,
         to=lightened.record.preset,
         size_hw=(side, side),
@@ -195,7 +195,7 @@ def make_report(
     )
 
 
-def write_report(report: LightenReport, folder: Path) -> None:
+def write_report(report: LighteningReport, folder: Path) -> None:
     """``report.json``, ``stages.png`` and ``report.html``, the last one self-contained."""
     write_text(folder / "report.json", json.dumps(report.as_dict(), indent=2) + "\n")
     picture = stage_plot(report)
@@ -216,7 +216,7 @@ p { max-width: 46rem; }
 """
 
 
-def _page(report: LightenReport, picture: bytes) -> str:
+def _page(report: LighteningReport, picture: bytes) -> str:
     header, *rows = report.table()
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

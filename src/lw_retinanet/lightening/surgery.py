@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
-from lw_retinanet.lightening.data_free import initialise_data_free
-from lw_retinanet.lightening.tower import BranchName, BranchPair, LevelPair, Tower
+from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
+from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Branch, Head
 from lw_retinanet.models.plan import SHARED, HeadPlan
@@ -54,7 +54,7 @@ def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -
         if changed:
             levels.append(_level_pair(model, light, level, changed, own_output=own_output and level == "P3"))
             for pair in levels[-1].pairs:
-                initialise_data_free(pair)
+                transfer_weights(pair)
     return light, levels
 
 

@@ -30,9 +30,9 @@ from lw_retinanet.evaluation.detections import DetectionTable, read_results, wri
 from lw_retinanet.evaluation.paired import MIN_IMAGES
 from lw_retinanet.files import sha256, write_text
 from lw_retinanet.jobs.train import open_training_data, run_training
-from lw_retinanet.lightening.distil import FitSettings
-from lw_retinanet.lightening.run import LightenSettings, lighten_detector
-from lw_retinanet.lightening.views import calibration_files
+from lw_retinanet.lightening.calibration_images import calibration_files
+from lw_retinanet.lightening.fitting import FitSettings
+from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.variants import plan_of

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lw_retinanet.lightening.report import LightenReport
+    from lw_retinanet.lightening.report import LighteningReport
 
 _FULL, _LIGHT, _SMALL = "#7f7f7f", "#1f77b4", "#ff7f0e"
 
 
-def stage_plot(report: "LightenReport") -> bytes:
+def stage_plot(report: "LighteningReport") -> bytes:
     """PNG bytes: left AP and APs by stage, with the paired interval to the full head; right the loss of the fit."""
     parts = [bool(report.rows[0].metrics), bool(report.curve)]
     figure = Figure(figsize=(4.6 * max(1, sum(parts)) + 0.8, 3.8), layout="constrained", dpi=130)
@@ -33,7 +33,7 @@ def stage_plot(report: "LightenReport") -> bytes:
     return buffer.getvalue()
 
 
-def _accuracy(axes: "Axes", report: "LightenReport") -> None:
+def _accuracy(axes: "Axes", report: "LighteningReport") -> None:
     names = [row.name for row in report.rows]
     values = [100 * row.metrics["AP"] for row in report.rows]
     small = [100 * row.metrics["APs"] for row in report.rows]
@@ -54,7 +54,7 @@ def _accuracy(axes: "Axes", report: "LightenReport") -> None:
     _plain(axes)
 
 
-def _losses(axes: "Axes", report: "LightenReport") -> None:
+def _losses(axes: "Axes", report: "LighteningReport") -> None:
     for level, curve in report.curve.items():
         for key, colour, label in (("cls", _LIGHT, "class"), ("bbox", _SMALL, "box")):
             if any(curve[key]):
@@ -66,7 +66,7 @@ def _losses(axes: "Axes", report: "LightenReport") -> None:
     _plain(axes)
 
 
-def _macs(axes: "Axes", report: "LightenReport") -> None:
+def _macs(axes: "Axes", report: "LighteningReport") -> None:
     axes.bar([row.name for row in report.rows], [row.macs / 1e9 for row in report.rows], color=[_FULL, *[_LIGHT] * (len(report.rows) - 1)])
     axes.set_ylabel("GMACs")
     _plain(axes)

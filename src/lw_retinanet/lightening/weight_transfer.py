@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lw_retinanet.lightening.batch_norm import as_affine, set_offset
-from lw_retinanet.lightening.tower import BranchPair, Tower, convolutions, ends_in_relu, has_norm
+from lw_retinanet.lightening.towers import BranchPair, Tower, convolutions, ends_in_relu, has_norm
 
 
 @torch.no_grad()
-def initialise_data_free(pair: BranchPair) -> None:
+def transfer_weights(pair: BranchPair) -> None:
     """Fill a student's own layers from the teacher's weights; layers that are shared or have a norm other than batch norm stay."""
     units = list(pair.student.units)
     layers = _counterparts(pair.teacher, len(units))

@@ -12,9 +12,9 @@ from tests.lightening.tower_pairs import CLASSES, WIDTH, trained_like
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.lightening import examples
-from lw_retinanet.lightening.distil import FitSettings
-from lw_retinanet.lightening.run import LightenSettings, lighten_detector
+from lw_retinanet.lightening import feature_cache
+from lw_retinanet.lightening.fitting import FitSettings
+from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
 from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import make_record
 
@@ -50,7 +50,7 @@ def test_without_a_fit_nobody_asks_the_old_towers_for_one(detector: Detector, fi
     assert seen == {"look at pictures for P3": 6, "closed form for P3": 3, "fit P3": 2}
     assert (fitted.images, fitted.views, [stage.name for stage in fitted.stages][-1]) == (3, 6, "fit")
     seen.clear()
-    monkeypatch.setattr(examples, "teach", None)
+    monkeypatch.setattr(feature_cache, "teach", None)
     found = lighten_detector(detector, plan, name="lw-v3", files=files, settings=NO_FIT, progress=show)
     assert seen == {"look at pictures for P3": 3, "closed form for P3": 3}
     assert (found.images, found.views, [stage.name for stage in found.stages][-1]) == (3, 3, "closed form")

@@ -9,11 +9,11 @@ from tests.lightening.tower_pairs import ANCHORS, WIDTH, level_pair, make_tower,
 from torch import Tensor
 
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
-from lw_retinanet.lightening import distil
-from lw_retinanet.lightening.distil import CENTRENESS, FitSettings, fit
-from lw_retinanet.lightening.examples import Example, teach
+from lw_retinanet.lightening import fitting
+from lw_retinanet.lightening.feature_cache import CachedFeatures, teach
+from lw_retinanet.lightening.fitting import CENTRENESS, FitSettings, fit
 from lw_retinanet.lightening.surgery import level_input, lighten_copy
-from lw_retinanet.lightening.tower import LevelPair
+from lw_retinanet.lightening.towers import LevelPair
 from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.training.distillation import box_distillation, class_distillation
 
@@ -28,7 +28,7 @@ def both(seed: int = 1) -> LevelPair:
     return level_pair(pair(CLS), pair(BBOX))
 
 
-def examples(level: LevelPair, count: int = 4, **kwargs: Any) -> list[Example]:
+def examples(level: LevelPair, count: int = 4, **kwargs: Any) -> list[CachedFeatures]:
     return [teach(level, maps, use_bf16=False) for maps in smooth_maps(count, **kwargs)]
 
 
@@ -53,7 +53,7 @@ def test_the_losses_are_those_of_the_whole_network() -> None:
     # The same anchors in the same order: (row, column, anchor) of each map.
     level, taught = both(), None
     example = examples(level, 1)[0]
-    found = distil._losses(level, [example], torch.device("cpu"), False)
+    found = fitting._losses(level, [example], torch.device("cpu"), False)
 
     def rows(maps: Tensor, values: int) -> Tensor:
         return maps[0].unflatten(0, (-1, values)).permute(2, 3, 0, 1).reshape(1, -1, values)
@@ -134,7 +134,7 @@ def test_bf16() -> None:
 def test_a_batch_has_maps_of_one_shape_and_a_round_has_each_once() -> None:
     level = both()
     taught = examples(level, 4) + examples(level, 3, size_hw=(8, 12))
-    batches = distil._batches(taught, FitSettings(batch_size=2))
+    batches = fitting._batches(taught, FitSettings(batch_size=2))
     one_round = [next(batches) for _ in range(3)]
     assert sorted(len(batch) for batch in one_round) == [2, 2, 2]
     assert all(len({taught[index].maps.shape for index in batch}) == 1 for batch in one_round)

@@ -40,7 +40,7 @@ def calibration_files(source: Path, *, count: int, seed: int = 0) -> list[Path]:
     return files
 
 
-def network_inputs(files: Sequence[Path], rule: InputRule, *, mirrored: bool) -> Iterator[Tensor]:
+def calibration_inputs(files: Sequence[Path], rule: InputRule, *, mirrored: bool) -> Iterator[Tensor]:
     """(1, 3, H, W) for each picture, resized, padded and normalised as for prediction.
 
     Raises:

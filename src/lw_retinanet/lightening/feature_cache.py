@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lw_retinanet.lightening.tower import BranchName, LevelPair
+from lw_retinanet.lightening.towers import BranchName, LevelPair
 from lw_retinanet.training.step import autocast
 
 """Wraps what takes long, for instance to show a bar: gets the items, their number and what is being done."""
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
+class CachedFeatures:
     """One view of one image: what enters a level, and what its old towers say.
 
     Args:
@@ -34,7 +34,7 @@ class Example:
 
 
 @torch.no_grad()
-def teach(level: LevelPair, maps: Tensor, *, use_bf16: bool) -> Example:
+def teach(level: LevelPair, maps: Tensor, *, use_bf16: bool) -> CachedFeatures:
     """Ask the old towers about one map; the answer is kept in bf16, which is finer than what is learned from it.
 
     Raises:
@@ -44,11 +44,13 @@ def teach(level: LevelPair, maps: Tensor, *, use_bf16: bool) -> Example:
     with autocast(maps.device, use_bf16):
         old = level.old_maps(maps)
         taught = {name: {key: value.bfloat16().cpu() for key, value in tower(old).items()} for name, tower in level.old.items()}
-    return Example(maps=maps.bfloat16().cpu(), taught=taught)
+    return CachedFeatures(maps=maps.bfloat16().cpu(), taught=taught)
 
 
 @torch.no_grad()
-def collect(level: LevelPair, inputs: Iterable[Tensor], total: int, *, taught: bool, use_bf16: bool, max_bytes: int) -> list[Example]:
+def collect(
+    level: LevelPair, inputs: Iterable[Tensor], total: int, *, taught: bool, use_bf16: bool, max_bytes: int
+) -> list[CachedFeatures]:
     """Keep what enters a level, one view after the other, until the memory is full.
 
     Args:
@@ -62,7 +64,7 @@ def collect(level: LevelPair, inputs: Iterable[Tensor], total: int, *, taught: b
     Raises:
         InputError: for a map that the level cannot take or that is not finite.
     """
-    examples: list[Example] = []
+    examples: list[CachedFeatures] = []
     num_bytes = 0
     with autocast(level.old_parameters()[0].device, use_bf16):
         for maps in inputs:
@@ -70,7 +72,7 @@ def collect(level: LevelPair, inputs: Iterable[Tensor], total: int, *, taught: b
                 examples.append(teach(level, maps, use_bf16=use_bf16))
             else:
                 level.require_map(maps)
-                examples.append(Example(maps=maps.bfloat16().cpu()))
+                examples.append(CachedFeatures(maps=maps.bfloat16().cpu()))
             num_bytes += examples[-1].num_bytes
             if num_bytes + examples[-1].num_bytes > max_bytes:
                 log.info("%d of %d views fit into %.1f GiB of feature maps", len(examples), total, max_bytes / 2**30)

@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
 from lw_retinanet.lightening.batch_norm import fixed_statistics, settle_new
-from lw_retinanet.lightening.examples import Example
-from lw_retinanet.lightening.tower import LevelPair
+from lw_retinanet.lightening.feature_cache import CachedFeatures
+from lw_retinanet.lightening.towers import LevelPair
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.training.distillation import BOX_WEIGHT, box_distillation, class_distillation, distance_distillation
 from lw_retinanet.training.step import autocast
@@ -69,7 +69,7 @@ class FitCurve:
 
 def fit(
     level: LevelPair,
-    examples: Sequence[Example],
+    examples: Sequence[CachedFeatures],
     settings: FitSettings = FitSettings(),
     *,
     device: torch.device | None = None,
@@ -82,7 +82,7 @@ def fit(
 
     Args:
         level: old and new layers, on ``device``.
-        examples: views of images, see :func:`~lw_retinanet.lightening.examples.teach`.
+        examples: views of images, see :func:`~lw_retinanet.lightening.feature_cache.teach`.
         settings: how long and how fast.
         device: to compute on; None is the CPU.
         use_bf16: forward and backward passes under autocast.
@@ -143,7 +143,7 @@ def _set(parameters: Sequence[nn.Parameter], values: Iterable[Tensor]) -> None:
 def _descend(
     level: LevelPair,
     learned: list[nn.Parameter],
-    examples: Sequence[Example],
+    examples: Sequence[CachedFeatures],
     settings: FitSettings,
     device: torch.device,
     use_bf16: bool,
@@ -180,7 +180,7 @@ def _descend(
     return list(average.module.parameters()), logged
 
 
-def _losses(level: LevelPair, examples: Sequence[Example], device: torch.device, use_bf16: bool) -> Tensor:
+def _losses(level: LevelPair, examples: Sequence[CachedFeatures], device: torch.device, use_bf16: bool) -> Tensor:
     """(2,) class and box loss of a batch; 0 for a branch that is not new."""
     maps = torch.cat([example.maps for example in examples]).to(device).contiguous(memory_format=torch.channels_last)
     with autocast(device, use_bf16):
@@ -219,7 +219,7 @@ def _rows(maps: Tensor, values: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
 
 
-def _batches(examples: Sequence[Example], settings: FitSettings) -> Iterator[list[int]]:
+def _batches(examples: Sequence[CachedFeatures], settings: FitSettings) -> Iterator[list[int]]:
     """Endless batches of maps of one shape, every example once a round but for what does not fill a batch."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, example in enumerate(examples):

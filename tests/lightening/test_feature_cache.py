@@ -9,8 +9,8 @@ from tests.lightening.tower_pairs import ANCHORS, level_pair, make_tower, smooth
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.lightening.examples import collect, teach
-from lw_retinanet.lightening.tower import LevelPair
+from lw_retinanet.lightening.feature_cache import collect, teach
+from lw_retinanet.lightening.towers import LevelPair
 
 PLENTY = 1 << 30
 
