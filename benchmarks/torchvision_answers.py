@@ -26,9 +26,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import lw_retinanet as lw
 from lw_retinanet.cli.main import _run
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.images import decode
-from lw_retinanet.data.source import open_data
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     torch.manual_seed(0)
-    records = with_sizes(open_data(a.data, split="val"))
+    records = with_sizes(Dataset.open(a.data).read("val"))
     num_classes = len(records.categories)
     state = torch.load(a.state, weights_only=True) if a.state else {}
     settings = [f"input.size={a.size}", f"input.max_size={a.size}"]

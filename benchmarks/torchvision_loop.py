@@ -30,11 +30,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import lw_retinanet as lw
 from lw_retinanet.data.box_quality import usable
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import to_tensor
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import open_data
 from lw_retinanet.devices import choose_device, uses_bf16
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--save", type=Path, help="keep the trained full model: a state dict, read again if it is there")
     arguments = parser.parse_args()
-    train_records, val_records = (with_sizes(open_data(arguments.data, split=split)) for split in ("train", "val"))
+    train_records, val_records = (with_sizes(Dataset.open(arguments.data).read(split)) for split in ("train", "val"))
     if train_records.categories != val_records.categories:
         raise SystemExit(f"{arguments.data}: train and val list other classes")
     print(f"train {train_records.summary()}; val {val_records.summary()}")

@@ -35,10 +35,10 @@ from lw_retinanet.config import TrainConfig, parse_config
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.data.box_quality import usable
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, to_tensor
 from lw_retinanet.data.sample import draw_scene
-from lw_retinanet.data.source import open_data
 from lw_retinanet.devices import exact_fp32, waiting_for
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
@@ -160,7 +160,7 @@ def made_up(options: argparse.Namespace) -> tuple[int, list[Batch]]:
 
 def batches_of(options: argparse.Namespace) -> tuple[int, list[Batch]]:
     """The first pictures of a data set that have boxes."""
-    records = open_data(options.data, split="train")
+    records = Dataset.open(options.data).read("train")
     is_usable = usable(records) & ~records.is_ignored
     images, targets = [], []
     for row in range(records.num_images):

@@ -11,7 +11,7 @@ from PIL import Image
 
 import lw_retinanet as lw
 from lw_retinanet.conventions import Conventions, InputRule
-from lw_retinanet.data.source import open_data
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.models.build import build
 from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
@@ -22,7 +22,7 @@ QUICK = ("--fit-steps", "6", "--no-latency")
 @pytest.fixture(scope="module")
 def full(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A full head whose scores spread, so that there is something to imitate and to find."""
-    categories = open_data(data, split="val").categories
+    categories = Dataset.open(data).read("val").categories
     torch.manual_seed(0)
     conventions = Conventions(input=InputRule(size=64))
     plan = PRESETS["retinanet"]()

@@ -7,6 +7,7 @@ from PIL import Image
 
 from lw_retinanet.data.check import check
 from lw_retinanet.data.check_report import SplitReport
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.errors import DataError
 
 
@@ -65,7 +66,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 def test_every_kind_is_counted(broken: Path) -> None:
-    report = check(broken).splits[0]
+    report = check(Dataset.open(broken)).splits[0]
     assert counts(report) == {
         "malformed_image": 1,
         "duplicate_image_id": 1,
@@ -98,7 +99,7 @@ def test_every_kind_is_counted(broken: Path) -> None:
 
 
 def test_the_report_as_json_and_text(broken: Path) -> None:
-    report = check(broken)
+    report = check(Dataset.open(broken))
     content = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert content["errors"] == report.num_errors == 13
     assert content["splits"][0]["classes"][1] == {"id": 2, "name": "dog", "images": 1, "boxes": 0, "ignored": 1}
@@ -122,7 +123,7 @@ def test_size_histograms(tmp_path: Path) -> None:
         "annotations": annotations,
         "categories": [{"id": 1, "name": "cat"}],
     }
-    report = check(save(tmp_path, "x.json", content)).splits[0]
+    report = check(Dataset.open(save(tmp_path, "x.json", content))).splits[0]
     assert {label: count for label, count in report.side_histogram.items() if count} == {"8-16": 1, "16-32": 1, "32-64": 1, "512+": 1}
     assert report.coco_sizes == {"small": 2, "medium": 1, "large": 1}
 
@@ -139,15 +140,15 @@ def test_splits_are_compared(tmp_path: Path) -> None:
 
     save(tmp_path, "train.json", content(["a.png", "b.png"], "cat"))
     save(tmp_path, "val.json", content(["b.png"], "dog"))
-    report = check(tmp_path)
+    report = check(Dataset.open(tmp_path))
     assert [counts(part) for part in report.splits] == [{}, {"image_in_two_splits": 1, "different_classes": 1}]
-    assert counts(check(tmp_path, "val").splits[0]) == {}
+    assert counts(check(Dataset.open(tmp_path), "val").splits[0]) == {}
 
 
 def test_a_broken_split_does_not_hide_the_other(tmp_path: Path) -> None:
     save(tmp_path, "train.json", {"images": [], "annotations": []})
     (tmp_path / "val.json").write_text('{"images": [')
-    report = check(tmp_path)
+    report = check(Dataset.open(tmp_path))
     assert counts(report.splits[0]) == {}
     assert counts(report.splits[1]) == {"broken_file": 1}
     assert "line 1, column 13" in report.splits[1].problems[0].examples[0]
@@ -155,15 +156,15 @@ def test_a_broken_split_does_not_hide_the_other(tmp_path: Path) -> None:
 
 def test_other_forms_do_not_stop_either(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax,label\na.png,1,1,x,4,cat\nb.png,1,1,4,4,cat\n")
-    assert counts(check(tmp_path / "boxes.csv").splits[0]) == {"malformed_box": 1, "missing_image": 1}
+    assert counts(check(Dataset.open(tmp_path / "boxes.csv")).splits[0]) == {"malformed_box": 1, "missing_image": 1}
 
 
 def test_no_source(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        check(tmp_path / "nowhere")
+        check(Dataset.open(tmp_path / "nowhere"))
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["aquarium", "bccd", "coco_cc"])
 def test_the_real_sets_have_no_errors(shared: Path, name: str) -> None:
-    assert check(shared / "data" / name).num_errors == 0
+    assert check(Dataset.open(shared / "data" / name)).num_errors == 0

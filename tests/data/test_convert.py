@@ -11,8 +11,8 @@ from PIL import Image
 
 from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.convert import convert
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category, Id, Records
-from lw_retinanet.data.source import fingerprint, open_data, splits
 from lw_retinanet.errors import DataError, ImageError
 
 Maker = Callable[..., Records]
@@ -50,16 +50,16 @@ def test_coco_is_lossless(make: Maker, tmp_path: Path) -> None:
     records = make()
     done = convert({"train": records, "val": records}, "coco", tmp_path / "out")
     assert (done.losses, done.images, done.boxes) == ((), 6, 8)
-    assert splits(tmp_path / "out") == ("train", "val")
-    again = open_data(tmp_path / "out", split="val")
-    assert fingerprint(again) == fingerprint(records)
+    assert Dataset.open(tmp_path / "out").splits == ("train", "val")
+    again = Dataset.open(tmp_path / "out").read("val")
+    assert again.fingerprint() == records.fingerprint()
     assert again.path(1).read_bytes() == records.path(1).read_bytes()
 
 
 def test_yolo_keeps_boxes_and_says_what_it_loses(make: Maker, tmp_path: Path) -> None:
     records = make()
     done = convert(records, "yolo", tmp_path / "out")
-    again = open_data(tmp_path / "out", split="train")
+    again = Dataset.open(tmp_path / "out").read("train")
     assert again.class_names == records.class_names
     assert again.file_names == ("a.png", "c.png", "sub/b.png")
     assert again.offsets.tolist() == [0, 1, 1, 2]
@@ -75,7 +75,7 @@ def test_yolo_keeps_boxes_and_says_what_it_loses(make: Maker, tmp_path: Path) ->
 def test_voc_keeps_boxes_and_turns_crowds_into_difficult(make: Maker, tmp_path: Path) -> None:
     records = make()
     done = convert(records, "voc", tmp_path / "out")
-    again = open_data(tmp_path / "out", split="train")
+    again = Dataset.open(tmp_path / "out").read("train")
     assert again.class_names == ("ant: \u00e9", "zebra")
     assert again.file_names == ("a.png", "sub__b.png", "c.png")
     np.testing.assert_allclose(again.boxes_xywh, records.boxes_xywh, rtol=0, atol=1e-8)
@@ -102,7 +102,7 @@ def test_equal_names_of_different_images_are_kept_apart(make: Maker, tmp_path: P
     first, second = make("one"), make("two")
     convert({"train": first, "val": second}, "coco", tmp_path / "out")
     for split, records in (("train", first), ("val", second)):
-        again = open_data(tmp_path / "out", split=split)
+        again = Dataset.open(tmp_path / "out").read(split)
         assert again.file_names[0] == f"{split}/a.png"
         assert again.path(0).read_bytes() == records.path(0).read_bytes()
 
@@ -111,7 +111,7 @@ def test_equal_names_of_different_images_are_kept_apart(make: Maker, tmp_path: P
 def test_names_that_differ_in_the_suffix_only(make: Maker, tmp_path: Path, form: str) -> None:
     records = make(names=("a.png", "a.bmp"))
     convert(records, form, tmp_path / "out")  # type: ignore[arg-type]
-    again = open_data(tmp_path / "out", split="train")
+    again = Dataset.open(tmp_path / "out").read("train")
     assert sorted(again.file_names) == ["a.png", "a_2.bmp"]
     assert again.num_boxes == (2 if form == "yolo" else 4)
 
@@ -133,7 +133,7 @@ def test_a_second_conversion_replaces_the_first_and_nothing_else(make: Maker, tm
     convert(make(), "yolo", out)
     (out / "notes.txt").write_text("mine")
     convert(make(names=("a.png", "d.png")), "yolo", out)
-    assert open_data(out, split="train").file_names == ("a.png", "d.png")  # no stale image or label
+    assert Dataset.open(out).read("train").file_names == ("a.png", "d.png")  # no stale image or label
     assert (out / "notes.txt").read_text() == "mine"
     with pytest.raises(DataError, match="holds a conversion to yolo"):
         convert(make(), "coco", out)
@@ -189,14 +189,14 @@ def test_any_float_survives_coco(tmp_path_factory: pytest.TempPathFactory, boxes
     )
     out = tmp_path_factory.mktemp("out")
     convert(records, "coco", out, copy_images=False)
-    assert fingerprint(open_data(out, split="train")) == fingerprint(records)
+    assert Dataset.open(out).read("train").fingerprint() == records.fingerprint()
 
 
 @pytest.mark.real
 def test_real_data_around_the_forms(shared: Path, tmp_path: Path) -> None:
-    records = open_data(shared / "fixtures" / "voc100" / "voc_xml")
+    records = Dataset.open(shared / "fixtures" / "voc100" / "voc_xml").read()
     convert({"train": records}, "voc", tmp_path / "voc")
-    again = open_data(tmp_path / "voc", split="train")
-    assert fingerprint(again) == fingerprint(records)
+    again = Dataset.open(tmp_path / "voc").read("train")
+    assert again.fingerprint() == records.fingerprint()
     convert({"val": again}, "coco", tmp_path / "coco")
-    assert fingerprint(open_data(tmp_path / "coco", split="val")) == fingerprint(records)
+    assert Dataset.open(tmp_path / "coco").read("val").fingerprint() == records.fingerprint()

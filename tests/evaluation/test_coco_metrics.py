@@ -8,9 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.evaluation.drawn_cases import Case, built, cases, pycocotools_evaluation, table
 
-from lw_retinanet.data.records import Category
 from lw_retinanet.errors import ConfigError, DataError
-from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate, match_categories
+from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, read_results
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -126,26 +125,6 @@ def test_another_limit_of_detections(box: Any, make_records: Any) -> None:
     assert {"AR1", "AR20", "AR300"} <= set(metrics.as_dict())
     with pytest.raises(ConfigError, match="three increasing"):
         evaluate(records, detections, max_detections=(1, 100, 10))
-
-
-def test_a_models_classes_are_found_by_id_and_name_then_by_name(make_records: Any) -> None:
-    records = make_records([], categories=((7, "ray"), (3, "fish"), (4, "fish"), (9, "eel")))
-    match = match_categories([Category(id=4, name="fish"), Category(id=1, name="ray")], records)
-    assert match.labels.tolist() == [2, 0]
-    assert match.labels.dtype == np.int32
-    assert match.notes == ("the model does not know 2 of the data set's classes ('fish' (id 3), 'eel' (id 9)): their AP is 0",)
-    # One class that the data set has, and two that it has not.
-    match = match_categories([Category(id=9, name="cod"), Category(id=7, name="ray"), Category(id=9, name="fish")], records)
-    assert match.labels.tolist() == [-1, 0, -1]  # two classes are called fish, and neither has the id 9
-    assert match.notes[1] == (
-        "the data set has none of 2 of the model's classes ('cod' (id 9), 'fish' (id 9)): their detections are left out"
-    )
-    with pytest.raises(
-        DataError, match=r"none of the model's 2 classes \('fish' \(id 1\), 'cod' \(id 9\)\) is among the data set's 4 \('ray' \(id 7\), "
-    ):
-        match_categories([Category(id=1, name="fish"), Category(id=9, name="cod")], records)
-    with pytest.raises(DataError, match="several classes of the model mean the same class of the data set: 'ray'"):
-        match_categories([Category(id=7, name="ray"), Category(id=1, name="ray")], records)
 
 
 @pytest.mark.real

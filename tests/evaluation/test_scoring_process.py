@@ -89,11 +89,11 @@ def test_leaving_ends_the_process_and_forgets_what_waits(records: Records) -> No
 
 SCRIPT = """
 import sys
-from lw_retinanet.data.source import open_data
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.evaluation.detections import DetectionTable
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
 print("runs", flush=True)
-with ScoringProcess(open_data({data!r}, split="val")) as scoring:
+with ScoringProcess(Dataset.open({data!r}).read("val")) as scoring:
     print(scoring.submit(DetectionTable.empty()).result()["AP"], scoring._is_lost, "torch" in sys.modules)
 """
 

@@ -10,7 +10,7 @@ import torch
 from tests.exporting.fakes import fake_backend, manifest_of
 
 from lw_retinanet.conventions import InputRule
-from lw_retinanet.data.source import open_data
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.errors import ExportError, ImageError
 from lw_retinanet.exporting.calibration import Calibration
 from lw_retinanet.exporting.gate import Accuracy
@@ -71,7 +71,7 @@ def test_allowed_drops_stop_at_the_first_attempt(model: RetinaNet, calibration: 
 
 def test_calibration_gives_what_the_network_gets(sample: Path, calibration: Calibration) -> None:
     assert len(calibration) == 6
-    train = open_data(sample, split="train")
+    train = Dataset.open(sample).read("train")
     names = {train.path(image).name for image in range(train.num_images)}
     assert {file.name for file in calibration.files} < names
     first, second = list(calibration.inputs(("images",))), list(calibration.inputs(("images", "sizes_hw")))
@@ -85,7 +85,7 @@ def test_calibration_gives_what_the_network_gets(sample: Path, calibration: Cali
 
 
 def test_pictures_that_are_in_both_sets_are_found_by_content(sample: Path, calibration: Calibration, tmp_path: Path) -> None:
-    val = open_data(sample, split="val")
+    val = Dataset.open(sample).read("val")
     assert calibration.shared_with(val) == 0
     copies = tmp_path / "copies"
     copies.mkdir()
@@ -100,7 +100,7 @@ def test_a_picture_that_is_gone_is_named(sample: Path, tmp_path: Path) -> None:
 
     copied = tmp_path / "data"
     shutil.copytree(sample, copied)
-    train = open_data(copied, split="train")
+    train = Dataset.open(copied).read("train")
     train.path(0).unlink()
     with pytest.raises(ImageError, match=train.path(0).name):
         Calibration(copied, InputRule(size=64), count=4)

@@ -9,7 +9,6 @@ import pytest
 from tests.exporting.fakes import fake_backend
 from torch import Tensor
 
-from lw_retinanet.data.source import open_data
 from lw_retinanet.errors import DataError, ExportError, InputError, OutputError, WeightsError
 from lw_retinanet.exporting import run
 from lw_retinanet.exporting.backend import BACKENDS
@@ -134,20 +133,6 @@ def test_the_same_pictures_on_both_sides_are_warned_of(
     assert any("4 of the 24 calibration pictures are validation pictures too" in note for note in exported.notes)
     assert "calibrate on others" in caplog.text
     assert any(line.startswith("warning: ") for line in exported.lines())
-
-
-def test_some_records_are_whole_records(sample: Path) -> None:
-    records = open_data(sample, split="val")
-    some = run._some(records, 5, seed=3)
-    assert some.num_images == 5
-    for image in range(5):
-        original = list(records.image_ids).index(some.image_ids[image])
-        assert some.file_names[image] == records.file_names[original]
-        assert some.boxes(image).tolist() == records.boxes(original).tolist()
-        assert some.labels[some.rows(image)].tolist() == records.labels[records.rows(original)].tolist()
-        assert some.sizes_hw[image].tolist() == records.sizes_hw[original].tolist()
-    assert run._some(records, 5, seed=3).image_ids == some.image_ids
-    assert run._some(records, 5, seed=4).image_ids != some.image_ids
 
 
 def test_a_model_that_finds_nothing_is_compared_at_a_lower_threshold(model_file: Path, tmp_path: Path, fake: Callable[..., None]) -> None:

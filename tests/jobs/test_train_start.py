@@ -10,9 +10,9 @@ import torch
 from tests.weights.model_files import write_model
 
 from lw_retinanet.config import Config, parse_config
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category
 from lw_retinanet.data.sample import CATEGORIES, make_sample
-from lw_retinanet.data.source import open_data
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.detect_records import detect_records
@@ -70,7 +70,7 @@ def test_the_run_trains_the_files_own_network(run: Path, file: Path) -> None:
 
 def test_before_the_first_step_it_answers_as_the_file(run: Path, file: Path, data: Path) -> None:
     # The run's start has the data set's classes. Those that the file knows are found as the file finds them; new ones stay below 0.05.
-    held_out = open_data(data, split="val")
+    held_out = Dataset.open(data).read("val")
     # Room for all that is above the threshold, so that no class takes the place of another.
     rule = TORCHVISION.output.model_copy(update={"candidates_per_level": 10_000, "max_detections": 10_000})
     found = []

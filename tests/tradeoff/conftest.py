@@ -24,12 +24,12 @@ def trunk_file(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from lw_retinanet.conventions import Conventions, InputRule
-    from lw_retinanet.data.source import open_data
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.models.build import build
     from lw_retinanet.models.plan import HeadPlan
     from lw_retinanet.weights.model_file import make_record, save_model
 
-    categories = open_data(shapes, split="val").categories
+    categories = Dataset.open(shapes).read("val").categories
     torch.manual_seed(0)
     # Group norm keeps the features of random weights alive.
     shape: dict[str, Any] = {"backbone": "mobilenet_v2", "width": 32, "norm": "group"}

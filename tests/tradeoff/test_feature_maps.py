@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, resize, to_tensor
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import open_data
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
@@ -24,7 +24,7 @@ def trunk(trunk_file: Path) -> RetinaNet:
 
 @pytest.fixture(scope="module")
 def records(shapes: Path) -> Records:
-    return with_sizes(open_data(shapes, split="train"))
+    return with_sizes(Dataset.open(shapes).read("train"))
 
 
 def compute(trunk: RetinaNet, records: Records, folder: Path, *, origin: str = "here", size: int = 96) -> FeatureMaps:

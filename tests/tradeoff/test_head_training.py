@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import open_data
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import TrainingError
 from lw_retinanet.evaluation.detect_records import detect_records
@@ -31,7 +31,7 @@ def maps_of(trunk: RetinaNet, records: Records, folder: Path, views: tuple[str, 
 
 def test_the_head_finds_on_the_maps_what_the_detector_finds_in_the_pictures(trunk_file: Path, shapes: Path, tmp_path: Path) -> None:
     loaded = load_model(trunk_file)
-    held_out = with_sizes(open_data(shapes, split="val"))
+    held_out = with_sizes(Dataset.open(shapes).read("val"))
     maps = maps_of(loaded.model, held_out, tmp_path, ("plain",))
     found = detect_from_maps(loaded.model, maps, loaded.record.categories, device=CPU, use_bf16=False)
     expected = detect_records(Detector(loaded.model, loaded.record.categories), held_out)

@@ -23,7 +23,7 @@ from torch import nn
 from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.box_quality import usable
-from lw_retinanet.data.source import open_data
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.models.backbone import Backbone
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Head
@@ -72,7 +72,7 @@ def run(
 ) -> None:
     """Start a run, or go on with what is there."""
     torch.set_num_threads(1)
-    records = open_data(source, split="train")
+    records = Dataset.open(source).read("train")
     data = TrainingData(records=records, usable=usable(records))
     if (out / "config.yaml").exists():
         # Other weights than at the start, so that what is not restored shows; but a run killed before its first save starts as it did.

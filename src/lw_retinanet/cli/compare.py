@@ -16,14 +16,16 @@ def compare_command(
 ) -> None:
     """Say how much better B is than A: the difference of AP, with a 95 % interval from drawing the same images for both."""
     from lw_retinanet.cli.console import existing, print_json, with_bar
-    from lw_retinanet.data.source import open_data, require_boxes, splits
+    from lw_retinanet.data.box_quality import require_boxes
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.evaluation.detections import read_results
     from lw_retinanet.evaluation.paired import compare
 
     existing(detections_a, "detections file")
     existing(detections_b, "detections file")
     existing(data, "data set")
-    records = open_data(data, split=split or ("val" if splits(data) else None))
+    dataset = Dataset.open(data)
+    records = dataset.read(split or dataset.or_whole("val"))
     require_boxes(records, data)
     comparison = compare(
         records,

@@ -30,17 +30,18 @@ def check_command(
     """List every problem of a data set, its classes, its box sizes and how well anchors cover them; exit code 2 on errors."""
     from lw_retinanet.cli.console import existing, print_json
     from lw_retinanet.data.check import check
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.data.image_sizes import with_sizes
-    from lw_retinanet.data.source import open_data, splits
     from lw_retinanet.errors import DataError, ImageError
     from lw_retinanet.training.anchor_recall import anchor_recall
 
-    report = check(existing(data, "data set"), split)
+    dataset = Dataset.open(existing(data, "data set"))
+    report = check(dataset, split)
     recalls = {}
-    names: list[str | None] = [split] if split else [*splits(data)] or [None]
+    names: list[str | None] = [split] if split else [*dataset.splits] or [None]
     for name in names:
         try:
-            records = with_sizes(open_data(data, split=name))
+            records = with_sizes(dataset.read(name))
         except (DataError, ImageError):
             continue  # the report says why
         recalls[name] = anchor_recall(records, image_size)
@@ -65,11 +66,11 @@ def preview_command(
 ) -> None:
     """Draw the boxes into some pictures, every class among them."""
     from lw_retinanet.cli.console import existing
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.data.preview import preview
-    from lw_retinanet.data.source import open_data, splits
 
-    names = splits(existing(data, "data set"))
-    files = preview(open_data(data, split=split or (names[0] if names else None)), out, count=count, seed=seed)
+    dataset = Dataset.open(existing(data, "data set"))
+    files = preview(dataset.read(split or next(iter(dataset.splits), None)), out, count=count, seed=seed)
     print(f"{len(files) - 1} pictures in {out}, all of them in {files[-1]}")
 
 
@@ -83,10 +84,10 @@ def convert_command(
     """Write a data set in another form, and say what that form cannot carry."""
     from lw_retinanet.cli.console import existing
     from lw_retinanet.data.convert import convert
-    from lw_retinanet.data.source import open_data, splits
+    from lw_retinanet.data.dataset import Dataset
 
-    names = splits(existing(data, "data set"))
-    records = {name: open_data(data, split=name) for name in names} or open_data(data)
+    dataset = Dataset.open(existing(data, "data set"))
+    records = {split: dataset.read(split) for split in dataset.splits} or dataset.read()
     conversion = convert(records, to.value, out, copy_images=copy_images)
     print(f"{conversion.images:,} images, {conversion.boxes:,} boxes as {conversion.form} in {conversion.out}")
     for loss in conversion.losses:

@@ -47,7 +47,8 @@ def evaluate_command(
 
 def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None) -> "Metrics":
     from lw_retinanet.cli.console import existing
-    from lw_retinanet.data.source import open_data, require_boxes
+    from lw_retinanet.data.box_quality import require_boxes
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.evaluation.coco_metrics import evaluate
     from lw_retinanet.evaluation.detections import read_results
     from lw_retinanet.evaluation.write import write_metrics
@@ -56,7 +57,7 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
     existing(detections, "detections file")
     if out:
         output_folder(out)
-    records = open_data(existing(ground_truth, "annotation file"), split=split)
+    records = Dataset.open(existing(ground_truth, "annotation file")).read(split)
     require_boxes(records, ground_truth)
     metrics = evaluate(records, read_results(detections, records))
     if out:
@@ -69,8 +70,7 @@ def _score_model(
 ) -> "Metrics":
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import checked_precision, existing, with_bar
-    from lw_retinanet.data.image_sizes import require_files, with_sizes
-    from lw_retinanet.data.source import open_data, require_boxes, splits
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.evaluation.coco_metrics import evaluate
     from lw_retinanet.evaluation.detect_records import detect_records
     from lw_retinanet.files import output_folder
@@ -83,10 +83,8 @@ def _score_model(
     detector = load(model, device=device, precision=checked)
     if head is not None:
         detector = detector.with_head(head)
-    records = open_data(data, split=split or ("val" if splits(data) else None))
-    require_boxes(records, data)
-    require_files(records)
-    records = with_sizes(records)
+    dataset = Dataset.open(data)
+    records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories)
     if out:
         return evaluate_into(out, detector, records, progress=with_bar, batch_size=batch_size)
     return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=with_bar))

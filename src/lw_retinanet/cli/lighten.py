@@ -114,21 +114,14 @@ def _require_within(detector: "Detector", name: str, plan: "HeadPlan", budget: f
 
 def _held_out(data: Path, detector: "Detector") -> "Records | None":
     """The val split to measure AP on, if there is one; looked at before the work rather than after it."""
-    from lw_retinanet.data.image_sizes import require_files, with_sizes
-    from lw_retinanet.data.source import open_data, require_boxes, splits
+    from lw_retinanet.data.dataset import Dataset
     from lw_retinanet.errors import DataError
-    from lw_retinanet.evaluation.coco_metrics import match_categories
 
     try:
-        if not {"val", "test"} & set(splits(data)):
-            return None
+        dataset = Dataset.open(data)
     except DataError:  # a folder of pictures
         return None
-    records = open_data(data, split="val")
-    require_boxes(records, data)
-    require_files(records)
-    match_categories(detector.categories, records)
-    return with_sizes(records)
+    return dataset.ready(dataset.held_out, classes=detector.categories) if dataset.held_out else None
 
 
 def _measure(lightened: "Lightened", source: str, records: "Records | None", folder: Path, *, latency: bool) -> "LighteningReport":

@@ -1,9 +1,12 @@
 """Which boxes a detector can learn from."""
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.records import Records
+from lw_retinanet.errors import DataError
 
 
 def image_of_box(records: Records) -> NDArray[np.int64]:
@@ -30,3 +33,20 @@ def usable(records: Records) -> NDArray[np.bool_]:
     """(B,) True for boxes of which at least 1 x 1 pixel lies in the image; the others are dropped in training, kept in scoring."""
     sides = clipped_sides(records)
     return np.logical_and(sides[:, 0] >= 1.0, sides[:, 1] >= 1.0)
+
+
+def require_boxes(records: Records, where: Path | str) -> None:
+    """Refuse a data set from which nothing can be learned or measured.
+
+    Args:
+        where: What an error message calls the data set.
+
+    Raises:
+        DataError: if there are no images, no boxes, or none of at least 1 x 1 pixel inside its image.
+    """
+    if records.num_images == 0:
+        raise DataError(f"{where}: no images at all; check that this is the right file or split")
+    if records.num_boxes == 0:
+        raise DataError(f"{where}: {records.num_images:,} images but no boxes at all; check that this is the annotation file")
+    if not usable(records).any():
+        raise DataError(f"{where}: none of the {records.num_boxes:,} boxes covers 1 x 1 pixel of its image; check the box format")

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from lw_retinanet.data.box_quality import clipped_sides, image_of_box
 from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.check_report import ClassCount, Report, SplitReport
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_root import is_safe_name
 from lw_retinanet.data.image_sizes import header_sizes
 from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
 from lw_retinanet.data.recognition import WHOLE, Part
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import choose_part, parts_by_split
 from lw_retinanet.errors import DataError, ImageError
 
 # Annotation tools round; a box that reaches out by less than this is not worth a warning.
@@ -24,23 +24,21 @@ _SIDE_LIMITS = (8, 16, 32, 64, 128, 256, 512)
 _COCO_LIMITS = (32**2, 96**2)
 
 
-def check(source: Path, split: str | None = None) -> Report:
+def check(dataset: Dataset, split: str | None = None) -> Report:
     """Count every problem of a data set, with the first few ids or files of each kind.
 
     Args:
-        source: as for `open_data`.
-        split: only this one; all splits if None, compared with one another too.
+        dataset: What to look through.
+        split: Only this one; all splits if None, compared with one another too.
 
     Raises:
-        DataError: if the path does not exist, holds no known form, or lacks the split.
+        DataError: if there is no such split.
     """
-    parts = parts_by_split(source)
-    if split is not None:
-        parts = {split: choose_part(parts, source, split)}
+    parts = dataset.parts if split is None else {split: dataset.part(split)}
     read = {name: _read(part) for name, part in parts.items()}
     _compare_splits({name: records for name, (records, _) in read.items()}, {name: problems for name, (_, problems) in read.items()})
     reports = [_report(name, parts[name], records, problems) for name, (records, problems) in read.items()]
-    return Report(source=str(source), splits=tuple(reports))
+    return Report(source=str(dataset.path), splits=tuple(reports))
 
 
 def _read(part: Part) -> tuple[Records, Problems]:

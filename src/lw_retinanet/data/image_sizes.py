@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import ImageError
+from lw_retinanet.errors import DataError, ImageError
 
 HeaderSize = tuple[int, int] | ImageError | None
 _MISSING_REMEDY = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"
@@ -80,3 +80,31 @@ def require_files(records: Records) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ImageError(f"{records.path(missing[0])} is missing{more}; {_MISSING_REMEDY}")
+
+
+def require_size(path: Path, size_hw: tuple[int, int], annotated_hw: tuple[int, int]) -> None:
+    """Check that an image has the size that its annotation says (if any), since its boxes lie in the wrong places otherwise.
+
+    Raises:
+        DataError: naming both sizes.
+    """
+    if annotated_hw not in ((0, 0), size_hw):
+        raise DataError(
+            f"{path} is {size_hw[1]}x{size_hw[0]} pixels, its annotation says {annotated_hw[1]}x{annotated_hw[0]}; "
+            "run `lw-retinanet data check` and correct the annotation or the file"
+        )
+
+
+def require_sizes(records: Records) -> None:
+    """Check every image's header against its annotation.
+
+    Raises:
+        ImageError: for an image whose header cannot be read.
+        DataError: for an image of another size.
+    """
+    paths = [records.path(image) for image in range(records.num_images)]
+    for path, size, annotated in zip(paths, header_sizes(paths), records.sizes_hw.tolist(), strict=True):
+        if isinstance(size, ImageError):
+            raise size
+        if size is not None:
+            require_size(path, size, (annotated[0], annotated[1]))

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.augment import MIN_VISIBLE, apply_colours, apply_geometry, plan_geometry
+from lw_retinanet.data.image_sizes import require_size
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import pad_to, padded_size, to_tensor
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, LwRetinaNetError
+from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.structures import Batch, Targets
 
 
@@ -70,11 +71,7 @@ class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
         path = records.path(key.index)
         picture = decode(path)
         size_hw = (int(records.sizes_hw[key.index, 0]), int(records.sizes_hw[key.index, 1]))
-        if picture.shape[:2] != size_hw:
-            raise DataError(
-                f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, its annotation says {size_hw[1]}x{size_hw[0]}; "
-                "run `lw-retinanet data check` and correct the annotation or the file"
-            )
+        require_size(path, (picture.shape[0], picture.shape[1]), size_hw)
         keep = self.usable[rows]
         boxes = torch.from_numpy(records.boxes(key.index)[keep]).float()
         labels = torch.from_numpy(records.labels[rows][keep]).long()

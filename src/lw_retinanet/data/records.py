@@ -1,7 +1,9 @@
 """The one form in which annotations live inside the program: arrays, sorted by image, whatever file they came from."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Id = int | str
+_BOX_COLUMNS = ("boxes_xywh", "labels", "is_crowd", "is_difficult", "areas", "annotation_ids")  # the arrays of one row a box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,29 @@ class Records:
 
     def path(self, image: int) -> Path:
         return self.root / self.file_names[image]
+
+    def subset(self, images: NDArray[np.int64]) -> "Records":
+        """The images of the given numbers (0..I-1), in that order, with their boxes; ids and classes stay."""
+        rows = np.concatenate([np.arange(0), *(np.arange(self.offsets[image], self.offsets[image + 1]) for image in images)])
+        return replace(
+            self,
+            file_names=[self.file_names[image] for image in images],
+            image_ids=[self.image_ids[image] for image in images],
+            sizes_hw=self.sizes_hw[images],
+            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[images])]).astype(np.int64),
+            **{name: getattr(self, name)[rows] for name in _BOX_COLUMNS},
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 of everything but the root folder: equal for equal data, so a moved data set can still be resumed on."""
+        digest = hashlib.sha256()
+        categories = [(category.id, category.name, category.supercategory) for category in self.categories]
+        digest.update(json.dumps([list(self.file_names), list(self.image_ids), categories]).encode())
+        for name in ("sizes_hw", "offsets", *_BOX_COLUMNS):
+            array: NDArray[np.generic] = np.ascontiguousarray(getattr(self, name))
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def summary(self) -> str:
         """One line for logs: ``448 images, 3,323 boxes, 7 classes``."""

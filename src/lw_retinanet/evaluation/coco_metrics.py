@@ -1,6 +1,5 @@
 """COCO's twelve numbers: what pycocotools computes, after the checks that it leaves out."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ConfigError, DataError
 from lw_retinanet.evaluation.detections import DetectionTable, check_detections
 
@@ -135,61 +134,6 @@ def evaluate(records: Records, detections: DetectionTable, *, max_detections: tu
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CategoryMatch:
-    """Which label of a data set each label of a model means.
-
-    Args:
-        labels: (M,) int32; the model's label ``m`` is the data set's label ``labels[m]``, or -1: the data set has no such class.
-        notes: what a reader of the numbers should know, one line each; usually empty.
-    """
-
-    labels: NDArray[np.int32]
-    notes: tuple[str, ...]
-
-
-def match_categories(model_classes: Sequence[Category], records: Records) -> CategoryMatch:
-    """Find each class of a model in a data set: by id and name together, else by name alone.
-
-    Classes of the data set that the model does not know stay in the score, with AP 0; classes of the model that the data set does not
-    have are left out of it. A note names either.
-
-    Raises:
-        DataError: if no class of the model is in the data set, or two of them are the same class of the data set.
-    """
-    by_id_and_name = {(category.id, category.name): label for label, category in enumerate(records.categories)}
-    by_name: dict[str, list[int]] = {}
-    for label, category in enumerate(records.categories):
-        by_name.setdefault(category.name, []).append(label)
-    labels: list[int] = []
-    lost: list[Category] = []
-    for category in model_classes:
-        same_name = by_name.get(category.name, [])
-        if (category.id, category.name) in by_id_and_name:
-            labels.append(by_id_and_name[category.id, category.name])
-        elif len(same_name) == 1:
-            labels.append(same_name[0])
-        else:
-            labels.append(-1)
-            lost.append(category)
-    if len(lost) == len(model_classes):
-        raise DataError(
-            f"none of the model's {len(model_classes)} classes ({_names(model_classes)}) is among the data set's "
-            f"{len(records.categories)} ({_names(records.categories)}); evaluate on data with such classes, or rename them"
-        )
-    known = [label for label in labels if label >= 0]
-    repeated = [records.categories[label] for label in np.flatnonzero(np.bincount(known, minlength=1) > 1)]
-    if repeated:
-        raise DataError(f"several classes of the model mean the same class of the data set: {_names(repeated)}; give them different names")
-    unknown = [category for label, category in enumerate(records.categories) if label not in known]
-    notes = []
-    if unknown:
-        notes.append(f"the model does not know {len(unknown)} of the data set's classes ({_names(unknown)}): their AP is 0")
-    if lost:
-        notes.append(f"the data set has none of {len(lost)} of the model's classes ({_names(lost)}): their detections are left out")
-    return CategoryMatch(labels=np.array(labels, dtype=np.int32), notes=tuple(notes))
-
-
 def check_ground_truth(records: Records) -> None:
     """Refuse what would be scored without a word.
 
@@ -286,8 +230,3 @@ def _mean(values: NDArray[np.float64]) -> float:
     """Mean over the entries that have something to find, -1 if none has."""
     valid = values[values > -1]
     return float(np.mean(valid)) if valid.size else -1.0
-
-
-def _names(categories: Sequence[Category], most: int = 5) -> str:
-    shown = ", ".join(f"{category.name!r} (id {category.id!r})" for category in categories[:most])
-    return f"{shown} and {len(categories) - most} more" if len(categories) > most else shown or "no classes"

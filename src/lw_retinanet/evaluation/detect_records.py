@@ -7,12 +7,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.data.category_match import match_categories
+from lw_retinanet.data.image_sizes import require_size
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.pipeline import read_ahead
-from lw_retinanet.errors import DataError
-from lw_retinanet.evaluation.coco_metrics import match_categories
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.progress import Progress, tracked
 
@@ -84,11 +84,7 @@ def _decoded(records: Records, batches: Sequence[NDArray[np.int64]]) -> Iterator
 
 def _decoded_one(records: Records, image: int) -> NDArray[np.uint8]:
     picture = decode(records.path(image))
-    annotated = tuple(records.sizes_hw[image].tolist())
+    height, width = records.sizes_hw[image].tolist()
     # Boxes of a picture that was resized, or turned, after it was annotated would count as misses without a word.
-    if annotated not in ((0, 0), picture.shape[:2]):
-        raise DataError(
-            f"{records.path(image)} is {picture.shape[1]}x{picture.shape[0]} pixels, its annotation says {annotated[1]}x{annotated[0]}; "
-            "run `lw-retinanet data check` and correct the annotation or the file"
-        )
+    require_size(records.path(image), (picture.shape[0], picture.shape[1]), (height, width))
     return picture

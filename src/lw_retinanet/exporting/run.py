@@ -10,12 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lw_retinanet.data.image_sizes import require_files, with_sizes
+from lw_retinanet.data.box_quality import require_boxes
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import open_data, require_boxes, splits
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, InputError, OutputError
-from lw_retinanet.evaluation.coco_metrics import match_categories
 from lw_retinanet.exporting.agreement import Agreement, check_agreement, talkative
 from lw_retinanet.exporting.backend import BACKENDS, Backend, backend_of
 from lw_retinanet.exporting.calibration import Calibration
@@ -295,43 +294,19 @@ def _gate_data(settings: ExportSettings, detector: Detector) -> Records | None:
     source = settings.validate or settings.calibrate
     assert source is not None
     try:
-        known = splits(source)
-        if settings.validate is None and not {"val", "test"} & set(known):
+        dataset = Dataset.open(source)
+        if settings.validate is None and dataset.held_out is None:
             raise DataError(f"{source} has no validation split to measure what int8 costs")
-        records = open_data(source, split="val" if known else None)
-        require_boxes(records, source)
+        records = dataset.ready(dataset.or_whole("val"), classes=detector.categories)
     except DataError as error:
         if settings.validate is not None:
             raise
         raise InputError(f"{error}; name a data set with boxes by --validate DATA") from None
-    require_files(records)
-    match_categories(detector.categories, records)
-    records = with_sizes(records)
     if settings.gate_images is not None and settings.gate_images < records.num_images:
-        records = _some(records, settings.gate_images, settings.seed)
+        drawn = np.random.default_rng(settings.seed).permutation(records.num_images)[: settings.gate_images]
+        records = records.subset(np.sort(drawn))
         require_boxes(records, source)
     return records
-
-
-def _some(records: Records, count: int, seed: int) -> Records:
-    """``count`` pictures, drawn at random."""
-    images = np.sort(np.random.default_rng(seed).permutation(records.num_images)[:count])
-    rows = np.concatenate([np.arange(records.offsets[image], records.offsets[image + 1]) for image in images])
-    per_image = np.diff(records.offsets)[images]
-    return Records(
-        root=records.root,
-        file_names=[records.file_names[image] for image in images],
-        image_ids=[records.image_ids[image] for image in images],
-        sizes_hw=records.sizes_hw[images],
-        offsets=np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64),
-        boxes_xywh=records.boxes_xywh[rows],
-        labels=records.labels[rows],
-        is_crowd=records.is_crowd[rows],
-        is_difficult=records.is_difficult[rows],
-        areas=records.areas[rows],
-        annotation_ids=records.annotation_ids[rows],
-        categories=records.categories,
-    )
 
 
 def _shared_pictures(calibration: Calibration, records: Records) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 from lw_retinanet.config import Config, parse_config
 from lw_retinanet.counting.cost_chart import save_cost_chart
 from lw_retinanet.counting.profile import Profile, profile
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.preview import preview
 from lw_retinanet.data.sample import make_sample
-from lw_retinanet.data.source import open_data
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.files import write_text
@@ -70,7 +70,7 @@ def quickstart(out: Path, *, seed: int = 0, progress: Progress | None = None) ->
         raise RunFolderError(f"{out} is not empty; choose another --out")
     started = time.monotonic()
     data = make_sample(out / "data", size=IMAGE_SIZE, seed=seed)
-    preview(open_data(data, split="train"), out / "pictures" / "data", count=16, seed=seed)
+    preview(Dataset.open(data).read("train"), out / "pictures" / "data", count=16, seed=seed)
     rows = []
     for preset in PRESETS:
         begun = time.monotonic()

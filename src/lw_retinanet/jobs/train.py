@@ -14,15 +14,14 @@ import torch.distributed as dist
 from lw_retinanet import __version__
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
-from lw_retinanet.data.image_sizes import header_sizes, require_files, with_sizes
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.drawing import contact_sheet, save_picture
-from lw_retinanet.errors import ConfigError, DataError, ImageError, RunFolderError
-from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate, match_categories
+from lw_retinanet.errors import ConfigError, DataError, RunFolderError
+from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import write_results
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
@@ -63,30 +62,9 @@ def open_training_data(source: Path) -> tuple[Records, Records | None]:
         DataError: if the data cannot be used, has no box to learn from or to find, or if ``val`` has none of the training classes.
         ImageError: if a picture is missing, or its header cannot be read or tells another size than the annotations.
     """
-    names = splits(source)
-    records = _ready(open_data(source, split="train" if names else None), f"{source} (train)" if names else str(source))
-    if not {"val", "test"} & set(names):
-        return records, None
-    held_out = _ready(open_data(source, split="val"), f"{source} (val)")
-    match_categories(records.categories, held_out)
-    return records, held_out
-
-
-def _ready(records: Records, where: str) -> Records:
-    """Records with sizes, after looking for what would otherwise stop the run hours later."""
-    require_files(records)
-    records = with_sizes(records)
-    require_boxes(records, where)
-    for image, size in enumerate(header_sizes([records.path(image) for image in range(records.num_images)])):
-        if isinstance(size, ImageError):
-            raise size
-        annotated = tuple(records.sizes_hw[image].tolist())
-        if size is not None and size != annotated:
-            raise ImageError(
-                f"{records.path(image)} is {size[1]}x{size[0]} pixels, its annotation says {annotated[1]}x{annotated[0]}; "
-                "run `lw-retinanet data check` and correct the annotation or the file"
-            )
-    return records
+    dataset = Dataset.open(source)
+    records = dataset.ready(dataset.or_whole("train"))
+    return records, dataset.ready(dataset.held_out, classes=records.categories) if dataset.held_out else None
 
 
 def run_training(
@@ -111,7 +89,7 @@ def run_training(
     with joined_world(device) as world, ExitStack() as stack:
         notes = {
             "data": str(source),
-            "fingerprint": fingerprint(records),
+            "fingerprint": records.fingerprint(),
             "processes": world.size,
             "version": __version__,
         }

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lw_retinanet.conventions import InputRule
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.image_sizes import require_files
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
-from lw_retinanet.data.source import open_data, splits
 from lw_retinanet.errors import DataError, InputError
 
 
@@ -24,7 +24,8 @@ def calibration_files(source: Path, *, count: int, seed: int = 0) -> list[Path]:
         ImageError: if one that the annotations name is missing.
     """
     try:
-        records = open_data(source, split="train" if splits(source) else None)
+        dataset = Dataset.open(source)
+        records = dataset.read(dataset.or_whole("train"))
     except DataError as error:
         if not source.is_dir():
             raise

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lw_retinanet.config import Config
 from lw_retinanet.data.augment import sample_generator
+from lw_retinanet.data.category_match import match_categories
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import TrainingError
-from lw_retinanet.evaluation.coco_metrics import match_categories
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.postprocess import detect

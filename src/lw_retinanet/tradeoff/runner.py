@@ -20,7 +20,6 @@ from lw_retinanet import __version__
 from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.source import fingerprint
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import cpu_name, uses_bf16
 from lw_retinanet.errors import DataError, InputError, RunFolderError
@@ -81,7 +80,7 @@ class Bench:
         self.progress = progress
         self.records, self.held_out = _open(experiment)
         self.trunk = _open_trunk(experiment, self.records)
-        self.origin = {"data": fingerprint(self.records), "validation": fingerprint(self.held_out)}
+        self.origin = {"data": self.records.fingerprint(), "validation": self.held_out.fingerprint()}
         if experiment.trunk is not None:
             self.origin["trunk"] = sha256(find_model_file(Path(experiment.trunk)))
         self._require_same_experiment()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category
-from lw_retinanet.data.source import parts_by_split
 from lw_retinanet.errors import InputError, WeightsError
 from lw_retinanet.weights.foreign.blueprint import Blueprint
 from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES, COCO_IDS, TORCHVISION_COCO_ROWS
@@ -77,8 +77,8 @@ def _read_text(text: str) -> ClassList:
             raise InputError(f"the classes in {path} cannot be read; give a UTF-8 text file with one name a line") from None
         return _named([line.strip() for line in lines if line.strip()], str(path))
     if is_there and (path.is_dir() or path.suffix):
-        # The splits of a data set share their classes.
-        records = next(iter(parts_by_split(path).values())).read()
+        dataset = Dataset.open(path)
+        records = dataset.read(next(iter(dataset.splits), None))  # any split will do: they share their classes
         return _checked(list(records.categories), True, str(path))
     if "," not in text and ("/" in text or "\\" in text or path.suffix.lower() in (*_NAME_FILES, ".json", ".yaml", ".yml", ".csv")):
         raise InputError(f"--classes {text}: there is no such file; give names between commas, a file with a name a line, or a data set")

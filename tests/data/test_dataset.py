@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lw_retinanet.data.box_quality import usable
+from lw_retinanet.data.box_quality import require_boxes, usable
 from lw_retinanet.data.builder import build_records
+from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category, Records
-from lw_retinanet.data.source import fingerprint, open_data, require_boxes, splits
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, ImageError
 
 
 def save_coco(path: Path, image: str = "a.png", *, num_boxes: int = 1, images: Path | None = None) -> Path:
@@ -48,6 +48,7 @@ def save_yolo(folder: Path, val: str = "val") -> None:
 
 def make(layout: str, folder: Path) -> tuple[str, ...]:
     """Build a layout in an empty folder; returns its splits."""
+    folder.mkdir(exist_ok=True)
     if layout == "ours":
         save_coco(folder / "train.json", images=folder / "images")
         save_coco(folder / "val.json")
@@ -92,9 +93,9 @@ LAYOUTS = ("ours", "coco", "roboflow", "voc", "xml", "yolo", "darknet", "csv")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_box(tmp_path: Path, layout: str) -> None:
     expected = make(layout, tmp_path)
-    assert splits(tmp_path) == expected
+    assert Dataset.open(tmp_path).splits == expected
     for split in expected or (None,):
-        records = open_data(tmp_path, split=split)
+        records = Dataset.open(tmp_path).read(split)
         assert records.boxes_xywh.tolist() == [[0, 0, 5, 5]]
         assert records.class_names == ("cat",)
         if layout not in ("voc", "xml"):
@@ -107,7 +108,7 @@ def test_every_layout_gives_the_same_box(tmp_path: Path, layout: str) -> None:
 )
 def test_stand_ins_for_a_split(tmp_path: Path, layout: str, split: str | None, expected: str | None) -> None:
     make(layout, tmp_path)
-    records = open_data(tmp_path, split=split)
+    records = Dataset.open(tmp_path).read(split)
     assert records.num_boxes == 1
     if expected is not None:
         assert records.root.name == expected
@@ -116,22 +117,22 @@ def test_stand_ins_for_a_split(tmp_path: Path, layout: str, split: str | None, e
 def test_content_decides_not_the_extension(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     path = save_coco(tmp_path / "annotations.txt", images=tmp_path / "images")
-    assert open_data(path).num_boxes == 1
-    assert open_data(save_xml(tmp_path / "annotation.json")).num_boxes == 1
+    assert Dataset.open(path).read().num_boxes == 1
+    assert Dataset.open(save_xml(tmp_path / "annotation.json")).read().num_boxes == 1
     table = tmp_path / "table.xml"
     table.write_text("\n\nimage_path,xmin,ymin,xmax,ymax,label\na.png,0,0,5,5,cat\n")
-    assert open_data(table).num_boxes == 1
+    assert Dataset.open(table).read().num_boxes == 1
     save_yolo(tmp_path / "yolo")
     (tmp_path / "yolo" / "data.yaml").rename(tmp_path / "yolo" / "data.csv")
-    assert splits(tmp_path / "yolo" / "data.csv") == ("train", "val")
+    assert Dataset.open(tmp_path / "yolo" / "data.csv").splits == ("train", "val")
 
 
 def test_the_only_json_of_a_folder(tmp_path: Path) -> None:
     save_coco(tmp_path / "labels.json")
-    assert open_data(tmp_path).num_boxes == 1
+    assert Dataset.open(tmp_path).read().num_boxes == 1
     save_coco(tmp_path / "more.json")
     with pytest.raises(DataError, match=r"several JSON files \(labels\.json, more\.json\)"):
-        open_data(tmp_path)
+        Dataset.open(tmp_path).read()
 
 
 @pytest.mark.parametrize(
@@ -147,25 +148,49 @@ def test_the_only_json_of_a_folder(tmp_path: Path) -> None:
 def test_unknown_files(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        open_data(tmp_path / "x")
+        Dataset.open(tmp_path / "x").read()
 
 
 def test_unknown_places(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
-        open_data(tmp_path / "nowhere")
+        Dataset.open(tmp_path / "nowhere").read()
     with pytest.raises(DataError, match="no annotations recognised"):
-        open_data(tmp_path)
+        Dataset.open(tmp_path).read()
 
 
 def test_a_split_must_be_chosen_and_exist(tmp_path: Path) -> None:
     make("ours", tmp_path)
     with pytest.raises(DataError, match="splits train, val; name"):
-        open_data(tmp_path)
+        Dataset.open(tmp_path).read()
     with pytest.raises(DataError, match="no split 'test'; it has train, val"):
-        open_data(tmp_path, split="test")
+        Dataset.open(tmp_path).read("test")
     # Without this, a single training file would be its own validation set.
     with pytest.raises(DataError, match="has no splits"):
-        open_data(tmp_path / "train.json", split="val")
+        Dataset.open(tmp_path / "train.json").read("val")
+
+
+def test_which_split_a_job_means(tmp_path: Path) -> None:
+    for layout, held_out, whole in (("ours", "val", "train"), ("yolo", "val", "train"), ("darknet", None, "train"), ("xml", None, None)):
+        make(layout, tmp_path / layout)
+        dataset = Dataset.open(tmp_path / layout)
+        assert (dataset.held_out, dataset.or_whole("train")) == (held_out, whole)
+
+
+def test_ready_refuses_what_would_stop_a_job_later(tmp_path: Path) -> None:
+    make("ours", tmp_path)
+    dataset = Dataset.open(tmp_path)
+    assert dataset.ready("train", classes=[Category(id=5, name="cat")]).num_boxes == 1
+    with pytest.raises(DataError, match="none of the model's 1 classes"):
+        dataset.ready("train", classes=[Category(id=1, name="dog")])
+    save_coco(tmp_path / "val.json", num_boxes=0)
+    with pytest.raises(DataError, match=r"\(val\): 1 images but no boxes"):
+        dataset.ready("val")
+    Image.new("RGB", (10, 12)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is 10x12 pixels, its annotation says 10x10"):
+        dataset.ready("train")
+    (tmp_path / "images" / "a.png").unlink()
+    with pytest.raises(ImageError, match=r"a\.png is missing"):
+        dataset.ready("train")
 
 
 def one_image(boxes: list[list[float]], size_hw: tuple[int, int] = (10, 20)) -> Records:
@@ -202,15 +227,36 @@ def test_fingerprint_sees_every_array(field: str) -> None:
     array: NDArray[np.float64] = getattr(records, field).copy()
     array.flat[-1] = 1 - array.flat[-1]
     change: dict[str, Any] = {field: array}
-    assert fingerprint(dataclasses.replace(records, **change)) != fingerprint(records)
+    assert dataclasses.replace(records, **change).fingerprint() != records.fingerprint()
 
 
 def test_fingerprint_of_names_classes_and_place() -> None:
     records = one_image([[0, 0, 5, 5]])
-    assert fingerprint(dataclasses.replace(records, root=Path("moved"))) == fingerprint(records)
+    assert dataclasses.replace(records, root=Path("moved")).fingerprint() == records.fingerprint()
     changes: list[dict[str, Any]] = [{"file_names": ("b.jpg",)}, {"image_ids": ("1",)}, {"categories": (Category(id="1", name="cat"),)}]
     for change in changes:
-        assert fingerprint(dataclasses.replace(records, **change)) != fingerprint(records)
+        assert dataclasses.replace(records, **change).fingerprint() != records.fingerprint()
+
+
+def test_a_subset_is_whole_records() -> None:
+    records = build_records(
+        root=Path("x"),
+        file_names=["a.jpg", "b.jpg", "c.jpg"],
+        image_ids=[7, 8, 9],
+        sizes_hw=[(10, 20), (30, 40), (50, 60)],
+        image_of_box=[0, 2, 2],
+        boxes_xywh=[[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]],
+        labels=[0, 1, 0],
+        categories=[Category(id=1, name="cat"), Category(id=2, name="dog")],
+        is_crowd=[False, True, False],
+    )
+    some = records.subset(np.array([2, 1]))
+    assert (list(some.file_names), list(some.image_ids), some.sizes_hw.tolist()) == (["c.jpg", "b.jpg"], [9, 8], [[50, 60], [30, 40]])
+    assert some.offsets.tolist() == [0, 2, 2]
+    assert some.boxes(0).tolist() == [[2, 2, 5, 5], [4, 4, 9, 9]]
+    assert (some.labels.tolist(), some.is_crowd.tolist(), some.annotation_ids.tolist()) == ([1, 0], [True, False], [2, 3])
+    assert records.subset(np.array([1])).num_boxes == 0
+    assert records.subset(np.arange(3)).fingerprint() == records.fingerprint()
 
 
 @pytest.mark.real
@@ -218,7 +264,7 @@ def test_the_same_images_in_three_forms(shared: Path) -> None:
     folder = shared / "fixtures" / "voc100"
 
     def table(source: Path) -> dict[str, list[tuple[str, NDArray[np.float64]]]]:
-        records = open_data(source)
+        records = Dataset.open(source).read()
         assert (records.num_images, records.num_boxes, len(records.categories)) == (100, 273, 20)
         assert records.root.name == "images"
         return {

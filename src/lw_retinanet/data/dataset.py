@@ -1,0 +1,118 @@
+"""A data set on disk: its layout is recognised once, when it is opened; its splits are read when they are asked for."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lw_retinanet.data.box_quality import require_boxes
+from lw_retinanet.data.category_match import match_categories
+from lw_retinanet.data.image_sizes import require_files, require_sizes, with_sizes
+from lw_retinanet.data.recognition import WHOLE, Part, recognise
+from lw_retinanet.data.records import Category, Records
+from lw_retinanet.errors import DataError
+
+_logger = logging.getLogger(__name__)
+_OWN_NAMES = {"valid": "val", "validation": "val"}
+# The splits that may take the place of a missing one; the first that exists does.
+_STAND_INS: Mapping[str, tuple[str, ...]] = {"val": ("test",), "train": ("trainval",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set whose layout is known. Nothing but the layout has been read; `open` makes one.
+
+    Args:
+        path: What was opened: a folder or one annotation file.
+        parts: What to read for each split, in the order of the layout. The only key is `WHOLE` where there are no splits.
+    """
+
+    path: Path
+    parts: Mapping[str, Part]
+
+    @classmethod
+    def open(cls, path: Path) -> "Dataset":
+        """Recognise a data set by its content.
+
+        Args:
+            path: A folder (ours: ``train.json``, ``val.json``, ``images/``; COCO's own; Roboflow's; VOC's; YOLO's) or an annotation file.
+
+        Raises:
+            DataError: if the path does not exist or holds no known annotation format.
+        """
+        parts: dict[str, Part] = {}
+        for name, part in recognise(path).items():
+            parts.setdefault(_OWN_NAMES.get(name, name), part)
+        return cls(path=path, parts=parts)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits, with ``valid`` and ``validation`` called ``val``; () where the data set is not divided."""
+        return tuple(split for split in self.parts if split != WHOLE)
+
+    @property
+    def held_out(self) -> str | None:
+        """``val`` if the data set has images to measure a model on (the split ``val``, or ``test`` in its place), else None."""
+        return "val" if {"val", "test"} & set(self.splits) else None
+
+    def or_whole(self, split: str) -> str | None:
+        """``split`` if the data set is divided into splits, else None, which stands for the whole data set."""
+        return split if self.splits else None
+
+    def part(self, split: str | None = None) -> Part:
+        """What to read for a split.
+
+        Args:
+            split: The name of the split; None is enough where there is only one. ``test`` stands in for a missing ``val``, and
+                ``trainval`` for a missing ``train``.
+
+        Raises:
+            DataError: if there is no such split, or there are several and ``split`` is None.
+        """
+        if split is None:
+            if len(self.parts) > 1:
+                raise DataError(f"{self.path}: has the splits {', '.join(self.parts)}; name the one to use")
+            return next(iter(self.parts.values()))
+        if WHOLE in self.parts:
+            raise DataError(f"{self.path}: has no splits, so no {split!r}; leave the split out, or pass a folder with train and val")
+        name = _OWN_NAMES.get(split, split)
+        for candidate in (name, *_STAND_INS.get(name, ())):
+            if candidate in self.parts:
+                if candidate != name:
+                    _logger.warning("%s has no split %r: %r is used in its place", self.path, name, candidate)
+                return self.parts[candidate]
+        raise DataError(f"{self.path}: no split {split!r}; it has {', '.join(self.parts)}")
+
+    def read(self, split: str | None = None) -> Records:
+        """Read the annotations of a split.
+
+        Args:
+            split: As for `part`.
+
+        Raises:
+            DataError: if there is no such split, or its annotations have errors.
+        """
+        return self.part(split).read()
+
+    def ready(self, split: str | None = None, *, classes: Sequence[Category] | None = None) -> Records:
+        """Read a split and check everything that would otherwise stop a long job in its middle.
+
+        Args:
+            split: As for `part`.
+            classes: The classes of the model that will be measured on the split; at least one must be among those of the data set.
+
+        Returns:
+            The annotations, with the sizes of all images known.
+
+        Raises:
+            DataError: if the annotations have errors or no box that a model could learn or find, or if no class fits.
+            ImageError: if an image is missing, or its header cannot be read or tells another size than the annotation.
+        """
+        records = self.read(split)
+        require_files(records)
+        records = with_sizes(records)
+        require_boxes(records, self.path if split is None else f"{self.path} ({split})")
+        if classes is not None:
+            match_categories(classes, records)
+        require_sizes(records)
+        return records
