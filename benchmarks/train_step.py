@@ -40,9 +40,9 @@ from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, to_tensor
 from lw_retinanet.data.sample import draw_scene
 from lw_retinanet.devices import exact_fp32, waiting_for
+from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.tables import aligned
 from lw_retinanet.training.distributed import World

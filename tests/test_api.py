@@ -7,7 +7,7 @@ from PIL import Image
 
 import lw_retinanet as lw
 from lw_retinanet.data.records import Category
-from lw_retinanet.models.variants import PRESETS
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.weights.model_file import make_record, save_model
 
 
@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Path:
             if name.endswith("bias") and parameter.numel() == 2 * 9:
                 parameter.zero_()
     categories = (Category(id=4, name="cat"), Category(id=9, name="dog"))
-    plan = PRESETS["lw-v3"]()
+    plan = PRESETS["lw-v3"]
     record = make_record(model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=plan, categories=categories, notes={})
     save_model(tmp_path / "run" / "model.safetensors", model, record)
     return tmp_path / "run"
@@ -103,7 +103,7 @@ def full(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = lw.create("retinanet", num_classes=2, backbone="mobilenet_v2", head_width=32, image_size=64)
     categories = (Category(id=4, name="cat"), Category(id=9, name="dog"))
-    plan = PRESETS["retinanet"]()
+    plan = PRESETS["retinanet"]
     settings = {"preset": "retinanet", "backbone": "mobilenet_v2", "width": 32, "norm": "batch", "notes": {}}
     save_model(tmp_path / "full.safetensors", model, make_record(model, plan=plan, categories=categories, **settings))  # type: ignore[arg-type]
     return tmp_path / "full.safetensors"
@@ -121,7 +121,7 @@ def test_lighten_a_model_file(full: Path, tmp_path: Path) -> None:
         assert isinstance(light, lw.Detector)
         assert light.name == "lw-v3"
         assert light.class_names == ("cat", "dog")
-        assert light.model.head.plan.cls == PRESETS["lw-v3"]().cls
+        assert light.model.head.plan.cls == PRESETS["lw-v3"].cls
     # The pictures arrived: the towers are not those of the old weights alone.
     name = "head.cls.own_predict.P3.weight"
     assert not torch.equal(blind.model.state_dict()[name], seeing.model.state_dict()[name])

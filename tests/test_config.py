@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from lw_retinanet import heads
 from lw_retinanet.config import BACKBONES, RECIPES, Config, load_config, override, parse_config, setting_names
 from lw_retinanet.errors import ConfigError
 
@@ -14,14 +15,11 @@ def parse(*settings: str) -> Config:
 
 
 def test_names_that_are_written_twice_are_the_same() -> None:
-    # config.py and preset_names.py repeat them, since they must not import torch.
-    from lw_retinanet import preset_names
-    from lw_retinanet.models import backbone
-    from lw_retinanet.models.blocks import D_BLOCKS
-    from lw_retinanet.models.variants import PRESETS
+    # config.py and heads.py repeat them, since they must not import torch.
+    from lw_retinanet.models import backbone, blocks
 
-    assert tuple(PRESETS) == preset_names.NAMED
-    assert {"original", *preset_names.BLOCKS} == set(D_BLOCKS)
+    assert tuple(blocks.UNITS) == heads.UNIT_NAMES
+    assert tuple(blocks.PREDICTIONS) == heads.PREDICTION_NAMES
     assert set(BACKBONES) == set(backbone.BACKBONES)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lw_retinanet.heads import HeadPlan, d_block
 from lw_retinanet.models.head import Head, Init
-from lw_retinanet.models.plan import HeadPlan, d_block
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.counting.macs import STAGES, count_blocks
-from lw_retinanet.models.blocks import D_BLOCKS, NARROW_WIDTH, UNITS
-from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.heads import D_BLOCKS, HeadPlan
+from lw_retinanet.models.blocks import UNITS
 from lw_retinanet.training.schedule import paper_schedule
 
 from .cost_tables import giga, table
@@ -100,8 +100,8 @@ def passed_on(block: str, init: Literal["paper", "fan_in"]) -> float:
     A convolution of n inputs and weights of variance v turns a mean square s into n v s; a ReLU halves what is symmetric about zero.
     The initialisations are those of :class:`lw_retinanet.models.head.Head`.
     """
-    square, channels, width = 1.0, 256, NARROW_WIDTH if block == "narrow" else 256
-    for name in D_BLOCKS[block][0]:
+    square, channels, width = 1.0, 256, D_BLOCKS[block].width or 256
+    for name in D_BLOCKS[block].units:
         modules = list(UNITS[name](channels, width).modules())
         for conv in (module for module in modules if isinstance(module, nn.Conv2d)):
             inputs = conv.in_channels // conv.groups * math.prod(conv.kernel_size)

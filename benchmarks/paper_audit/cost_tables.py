@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from lw_retinanet.counting.macs import count_blocks
-from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
-from lw_retinanet.models.variants import plan_of
+from lw_retinanet.heads import HeadPlan, Level, TowerPlan, d_block, plan_of
 
 from .printed import BBOX, D3_SHARE, LIGHT_GFLOPS, LIGHT_RATIOS, SCALING_GFLOPS, SCALING_RATIOS, titled
 from .readings import (

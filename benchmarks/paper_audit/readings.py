@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.counting.macs import Cost, count_blocks, meta_copy
+from lw_retinanet.heads import HeadPlan, TowerPlan, d_block, plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Head
-from lw_retinanet.models.plan import HeadPlan, TowerPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 
 Stride = Literal["1x1", "3x3"]  # the convolution of a bottleneck that strides
 CAFFE: Stride = "1x1"
 PYTORCH: Stride = "3x3"
 LIGHT_PREDICTION = {"v1": "dw3x3+1x1", "v2": "1x1", "v3": "1x1"}
+_PLANS = TypeAdapter(HeadPlan)
 _BLOCKS = {"lw-v1": ("v2", "cls"), "lw-v2": ("v3", "cls"), "lw-v3": ("v3", "cls bbox")}
 _BLOCKS |= {f"bbox-{block}": (block, "bbox") for block in ("v1", "v2", "v3")}
 
@@ -39,8 +40,8 @@ def _trunk(stride_in: Stride, p6_source: Literal["C5", "P5"]) -> RetinaNet:
 
 
 @functools.cache
-def _macs(plan: str, stride_in: Stride, p6_source: Literal["C5", "P5"], num_classes: int, size_hw: tuple[int, int]) -> int:
-    network = make(HeadPlan.model_validate_json(plan), stride_in=stride_in, p6_source=p6_source, num_classes=num_classes)
+def _macs(plan: bytes, stride_in: Stride, p6_source: Literal["C5", "P5"], num_classes: int, size_hw: tuple[int, int]) -> int:
+    network = make(_PLANS.validate_json(plan), stride_in=stride_in, p6_source=p6_source, num_classes=num_classes)
     return total(count_blocks(network, size_hw))
 
 
@@ -76,7 +77,7 @@ class Reading:
     def macs(self, name: str, scale: int = 800) -> int:
         """Of the whole network by its preset's name."""
         size_hw = self.sizes_hw[scale] if self.sizes_hw else (scale, scale)
-        return _macs(self._plan(name).model_dump_json(), self.stride_in, self.p6_source, self.num_classes, size_hw)
+        return _macs(_PLANS.dump_json(self._plan(name)), self.stride_in, self.p6_source, self.num_classes, size_hw)
 
     def _plan(self, name: str) -> HeadPlan:
         if self.is_released and name == "lw-v3":

@@ -1,7 +1,6 @@
 """The page's first lines: what the tables below them come to."""
 
-from lw_retinanet.models.plan import HeadPlan
-from lw_retinanet.models.variants import plan_of
+from lw_retinanet.heads import HeadPlan, plan_of
 
 from .cost_tables import fit, giga, params
 from .printed import BBOX, LIGHT_GFLOPS, SCALING_GFLOPS, titled

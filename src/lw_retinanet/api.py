@@ -8,7 +8,7 @@ from torch import nn
 from lw_retinanet.config import parse_config
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
-from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import load_model
@@ -32,7 +32,7 @@ def create(
     """Build a detector's network with a random head.
 
     Args:
-        preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ``both-narrow64``, ... (:func:`lw_retinanet.models.variants.plan_of`).
+        preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ``both-narrow64``, ... (:func:`lw_retinanet.heads.plan_of`).
         num_classes: K.
         backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` or a file with torchvision's parameter names; with weights the backbone's norms are frozen.
@@ -143,7 +143,7 @@ def lighten(
     Args:
         model: torchvision's ``RetinaNet`` or ``FCOS`` (or a subclass: the answer is of the same class, and goes on in the same training
             code); or a :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
-        to: ``lw-v3``, ``lw-narrow``, ``both-v3-bn``, ... (:func:`lw_retinanet.models.variants.plan_of`), or a plan.
+        to: ``lw-v3``, ``lw-narrow``, ``both-v3-bn``, ... (:func:`lw_retinanet.heads.plan_of`), or a plan.
         images: like those the model will see; labels are not used. A folder, a data set (its training split; at most 512 are drawn), or a
             list of files. For a torchvision model the list may also hold PIL pictures, (H, W, 3) uint8 arrays, or (3, H, W) float tensors
             as the model takes them. None uses the old weights alone, which costs much accuracy until the model is trained on.

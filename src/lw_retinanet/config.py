@@ -1,6 +1,5 @@
 """Settings: one schema for ``--set``, YAML files and the ``config.yaml`` that a run writes back."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -23,13 +22,13 @@ from pydantic import (
     model_validator,
 )
 
-from lw_retinanet import preset_names
-from lw_retinanet.errors import ConfigError
+from lw_retinanet.errors import ConfigError, nearest
+from lw_retinanet.heads import is_preset, known_presets
 
 
 def _known_preset(name: str) -> str:
-    if not preset_names.is_preset(name):
-        raise ValueError(f"unknown preset{nearest(name, preset_names.similar_presets(name))}; known: {preset_names.IN_WORDS}")
+    if not is_preset(name):
+        raise ValueError(f"unknown preset{known_presets(name)}")
     return name
 
 
@@ -60,7 +59,7 @@ class ModelConfig(_Settings):
     """What to build.
 
     Args:
-        preset: the head, by name (:mod:`lw_retinanet.preset_names`): a row of the paper, or a block and the branches of D3 that own it.
+        preset: the head, by name (:mod:`lw_retinanet.heads`): a row of the paper, or a block and the branches of D3 that own it.
         backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` (torchvision's or timm's, downloaded or from its cache) or a file.
         head_width: channels of the pyramid and of the head's towers.
@@ -394,9 +393,3 @@ def _choices(key: str) -> list[str]:
     for argument in get_args(annotation):
         found += [str(choice) for choice in get_args(argument)] or ([argument] if isinstance(argument, str) else [])
     return found
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the known name that is most like ``name``, or nothing where none is."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -1,5 +1,8 @@
 """What the library raises when the caller can put it right: one line that says what is wrong, where, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class LwRetinaNetError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -43,3 +46,9 @@ class TrainingError(LwRetinaNetError):
 
 class ExportError(LwRetinaNetError):
     """An exported network does not answer as the model does, or loses more AP than it may."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the known name that is most like ``name``, or nothing if none is similar."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

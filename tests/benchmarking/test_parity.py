@@ -14,9 +14,9 @@ from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.manifest import ExportPrecision, Outputs
 from lw_retinanet.exporting.raw_graph import RawGraph
 from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.heads import plan_of
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 
 
 def exported(

@@ -8,8 +8,8 @@ from lw_retinanet.benchmarking.contender import as_picture
 from lw_retinanet.benchmarking.realistic import make_detector_realistic, make_realistic, scale_layers
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import plan_of
 
 
 def test_layers_pass_on_a_deviation_of_one() -> None:

@@ -90,7 +90,7 @@ def test_nothing_is_timed_when_the_answers_differ(monkeypatch: pytest.MonkeyPatc
 
 def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PEERS", ("ssdlite320_mobilenet_v3_large",))
-    monkeypatch.setattr(run, "PEER_PRESETS", ("lw-v3",))
+    monkeypatch.setattr(run, "contender_presets", lambda: ["lw-v3"])
     result = benchmark([], BenchmarkSettings(peers=True, **SMALL)).as_dict()
     rows = rows_of(result)
     peer = rows["ssdlite320_mobilenet_v3_large fp32"]

@@ -6,11 +6,10 @@ import torch
 from lw_retinanet.benchmarking.twin import preset_conventions, torchvision_conventions, torchvision_twin, why_not_torchvision
 from lw_retinanet.conventions import BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import HeadPlan, TowerPlan, plan_of
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.weights.foreign.torchvision_model import from_torchvision
 
 OWN = Conventions(

@@ -135,10 +135,9 @@ def full_and_light(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """Files of a RetinaNet that finds plenty, and of the same with a light head beside its own."""
     import torch
 
+    from lw_retinanet.heads import PRESETS, HeadPlan
     from lw_retinanet.lightening.surgery import lighten_copy
     from lw_retinanet.models.build import build
-    from lw_retinanet.models.plan import HeadPlan
-    from lw_retinanet.models.variants import PRESETS
     from lw_retinanet.weights.model_file import load_model, save_model
 
     torch.manual_seed(0)
@@ -154,7 +153,7 @@ def full_and_light(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         conventions=record.conventions,
     ).eval()
     torch.nn.init.zeros_(full.head.cls.get_parameter("shared_predict.bias"))
-    light, _ = lighten_copy(full, PRESETS["lw-v3"]())
+    light, _ = lighten_copy(full, PRESETS["lw-v3"])
     folder = tmp_path_factory.mktemp("two heads")
     save_model(folder / "full.safetensors", full, record.model_copy(update={"plan": plan, "preset": "retinanet"}))
     both = {"plan": light.head.plan, "switchable": True, "full_output": True}

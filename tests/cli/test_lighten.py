@@ -12,8 +12,8 @@ from PIL import Image
 import lw_retinanet as lw
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 QUICK = ("--fit-steps", "6", "--no-latency")
@@ -25,7 +25,7 @@ def full(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     categories = Dataset.open(data).read("val").categories
     torch.manual_seed(0)
     conventions = Conventions(input=InputRule(size=64))
-    plan = PRESETS["retinanet"]()
+    plan = PRESETS["retinanet"]
     shape: dict[str, Any] = {"backbone": "mobilenet_v2", "width": 32, "norm": "group"}  # the norm that keeps random features alive
     model = build(plan, num_classes=len(categories), init="fan_in", conventions=conventions, **shape)
     with torch.no_grad():

@@ -11,8 +11,8 @@ from lw_retinanet.counting.cost_chart import cost_figure, save_cost_chart
 from lw_retinanet.counting.macs import BLOCKS
 from lw_retinanet.counting.profile import Profile, profile
 from lw_retinanet.errors import ConfigError, OutputError
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def profiles() -> list[Profile]:
     result = []
     for preset in ("retinanet", "lw-v3"):
         with torch.device("meta"):
-            model = build(PRESETS[preset](), num_classes=20, backbone="resnet18")
+            model = build(PRESETS[preset], num_classes=20, backbone="resnet18")
         result.append(profile(model, name=preset, size_hw=(320, 320)))
     return result
 

@@ -14,8 +14,8 @@ from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.counting.torchvision_model import native_size, torchvision_detector
 from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import PRESETS
 
 NAMES = list_models(module=detection)
 
@@ -80,7 +80,7 @@ def test_known_totals(name: str, macs: int) -> None:
 def test_retinanet_block_by_block_as_our_own_with_the_same_layers() -> None:
     # Ours takes P6 from C5, torchvision's v1 from P5.
     with torch.device("meta"):
-        model = build(PRESETS["retinanet"](), num_classes=91)
+        model = build(PRESETS["retinanet"], num_classes=91)
     ours, theirs = count_blocks(model, (320, 480)), _cost("retinanet_resnet50_fpn", (320, 480)).blocks
     assert list(theirs) == list(ours)
     assert {name for name in ours if ours[name].macs != theirs[name].macs} == {"P6"}
@@ -178,7 +178,7 @@ def test_a_level_with_layers_of_its_own() -> None:
 
 def test_ours_is_counted_as_ever() -> None:
     with torch.device("meta"):
-        model = build(PRESETS["lw-v3"](), num_classes=5, backbone="resnet18", width=32)
+        model = build(PRESETS["lw-v3"], num_classes=5, backbone="resnet18", width=32)
     cost = count_detector(model, (128, 96))
     assert cost.blocks == count_blocks(model, (128, 96))
     assert [(b.level, b.branch, b.is_own) for b in cost.branches[:3]] == [("P3", "cls", True), ("P3", "bbox", True), ("P4", "cls", False)]

@@ -16,10 +16,9 @@ from torchvision.models.detection import (
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.counting.macs import count_blocks
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
 
 BACKBONES = [
     ("resnet18", "3x3"),
@@ -48,7 +47,7 @@ def _agree(model: RetinaNet, size_hw: tuple[int, int]) -> None:
 def test_both_counts_agree(preset: str, backbone: str, stride_in: str) -> None:
     # Sizes and class counts take turns, so that every preset and every backbone meets each of them.
     turn = list(PRESETS).index(preset) + BACKBONES.index((backbone, stride_in))
-    model = _build(PRESETS[preset](), backbone=backbone, stride_in=stride_in, num_classes=NUM_CLASSES[turn // 3 % 3])
+    model = _build(PRESETS[preset], backbone=backbone, stride_in=stride_in, num_classes=NUM_CLASSES[turn // 3 % 3])
     _agree(model, SIZES[turn % 3])
 
 
@@ -56,7 +55,7 @@ def test_both_counts_agree(preset: str, backbone: str, stride_in: str) -> None:
 @pytest.mark.parametrize("name", ["resnet26d", "mobilenetv3_small_100", "convnext_tiny"])
 def test_both_counts_agree_for_timm(name: str) -> None:
     pytest.importorskip("timm")
-    model = _build(PRESETS["lw-v3"](), backbone=f"timm:{name}")
+    model = _build(PRESETS["lw-v3"], backbone=f"timm:{name}")
     _agree(model, (333, 517))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.empty(1, 3, 333, 517, device="meta"))
@@ -66,7 +65,7 @@ def test_both_counts_agree_for_timm(name: str) -> None:
 @given(height=st.integers(1, 500), width=st.integers(1, 500), p6_source=st.sampled_from(["C5", "P5"]), p7_relu=st.booleans())
 @settings(deadline=None, max_examples=6)
 def test_both_counts_agree_at_any_size(height: int, width: int, p6_source: str, p7_relu: bool) -> None:
-    model = _build(PRESETS["lw-narrow"](), backbone="resnet18", num_classes=3, width=32, p6_source=p6_source, p7_relu=p7_relu)
+    model = _build(PRESETS["lw-narrow"], backbone="resnet18", num_classes=3, width=32, p6_source=p6_source, p7_relu=p7_relu)
     _agree(model, (height, width))
 
 
@@ -78,13 +77,13 @@ def test_both_counts_agree_for_unusual_plans() -> None:
 
 
 def test_parts_add_up_to_one_uninterrupted_pass() -> None:
-    model = _build(PRESETS["bbox-v1"](), backbone="resnet50")
+    model = _build(PRESETS["bbox-v1"], backbone="resnet50")
     blocks = count_blocks_hooked(model, (256, 320))
     assert sum(cost.macs for cost in blocks.values()) == count_hooked(model, torch.empty(1, 3, 256, 320, device="meta"))
 
 
 def test_the_same_on_a_model_with_weights_and_its_norms_in_training() -> None:
-    model = build(PRESETS["lw-v3"](), num_classes=2, backbone="resnet18", width=16, norm="batch").train()
+    model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=16, norm="batch").train()
     _agree(model, (64, 64))
     assert model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from lw_retinanet.counting.dense_head import LevelBranch
-from lw_retinanet.counting.imbalance import LIGHT_BLOCKS, light_macs, light_plan, rank, tower_plan
+from lw_retinanet.counting.imbalance import light_macs, light_plan, rank, ranked_blocks, tower_plan
 from lw_retinanet.counting.imbalance_chart import imbalance_figure
 from lw_retinanet.counting.macs import Size, count_blocks
 from lw_retinanet.counting.torchvision_model import torchvision_detector
+from lw_retinanet.heads import HeadPlan, d_block
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
 
 
@@ -20,12 +21,12 @@ def _ours(plan: HeadPlan, num_classes: int) -> RetinaNet:
         return build(plan, num_classes=num_classes, backbone="resnet18")
 
 
-@pytest.mark.parametrize("block", LIGHT_BLOCKS)
+@pytest.mark.parametrize("block", ranked_blocks())
 @pytest.mark.parametrize("branch", ["cls", "bbox"])
 def test_what_a_block_would_leave_is_what_it_leaves(block: str, branch: str) -> None:
     size = (160, 96)
     row = next(row for row in rank(_ours(HeadPlan(), 20), size).rows if (row.level, row.branch) == ("P4", branch))
-    parts = count_blocks(_ours(HeadPlan.model_validate({branch: {"P4": d_block(block)}}), 20), size)["D4"].parts
+    parts = count_blocks(_ours(TypeAdapter(HeadPlan).validate_python({branch: {"P4": d_block(block)}}), 20), size)["D4"].parts
     assert row.after[block] == parts[f"{branch}_tower"].macs + parts[f"{branch}_predict"].macs
 
 

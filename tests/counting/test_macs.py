@@ -7,16 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch import nn
 
 from lw_retinanet.conventions import LEVELS, Conventions
 from lw_retinanet.counting.macs import BLOCKS, HEAD_PARTS, Cost, Size, count_blocks, follow, meta_copy, pyramid_sizes
 from lw_retinanet.errors import ConfigError
+from lw_retinanet.heads import PRESETS, HeadPlan, d_block
 from lw_retinanet.models.anchors import feature_sizes
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
 
 # 800 x 800, 80 classes, 9 anchors, ResNet-50, P6 from C5: stride in the 3x3, stride in the 1x1, D3.
 PAPER = {
@@ -36,7 +36,7 @@ PAPER = {
 @cache
 def _build(preset: str = "retinanet", *, backbone: str = "resnet50", num_classes: int = 80, **conventions: object) -> RetinaNet:
     with torch.device("meta"):
-        return build(PRESETS[preset](), num_classes=num_classes, backbone=backbone, conventions=Conventions.model_validate(conventions))
+        return build(PRESETS[preset], num_classes=num_classes, backbone=backbone, conventions=Conventions.model_validate(conventions))
 
 
 def _total(blocks: dict[str, Cost]) -> int:
@@ -117,7 +117,7 @@ def test_shared_weights_stand_at_the_first_level_that_uses_them() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_plan_for_any_level_changes_that_level_alone(level: str) -> None:
     with torch.device("meta"):
-        model = build(HeadPlan.model_validate({"bbox": {level: d_block("v3")}}), num_classes=5, backbone="resnet18")
+        model = build(TypeAdapter(HeadPlan).validate_python({"bbox": {level: d_block("v3")}}), num_classes=5, backbone="resnet18")
     changed, baseline = count_blocks(model, (320, 320)), count_blocks(_build(backbone="resnet18", num_classes=5), (320, 320))
     assert {name for name in BLOCKS if changed[name].macs != baseline[name].macs} == {f"D{level[1]}"}
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_counted_is_named() -> None:
 
 
 def test_counting_leaves_the_model_alone() -> None:
-    model = build(PRESETS["lw-v3"](), num_classes=2, backbone="resnet18", width=16)
+    model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=16)
     before = copy.deepcopy(model.state_dict())
     model.train()
     shadow = meta_copy(model)

@@ -9,9 +9,8 @@ import torch
 
 from lw_retinanet.counting.profile import Profile, profile, with_head
 from lw_retinanet.errors import ConfigError
+from lw_retinanet.heads import PRESETS, HeadPlan, TowerPlan
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
-from lw_retinanet.models.variants import PRESETS
 
 BLOCKS = ["C1", "C2", "C3", "C4", "C5", "P3", "P4", "P5", "P6", "P7", "D3", "D4", "D5", "D6", "D7"]
 LATENCY = {"fp32": {"median": 812.25, "p10": 800.0, "p90": 900.0}}
@@ -20,7 +19,7 @@ LATENCY = {"fp32": {"median": 812.25, "p10": 800.0, "p90": 900.0}}
 @cache
 def _profile(preset: str, *, backbone: str = "resnet50", num_classes: int = 80, side: int = 800, width: int = 256) -> Profile:
     with torch.device("meta"):
-        model = build(PRESETS[preset](), num_classes=num_classes, backbone=backbone, width=width)
+        model = build(PRESETS[preset], num_classes=num_classes, backbone=backbone, width=width)
     return profile(model, name=preset, size_hw=(side, side))
 
 
@@ -49,7 +48,7 @@ def test_blocks_and_parts_add_up() -> None:
 
 def test_latency_is_shown_only_where_it_was_measured() -> None:
     with torch.device("meta"):
-        model = build(PRESETS["lw-v3"](), num_classes=2, backbone="resnet18", width=16)
+        model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=16)
     measured = profile(model, name="small", size_hw=(64, 64), latency_ms=LATENCY)
     assert measured.as_dict()["latency_ms"] == LATENCY
     assert "Latency, fp32: 812.2 ms (p10 800.0, p90 900.0)." in measured.notes()
@@ -75,8 +74,8 @@ def test_the_original_head_claims_no_gain() -> None:
 
 def test_another_head_is_counted_without_its_weights() -> None:
     with torch.device("meta"):
-        model, light = (build(PRESETS[name](), num_classes=7, backbone="resnet18", width=64) for name in ("retinanet", "lw-narrow"))
-    found = with_head(model, PRESETS["lw-narrow"]())
+        model, light = (build(PRESETS[name], num_classes=7, backbone="resnet18", width=64) for name in ("retinanet", "lw-narrow"))
+    found = with_head(model, PRESETS["lw-narrow"])
     size = (256, 192)
     assert profile(found, name="", size_hw=size) == profile(light, name="", size_hw=size)
     assert found.backbone is model.backbone
@@ -132,6 +131,6 @@ def test_small_models_do_not_round_to_nothing() -> None:
 
 def test_an_input_that_is_too_small_is_refused() -> None:
     with torch.device("meta"):
-        model = build(PRESETS["retinanet"](), num_classes=2, backbone="resnet18", width=16)
+        model = build(PRESETS["retinanet"], num_classes=2, backbone="resnet18", width=16)
     with pytest.raises(ConfigError, match="positive"):
         profile(model, name="x", size_hw=(64, 0))

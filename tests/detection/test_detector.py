@@ -29,17 +29,16 @@ def full_and_light(detector: Detector) -> tuple[Detector, Detector]:
     """A plain RetinaNet, and the same with a light head of random weights beside its own."""
     import torch
 
+    from lw_retinanet.heads import PRESETS, HeadPlan
     from lw_retinanet.lightening.surgery import lighten_copy
     from lw_retinanet.models.build import build
-    from lw_retinanet.models.plan import HeadPlan
-    from lw_retinanet.models.variants import PRESETS
     from lw_retinanet.weights.model_file import make_record
 
     torch.manual_seed(0)
     names = {"backbone": "resnet18", "width": 16, "norm": "frozen"}
     full = build(HeadPlan(), num_classes=3, init="fan_in", conventions=detector.conventions, **names)  # type: ignore[arg-type]
     torch.nn.init.zeros_(full.head.cls.get_parameter("shared_predict.bias"))
-    light, _ = lighten_copy(full, PRESETS["lw-v3"]())
+    light, _ = lighten_copy(full, PRESETS["lw-v3"])
     record = make_record(
         light,
         preset="lw-v3",

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from lw_retinanet.detection.fused import FusedBlock, FusedConv, forget_shapes, fuse
 from lw_retinanet.detection.network import with_half_weights
+from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)

@@ -12,11 +12,10 @@ from lw_retinanet.detection import network as module
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.network import InferenceNetwork, with_half_weights
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import HeadPlan, plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import folded
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.structures import Predictions
 
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)

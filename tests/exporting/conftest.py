@@ -9,11 +9,10 @@ from tests.exporting.fakes import CATEGORIES
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.sample import make_sample
 from lw_retinanet.exporting.run import ExportSettings, export_model
+from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 
@@ -37,7 +36,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             predict.weight.normal_(std=0.05)
             assert predict.bias is not None
             predict.bias.fill_(offset)
-    light, _ = lighten_copy(full, PRESETS["lw-v3"]())
+    light, _ = lighten_copy(full, PRESETS["lw-v3"])
     record = make_record(
         full, preset="lw-v3", backbone="resnet18", width=16, norm="batch", plan=HeadPlan(), categories=CATEGORIES, notes={"data": "none"}
     )

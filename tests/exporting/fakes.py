@@ -13,8 +13,8 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.exporting.backend import Backend
 from lw_retinanet.exporting.calibration import Calibration
 from lw_retinanet.exporting.manifest import ExportPrecision, Manifest, Outputs
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import make_record
 
 CATEGORIES = (Category(id=7, name="disc"), Category(id="x", name="grün <&>"), Category(id=90, name='"blue"'))
@@ -43,7 +43,7 @@ def manifest_of(model: RetinaNet, *, outputs: Outputs = "raw", precision: Export
         backbone="resnet18",
         width=16,
         norm="batch",
-        plan=PRESETS["lw-v3"](),
+        plan=PRESETS["lw-v3"],
         categories=CATEGORIES[: model.num_classes],
         notes={},
     )

@@ -17,11 +17,10 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from lw_retinanet.errors import ImageError, InputError
+from lw_retinanet.heads import PRESETS, HeadPlan, d_block
 from lw_retinanet.interop.calibration import finest_output, level_inputs, level_pair, read_pictures
 from lw_retinanet.interop.torchvision_head import finest_features
 from lw_retinanet.interop.torchvision_lighten import light_copy, lighten_torchvision
-from lw_retinanet.models.plan import HeadPlan, d_block
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.training.distillation import class_distillation
 
 WIDTH, CLASSES = 32, 3
@@ -144,7 +143,7 @@ def test_the_pyramid_is_kept_on_demand_and_for_one_branch(pictures: list[Tensor]
 @pytest.mark.parametrize("kind", KINDS)
 def test_level_pair_and_what_enters_it(kind: str, pictures: list[Tensor]) -> None:
     model = _detector(kind).train()
-    light = light_copy(model, PRESETS["lw-v3"]())
+    light = light_copy(model, PRESETS["lw-v3"])
     block = light.backbone.fpn.layer_blocks[0]
     level = level_pair(model, light, "P3", output=block)
     assert level.num_anchors == (1 if kind == "fcos" else 9)

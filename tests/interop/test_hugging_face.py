@@ -15,9 +15,9 @@ from lw_retinanet.counting.profile import profile
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError, MissingExtraError, OutputError, WeightsError
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.interop.hugging_face import from_pretrained, push_to_hub, save_pretrained
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import lw_v3
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 CATEGORIES = (Category(id=3, name="cod"), Category(id=9, name="ray"))
@@ -28,13 +28,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What of a run folder matters here; its model finds something everywhere."""
     torch.manual_seed(0)
     conventions = Conventions(input=InputRule(size=72))
-    model = build(lw_v3(), num_classes=2, backbone="resnet18", width=16, conventions=conventions).eval()
+    model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=16, conventions=conventions).eval()
     with torch.no_grad():
         for name, parameter in model.head.named_parameters():
             if "predict" in name:
                 parameter.normal_(std=0.2)
     record = make_record(
-        model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=lw_v3(), categories=CATEGORIES, notes={"data": "sea"}
+        model,
+        preset="lw-v3",
+        backbone="resnet18",
+        width=16,
+        norm="frozen",
+        plan=PRESETS["lw-v3"],
+        categories=CATEGORIES,
+        notes={"data": "sea"},
     )
     folder = tmp_path_factory.mktemp("runs") / "run"
     save_model(folder / "model.safetensors", model, record)

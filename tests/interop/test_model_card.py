@@ -6,8 +6,8 @@ import yaml
 
 from lw_retinanet import __version__
 from lw_retinanet.conventions import Conventions, InputRule
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.interop.model_card import ModelCard
-from lw_retinanet.models.variants import lw_v3
 from lw_retinanet.weights.model_file import ModelRecord
 
 METRICS = {"AP": 0.17951234, "AP50": 0.36, "APs": 0.0, "APm": -1, "images": 63, "per_class": []}
@@ -19,7 +19,7 @@ def record(names: tuple[str, ...] = ("cod", "ray"), rule: InputRule | None = Non
         "backbone": "resnet50",
         "width": 256,
         "norm": "frozen",
-        "plan": lw_v3(),
+        "plan": PRESETS["lw-v3"],
         "classes": [{"id": 3 + number, "name": name} for number, name in enumerate(names)],
         "conventions": Conventions(input=rule or InputRule()),
     }

@@ -10,10 +10,9 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import PRESETS, HeadPlan, d_block
 from lw_retinanet.interop.torchvision_head import finest_features, level_heads
 from lw_retinanet.interop.torchvision_lighten import light_copy
-from lw_retinanet.models.plan import HeadPlan, d_block
-from lw_retinanet.models.variants import lw_v3, lw_v3_released
 
 Make = Callable[..., Any]
 
@@ -21,7 +20,7 @@ Make = Callable[..., Any]
 @pytest.mark.parametrize("kind", ["v1", "v2", "fcos"])
 def test_towers_of_a_pair_compute_what_the_head_computes(kind: str, make_detector: Make, images: list[Tensor]) -> None:
     old = make_detector(kind)
-    light = light_copy(old, lw_v3())
+    light = light_copy(old, PRESETS["lw-v3"])
     maps, _ = finest_features(light, images)
     pairs = level_heads(light, "P3")
     assert [pair.branch for pair in pairs] == ["cls", "bbox"]
@@ -44,7 +43,7 @@ def test_towers_of_a_pair_compute_what_the_head_computes(kind: str, make_detecto
 
 
 def test_shared_prediction_is_the_very_same_layer(make_detector: Make) -> None:
-    light = light_copy(make_detector("v1"), lw_v3_released())
+    light = light_copy(make_detector("v1"), PRESETS["lw-v3-released"])
     cls, bbox = level_heads(light, "P3")
     assert bbox.student.predictions["bbox_reg"] is bbox.teacher.predictions["bbox_reg"]
     assert cls.student.predictions["cls_logits"] is not cls.teacher.predictions["cls_logits"]
@@ -80,9 +79,9 @@ def test_other_models_are_refused_with_what_is_possible(make_detector: Make) -> 
     backbone.out_channels = 8  # type: ignore[assignment]
     faster = FasterRCNN(backbone, 3, rpn_anchor_generator=AnchorGenerator(((32,),), ((1.0,),)))
     with pytest.raises(InputError, match=r"cannot lighten a FasterRCNN: only torchvision's RetinaNet and FCOS.*profile"):
-        light_copy(faster, lw_v3())
+        light_copy(faster, PRESETS["lw-v3"])
     with pytest.raises(InputError, match=r"wrapped in a DataParallel; lighten the RetinaNet inside"):
-        light_copy(nn.DataParallel(make_detector("v1")), lw_v3())
+        light_copy(nn.DataParallel(make_detector("v1")), PRESETS["lw-v3"])
 
 
 def test_heads_of_another_make_are_refused(make_detector: Make) -> None:
@@ -91,16 +90,16 @@ def test_heads_of_another_make_are_refused(make_detector: Make) -> None:
     head.boxes = head.bbox_reg
     del head.bbox_reg
     with pytest.raises(InputError, match=r"regression_head.*`bbox_reg` \(Conv2d\)"):
-        light_copy(model, lw_v3())
+        light_copy(model, PRESETS["lw-v3"])
     light_copy(model, HeadPlan(cls={"P3": d_block("v3")}))  # the other branch is as it should be
     model = make_detector("v1")
     del model.head.classification_head
     with pytest.raises(InputError, match=r"no head\.classification_head"):
-        light_copy(model, lw_v3())
+        light_copy(model, PRESETS["lw-v3"])
     model = make_detector("v1")
     model.head.classification_head.forward = model.head.classification_head.forward
     with pytest.raises(InputError, match="attribute `forward` of its own"):
-        light_copy(model, lw_v3())
+        light_copy(model, PRESETS["lw-v3"])
 
 
 def test_a_head_whose_levels_are_not_alike_is_refused(make_detector: Make) -> None:
@@ -125,5 +124,5 @@ def test_a_head_whose_levels_are_not_alike_is_refused(make_detector: Make) -> No
         model.head.regression_head.__class__ = kind
         model.head.regression_head.scales = nn.ParameterList(torch.ones(1) for _ in range(5))
         with pytest.raises(InputError, match=message):
-            light_copy(model, lw_v3())
+            light_copy(model, PRESETS["lw-v3"])
     assert torch.equal(before, torch.get_rng_state())

@@ -22,10 +22,9 @@ from torchvision.transforms import v2
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.interop.torchvision_head import finest_features, level_heads
 from lw_retinanet.interop.torchvision_lighten import light_copy, lighten_torchvision
-from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
-from lw_retinanet.models.variants import PRESETS, lw_v3, lw_v3_released
 
 Make = Callable[..., Any]
 KINDS = ["v1", "v2", "fcos"]
@@ -40,7 +39,7 @@ def _everywhere(tower: TowerPlan) -> dict[Level, TowerPlan]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "retinanet"])
 def test_other_levels_and_all_old_weights_are_bit_equal(kind: str, preset: str, make_detector: Make, images: list[Tensor]) -> None:
-    old, plan = make_detector(kind), PRESETS[preset]()
+    old, plan = make_detector(kind), PRESETS[preset]
     before = {name: tensor.clone() for name, tensor in old.state_dict().items()}
     light = light_copy(old, plan)
     assert type(light) is type(old)
@@ -62,8 +61,8 @@ def test_other_levels_and_all_old_weights_are_bit_equal(kind: str, preset: str, 
 @pytest.mark.parametrize(
     "plan",
     [
-        lw_v3(),
-        lw_v3_released(),
+        PRESETS["lw-v3"],
+        PRESETS["lw-v3-released"],
         HeadPlan(cls={"P3": d_block("narrow"), "P5": d_block("dw5")}, bbox={"P4": d_block("v1")}),
         HeadPlan(cls=_everywhere(d_block("v3")), bbox=_everywhere(d_block("v3", predict="shared"))),
     ],
@@ -95,7 +94,7 @@ def test_training_gives_the_same_losses_and_reaches_every_parameter(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_gives_boxes_scores_and_labels(kind: str, make_detector: Make, images: list[Tensor]) -> None:
-    light = light_copy(make_detector(kind), lw_v3()).eval()
+    light = light_copy(make_detector(kind), PRESETS["lw-v3"]).eval()
     with torch.no_grad():
         results = light(images)
     for image, result in zip(images, results, strict=True):
@@ -106,7 +105,7 @@ def test_evaluation_gives_boxes_scores_and_labels(kind: str, make_detector: Make
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_targets_are_refused_as_before(kind: str, make_detector: Make, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-    light = light_copy(make_detector(kind), lw_v3()).train()
+    light = light_copy(make_detector(kind), PRESETS["lw-v3"]).train()
     with pytest.raises(AssertionError, match="targets should not be none"):
         light(images)
     targets[1]["boxes"][0, 2] = 10.0
@@ -119,7 +118,7 @@ def test_bad_targets_are_refused_as_before(kind: str, make_detector: Make, image
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preset", ["lw-v3-released", "lw-dw5", "bbox-v1"])
 def test_weights_go_round(kind: str, preset: str, make_detector: Make, images: list[Tensor]) -> None:
-    old, plan = make_detector(kind), PRESETS[preset]()
+    old, plan = make_detector(kind), PRESETS[preset]
     torch.manual_seed(3)
     light = light_copy(old, plan).eval()
     other = light_copy(old, plan).eval()
@@ -162,7 +161,7 @@ def test_subclasses_stay_what_they_are(make_detector: Make, images: list[Tensor]
     head = model.head.classification_head
     head.__class__ = Weighted
     head.register_parameter("factor", nn.Parameter(torch.tensor(1000.0)))
-    light = light_copy(model, lw_v3())
+    light = light_copy(model, PRESETS["lw-v3"])
     assert type(light) is Counting
     assert isinstance(light.head.classification_head, Weighted)
     light.eval()(images)
@@ -181,7 +180,7 @@ def test_a_batch_of_transforms_v2_and_a_frozen_backbone(
 ) -> None:
     model = make_detector("v2")
     model.backbone.requires_grad_(False)
-    light = light_copy(model, lw_v3()).train()
+    light = light_copy(model, PRESETS["lw-v3"]).train()
     assert not any(parameter.requires_grad for parameter in light.backbone.parameters())
     augment = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
     samples = []
@@ -196,7 +195,7 @@ def test_a_batch_of_transforms_v2_and_a_frozen_backbone(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_head_compiles_as_one_graph(kind: str, make_detector: Make, images: list[Tensor]) -> None:
-    light = light_copy(make_detector(kind), lw_v3_released())
+    light = light_copy(make_detector(kind), PRESETS["lw-v3-released"])
     maps, _ = finest_features(light, images)
     compiled = torch.compile(light.head, backend="eager", fullgraph=True)(maps)
     for name, answer in light.head(maps).items():
@@ -204,7 +203,7 @@ def test_head_compiles_as_one_graph(kind: str, make_detector: Make, images: list
 
 
 def test_new_layers_follow_dtype_and_keep_the_class_prior(make_detector: Make) -> None:
-    light = light_copy(make_detector("v1").to(torch.float64), lw_v3())
+    light = light_copy(make_detector("v1").to(torch.float64), PRESETS["lw-v3"])
     own = light.head.classification_head.own["0"]
     assert own.cls_logits.weight.dtype == torch.float64
     assert torch.equal(own.cls_logits.bias, light.head.classification_head.cls_logits.bias)
@@ -213,7 +212,7 @@ def test_new_layers_follow_dtype_and_keep_the_class_prior(make_detector: Make) -
 
 
 def test_a_light_model_can_be_lightened_at_other_levels(make_detector: Make, images: list[Tensor]) -> None:
-    first = light_copy(make_detector("fcos"), lw_v3())
+    first = light_copy(make_detector("fcos"), PRESETS["lw-v3"])
     second = light_copy(first, HeadPlan(cls={"P4": d_block("v3")}))
     assert [len(level_heads(second, level)) for level in LEVELS] == [2, 1, 0, 0, 0]
     assert len(level_heads(first, "P4")) == 0
@@ -320,4 +319,4 @@ def test_macs_saved_equal_the_formula(kind: str) -> None:
     }
     before = _macs(model)
     for preset, saved in expected.items():
-        assert before - _macs(light_copy(model, PRESETS[preset]())) == saved * CELLS
+        assert before - _macs(light_copy(model, PRESETS[preset])) == saved * CELLS

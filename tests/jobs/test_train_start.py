@@ -16,8 +16,8 @@ from lw_retinanet.data.sample import CATEGORIES, make_sample
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.detect_records import detect_records
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.jobs.train import run_training
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.foreign.origins import TORCHVISION_V1
 from lw_retinanet.weights.model_file import load_model
 
@@ -58,7 +58,7 @@ def test_the_run_trains_the_files_own_network(run: Path, file: Path) -> None:
     record = load_model(run).record
     assert [(one.id, one.name) for one in record.categories] == list(CATEGORIES)
     assert record.conventions == TORCHVISION
-    assert (record.preset, record.backbone, record.norm, record.plan) == ("retinanet", "resnet18", "frozen", PRESETS["retinanet"]())
+    assert (record.preset, record.backbone, record.norm, record.plan) == ("retinanet", "resnet18", "frozen", PRESETS["retinanet"])
     assert record.notes["start"]["file"] == str(file)
     assert record.notes["settings"]["model"] == {"start": str(file)}
     before, after = load_model(file).model.state_dict(), load_model(run).model.state_dict()

@@ -7,6 +7,7 @@ import torch
 from tests.lightening.tower_pairs import ANCHORS, branch_pair, level_pair, make_tower, miss, smooth_maps, trained_like
 from torch import Tensor, nn
 
+from lw_retinanet.heads import BATCH_NORM_UNITS, D_BLOCKS, HeadPlan, plan_of
 from lw_retinanet.lightening.batch_norm import as_affine, set_offset, settle
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import teach
@@ -14,9 +15,7 @@ from lw_retinanet.lightening.fitting import FitSettings, fit
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.lightening.towers import LevelPair, Tower, has_norm
 from lw_retinanet.lightening.weight_transfer import transfer_weights
-from lw_retinanet.models.blocks import BATCH_NORM_UNITS, D_BLOCKS, UNITS
-from lw_retinanet.models.plan import HeadPlan
-from lw_retinanet.models.variants import plan_of
+from lw_retinanet.models.blocks import UNITS
 
 CLS, BBOX = {"prediction": ANCHORS * 2}, {"prediction": ANCHORS * 4}
 
@@ -27,8 +26,8 @@ def norms(*modules: nn.Module) -> list[nn.BatchNorm2d]:
 
 def pair(block: str, outputs: dict[str, int], seed: int, *, is_training: bool = False) -> tuple[Tower, Tower]:
     """An original tower, and one of this block that is to replace it."""
-    teacher = make_tower(D_BLOCKS["original"][0], outputs, predict=D_BLOCKS["original"][1], seed=seed)
-    student = make_tower(D_BLOCKS[block][0], outputs, predict=D_BLOCKS[block][1], seed=seed + 1)
+    teacher = make_tower(D_BLOCKS["original"].units, outputs, predict=D_BLOCKS["original"].predict, seed=seed)
+    student = make_tower(D_BLOCKS[block].units, outputs, predict=D_BLOCKS[block].predict, seed=seed + 1)
     for layer in student.layers:
         layer.train(is_training)
     return teacher, student

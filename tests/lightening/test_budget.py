@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from lw_retinanet.counting.detector_cost import count_detector
 from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.counting.torchvision_model import torchvision_detector
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.lightening.budget import HARM, HARM_GROWTH, propose
+from lw_retinanet.heads import D_BLOCKS, HeadPlan, TowerPlan, d_block
+from lw_retinanet.lightening.budget import HARM_GROWTH, propose
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, TowerPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
 
 SIZE = (256, 256)
@@ -46,7 +47,7 @@ def test_no_other_plan_for_the_two_finest_levels_harms_less(share: float) -> Non
     full, budget = _macs(model), round(share * _macs(model))
 
     def branch_macs(branch: str, level: str, block: str) -> int:
-        parts = count_blocks(_ours(HeadPlan.model_validate({branch: {level: d_block(block)}})), SIZE)[f"D{level[1]}"].parts
+        parts = count_blocks(_ours(TypeAdapter(HeadPlan).validate_python({branch: {level: d_block(block)}})), SIZE)[f"D{level[1]}"].parts
         return parts[f"{branch}_tower"].macs + parts[f"{branch}_predict"].macs
 
     options = []
@@ -54,7 +55,11 @@ def test_no_other_plan_for_the_two_finest_levels_harms_less(share: float) -> Non
         for branch in ("cls", "bbox"):
             parts = blocks[f"D{level[1]}"].parts
             now = parts[f"{branch}_tower"].macs + parts[f"{branch}_predict"].macs
-            light = [(harm[branch] * HARM_GROWTH**place, now - branch_macs(branch, level, block)) for block, harm in HARM.items()]
+            light = [
+                (harm[branch] * HARM_GROWTH**place, now - branch_macs(branch, level, block))
+                for block, row in D_BLOCKS.items()
+                if (harm := row.harm)
+            ]
             options.append([(0.0, 0), *light])
     harms = [
         sum(harm for harm, _ in combination)
@@ -153,7 +158,7 @@ def test_words_and_json_say_the_same() -> None:
     model = _ours(HeadPlan())
     proposal = propose(model, SIZE, round(0.7 * _macs(model)))
     result = json.loads(json.dumps(proposal.as_dict()))
-    assert HeadPlan.model_validate(result["plan"]) == proposal.plan
+    assert TypeAdapter(HeadPlan).validate_python(result["plan"]) == proposal.plan
     assert sum(step["saved"] for step in result["steps"]) == result["macs_before"] - result["macs"]
     rows = [line.split() for line in proposal.lines() if line.startswith("  D")]
     assert [row[:2] for row in rows] == [[f"D{step.level[1]}", step.branch] for step in proposal.steps]

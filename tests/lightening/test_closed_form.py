@@ -6,13 +6,12 @@ from tests.lightening.tower_pairs import ANCHORS, WIDTH, level_pair, make_tower,
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import D_BLOCKS, PRESETS
 from lw_retinanet.lightening import closed_form
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.surgery import level_input, lighten_copy
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
 from lw_retinanet.lightening.weight_transfer import transfer_weights
-from lw_retinanet.models.blocks import D_BLOCKS
-from lw_retinanet.models.variants import PRESETS
 
 ORIGINAL = ("3x3",) * 4
 CLS, BBOX = {"prediction": ANCHORS * 2}, {"prediction": ANCHORS * 4}
@@ -26,8 +25,8 @@ def both(old: str, new: str, *, old_predict: str | None = None, new_width: int |
     """A level whose two towers were of one block and are to be of another."""
 
     def pair(outputs: dict[str, int], seed: int) -> tuple[Tower, Tower]:
-        teacher = make_tower(D_BLOCKS[old][0], outputs, predict=old_predict or D_BLOCKS[old][1], seed=seed)
-        student = make_tower(D_BLOCKS[new][0], outputs, predict=D_BLOCKS[new][1], width=new_width, seed=seed + 1)
+        teacher = make_tower(D_BLOCKS[old].units, outputs, predict=old_predict or D_BLOCKS[old].predict, seed=seed)
+        student = make_tower(D_BLOCKS[new].units, outputs, predict=D_BLOCKS[new].predict, width=new_width, seed=seed + 1)
         return teacher, student
 
     return level_pair(pair(CLS, 10), pair(BBOX, 20))
@@ -222,8 +221,8 @@ def test_units_with_a_norm_stay_as_they_are() -> None:
 def test_more_outputs_than_the_carried_channels() -> None:
     # 80 classes: 720 outputs, of which a tower 24 wide can carry the 8 main directions.
     outputs = {"prediction": ANCHORS * 80}
-    cls = make_tower(ORIGINAL, outputs, predict="3x3"), make_tower(D_BLOCKS["narrow"][0], outputs, predict="1x1", width=24, seed=1)
-    boxes = make_tower(ORIGINAL, BBOX, predict="3x3"), make_tower(D_BLOCKS["narrow"][0], BBOX, predict="1x1", width=24, seed=1)
+    cls = make_tower(ORIGINAL, outputs, predict="3x3"), make_tower(D_BLOCKS["narrow"].units, outputs, predict="1x1", width=24, seed=1)
+    boxes = make_tower(ORIGINAL, BBOX, predict="3x3"), make_tower(D_BLOCKS["narrow"].units, BBOX, predict="1x1", width=24, seed=1)
     level = level_pair(cls, boxes)
     errors = solve_closed_form(level, smooth_maps(4)).errors
     assert errors["cls"] < 0.9
@@ -296,7 +295,7 @@ def test_the_levels_own_convolution_is_fitted_with_the_towers() -> None:
     images = [torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     errors = []
     for own_output in (False, True):
-        light, (level,) = lighten_copy(model, PRESETS["lw-v3"](), own_output=own_output)
+        light, (level,) = lighten_copy(model, PRESETS["lw-v3"], own_output=own_output)
         old = light.fpn.layer_blocks[0][0].weight.clone()
         maps = [level_input(light, item, "P3") for item in images]
         errors.append(solve_closed_form(level, maps).errors)

@@ -9,12 +9,12 @@ from tests.lightening.tower_pairs import ANCHORS, WIDTH, level_pair, make_tower,
 from torch import Tensor
 
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.lightening import fitting
 from lw_retinanet.lightening.feature_cache import CachedFeatures, teach
 from lw_retinanet.lightening.fitting import CENTRENESS, FitSettings, fit
 from lw_retinanet.lightening.surgery import level_input, lighten_copy
 from lw_retinanet.lightening.towers import LevelPair
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.training.distillation import box_distillation, class_distillation
 
 CLS, BBOX = {"prediction": ANCHORS * 2}, {"prediction": ANCHORS * 4}
@@ -66,7 +66,7 @@ def test_the_losses_are_those_of_the_whole_network() -> None:
 
 @pytest.mark.parametrize("preset", ["lw-v3", "lw-v3-released", "bbox-v1"])
 def test_only_what_is_new_changes_and_every_flag_is_put_back(preset: str) -> None:
-    light, (level,) = lighten_copy(trained_like(), PRESETS[preset]())
+    light, (level,) = lighten_copy(trained_like(), PRESETS[preset])
     light.train()
     for number, parameter in enumerate(light.parameters()):
         parameter.requires_grad_(number % 3 > 0)

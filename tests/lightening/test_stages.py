@@ -12,10 +12,10 @@ from tests.lightening.tower_pairs import CLASSES, WIDTH, trained_like
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.lightening import feature_cache
 from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import make_record
 
 NO_FIT = LightenSettings(fit=FitSettings(steps=0))
@@ -45,7 +45,7 @@ def test_without_a_fit_nobody_asks_the_old_towers_for_one(detector: Detector, fi
         seen[what] = total
         return items
 
-    plan = PRESETS["lw-v3"]()
+    plan = PRESETS["lw-v3"]
     fitted = lighten_detector(detector, plan, name="lw-v3", files=files, settings=LightenSettings(fit=FitSettings(steps=2)), progress=show)
     assert seen == {"look at pictures for P3": 6, "closed form for P3": 3, "fit P3": 2}
     assert (fitted.images, fitted.views, [stage.name for stage in fitted.stages][-1]) == (3, 6, "fit")
@@ -61,5 +61,5 @@ def test_without_a_fit_nobody_asks_the_old_towers_for_one(detector: Detector, fi
 
 def test_as_many_views_as_memory_allows(detector: Detector, files: list[Path]) -> None:
     # A map of 8 x 8 cells and 16 channels in bf16 is 2 KiB (all pictures are padded to 64 x 64).
-    found = lighten_detector(detector, PRESETS["lw-v3"](), name="lw-v3", files=files, settings=replace(NO_FIT, max_bytes=5000))
+    found = lighten_detector(detector, PRESETS["lw-v3"], name="lw-v3", files=files, settings=replace(NO_FIT, max_bytes=5000))
     assert (found.images, found.views) == (3, 2)

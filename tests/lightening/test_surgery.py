@@ -8,13 +8,12 @@ from torch import Tensor
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import teach
 from lw_retinanet.lightening.fitting import FitSettings, fit
 from lw_retinanet.lightening.surgery import is_switchable, level_input, lighten_copy
-from lw_retinanet.models.plan import HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 SIZE_HW = (96, 64)
@@ -44,7 +43,7 @@ def assert_same_elsewhere(model: RetinaNet, light: RetinaNet, level: str = "P3")
 def test_all_but_d3_stays_to_the_bit_through_every_stage(preset: str, own_output: bool) -> None:
     model = trained_like()
     before = copy.deepcopy(model.state_dict())
-    light, (level,) = lighten_copy(model, PRESETS[preset](), own_output=own_output)
+    light, (level,) = lighten_copy(model, PRESETS[preset], own_output=own_output)
     assert_same_elsewhere(model, light)
     maps = [level_input(light, images(seed=seed), "P3") for seed in (0, 1)]
     solve_closed_form(level, maps)
@@ -53,8 +52,8 @@ def test_all_but_d3_stays_to_the_bit_through_every_stage(preset: str, own_output
     assert_same_elsewhere(model, light)
     with torch.no_grad():
         old, new = model(images()), light(images())
-    assert torch.equal(old.logits, new.logits) == (not PRESETS[preset]().cls)
-    assert torch.equal(old.deltas, new.deltas) == (not PRESETS[preset]().bbox)
+    assert torch.equal(old.logits, new.logits) == (not PRESETS[preset].cls)
+    assert torch.equal(old.deltas, new.deltas) == (not PRESETS[preset].bbox)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -63,8 +62,8 @@ def test_all_but_d3_stays_to_the_bit_through_every_stage(preset: str, own_output
     [
         (HeadPlan(), V3_AT_P4, "P4"),
         (HeadPlan(), HALF_SHARED, "P3"),
-        (HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4)), PRESETS["lw-v3"](), "P3"),
-        (HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4)), PRESETS["lw-narrow"](), "P3"),
+        (HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4)), PRESETS["lw-v3"], "P3"),
+        (HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4)), PRESETS["lw-narrow"], "P3"),
         (HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4)), HeadPlan(cls={"P3": TowerPlan(units=("1x1", "shared"), predict="1x1")}), "P3"),
     ],
 )
@@ -92,20 +91,20 @@ def test_several_levels_at_once() -> None:
 @pytest.mark.parametrize("first", ["lw-v3", "lw-v3-released", "bbox-v1", "lw-narrow", "lw-dw5"])
 @pytest.mark.parametrize("second", ["lw-v1", "lw-v3-released", "lw-narrow"])
 def test_a_light_model_can_be_lightened_again(first: str, second: str) -> None:
-    model, levels = lighten_copy(trained_like(), PRESETS[first]())
+    model, levels = lighten_copy(trained_like(), PRESETS[first])
     # The convolution that makes P3 for the light towers is no longer the full head's.
     with torch.no_grad():
         for parameter in levels[0].parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
-    if model.head.plan == HeadPlan(cls=model.head.plan.cls | PRESETS[second]().cls, bbox=model.head.plan.bbox | PRESETS[second]().bbox):
+    if model.head.plan == HeadPlan(cls=model.head.plan.cls | PRESETS[second].cls, bbox=model.head.plan.bbox | PRESETS[second].bbox):
         with pytest.raises(InputError, match="nothing would change"):
-            lighten_copy(model, PRESETS[second]())
+            lighten_copy(model, PRESETS[second])
         return
     if second == "lw-v3-released":  # its prediction is the shared one, which is not what the light tower's features are for
         with pytest.raises(InputError, match="bbox P3 of the plan shares layers with other levels, but the model has its own"):
-            lighten_copy(model, PRESETS[second]())
+            lighten_copy(model, PRESETS[second])
         return
-    light, (level,) = lighten_copy(model, PRESETS[second]())
+    light, (level,) = lighten_copy(model, PRESETS[second])
     maps = [level_input(light, images(seed=seed), "P3") for seed in (0, 1)]
     with torch.no_grad():
         expected = model.head(model.fpn(model.backbone(images(seed=0))))
@@ -122,7 +121,7 @@ def test_a_light_model_can_be_lightened_again(first: str, second: str) -> None:
     assert torch.equal(full[0].logits, full[1].logits)
     assert torch.equal(full[0].deltas, full[1].deltas)
     for branch, layers in (("cls", model.head.plan.cls), ("bbox", model.head.plan.bbox)):
-        if layers and not getattr(PRESETS[second](), branch):  # a light tower that the plan does not name
+        if layers and not getattr(PRESETS[second], branch):  # a light tower that the plan does not name
             assert all(torch.equal(v, light.state_dict()[k]) for k, v in model.state_dict().items() if k.startswith(f"head.{branch}."))
 
 
@@ -156,7 +155,7 @@ def test_the_old_towers_of_a_level_can_share_less_than_they_were_made_of() -> No
 
 def test_what_new_towers_read_costs_nothing_and_is_theirs_alone() -> None:
     model = trained_like()
-    light, (level,) = lighten_copy(model, PRESETS["lw-v3"]())
+    light, (level,) = lighten_copy(model, PRESETS["lw-v3"])
     maps = level_input(light, images(), "P3")
     with torch.no_grad():
         assert torch.equal(level.old_maps(maps), model.fpn(model.backbone(images()))["P3"])
@@ -168,17 +167,17 @@ def test_what_new_towers_read_costs_nothing_and_is_theirs_alone() -> None:
     assert_same_elsewhere(model, light)
     # Only with both branches new: otherwise the old one still reads the map.
     for preset in ("bbox-v3", "lw-v2"):
-        light, (level,) = lighten_copy(model, PRESETS[preset]())
+        light, (level,) = lighten_copy(model, PRESETS[preset])
         assert light.fpn.full_output is None
         assert level.output is None
-    light, _ = lighten_copy(model, PRESETS["lw-v3"]())
+    light, _ = lighten_copy(model, PRESETS["lw-v3"])
     light.fpn.full_output = None  # what training on labels leaves behind
-    assert sorted(light.state_dict()) == sorted(lighten_copy(model, PRESETS["lw-v3"](), own_output=False)[0].state_dict())
+    assert sorted(light.state_dict()) == sorted(lighten_copy(model, PRESETS["lw-v3"], own_output=False)[0].state_dict())
 
 
 @pytest.mark.parametrize(("preset", "own_output"), [("lw-v3", True), ("lw-v3", False), ("lw-v3-released", True)])
 def test_a_light_model_and_its_full_head_survive_their_file(preset: str, own_output: bool, tmp_path: Path) -> None:
-    model, plan = trained_like(), PRESETS[preset]()
+    model, plan = trained_like(), PRESETS[preset]
     light, levels = lighten_copy(model, plan, own_output=own_output)
     solve_closed_form(levels[0], [level_input(light, images(), "P3")])
     record = make_record(
@@ -201,13 +200,13 @@ def test_a_light_model_and_its_full_head_survive_their_file(preset: str, own_out
 
 def test_switchable_means_that_the_full_head_is_still_there() -> None:
     model = trained_like()
-    assert all(is_switchable(model, PRESETS[name]()) for name in LIGHT)
-    light, _ = lighten_copy(model, PRESETS["bbox-v3"]())
-    assert not is_switchable(light, PRESETS["lw-v2"]())
+    assert all(is_switchable(model, PRESETS[name]) for name in LIGHT)
+    light, _ = lighten_copy(model, PRESETS["bbox-v3"])
+    assert not is_switchable(light, PRESETS["lw-v2"])
 
 
 def test_the_new_layers_are_what_learns() -> None:
-    light, (level,) = lighten_copy(trained_like(), PRESETS["lw-v3-released"]())
+    light, (level,) = lighten_copy(trained_like(), PRESETS["lw-v3-released"])
     new = [id(parameter) for parameter in level.parameters()]
     learning = [name for name, parameter in light.named_parameters() if id(parameter) in new]
     assert sorted(learning) == sorted(n for n in light.state_dict() if ".own_" in n or n.startswith("fpn.layer_blocks.0."))
@@ -216,7 +215,7 @@ def test_the_new_layers_are_what_learns() -> None:
 
 def test_mode_and_precision_are_the_models() -> None:
     model = trained_like().double().train()
-    light, _ = lighten_copy(model, PRESETS["lw-v3"]())
+    light, _ = lighten_copy(model, PRESETS["lw-v3"])
     assert light.training
     assert {parameter.dtype for parameter in light.parameters()} == {torch.float64}
 
@@ -225,7 +224,7 @@ def test_mode_and_precision_are_the_models() -> None:
     ("old", "plan", "message"),
     [
         (HeadPlan(), HeadPlan(), "nothing would change"),
-        (PRESETS["lw-v3"](), PRESETS["lw-v3"](), "nothing would change"),
+        (PRESETS["lw-v3"], PRESETS["lw-v3"], "nothing would change"),
         (
             HeadPlan(shared=TowerPlan(units=("3x3",) * 2)),
             HeadPlan(cls={"P3": TowerPlan(units=("1x1", "1x1", "shared"))}),
@@ -233,7 +232,7 @@ def test_mode_and_precision_are_the_models() -> None:
         ),
         (
             HeadPlan(shared=TowerPlan(units=("3x3",) * 4, width=8)),
-            PRESETS["lw-v3-released"](),
+            PRESETS["lw-v3-released"],
             "bbox P3 of the plan shares layers with a tower 8 wide",
         ),
         (

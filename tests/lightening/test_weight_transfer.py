@@ -3,9 +3,9 @@ import torch
 from tests.lightening.tower_pairs import WIDTH, branch_pair, make_tower, miss, smooth_maps
 from torch import Tensor, nn
 
+from lw_retinanet.heads import D_BLOCKS
 from lw_retinanet.lightening.towers import Tower
 from lw_retinanet.lightening.weight_transfer import transfer_weights
-from lw_retinanet.models.blocks import D_BLOCKS, NARROW_WIDTH
 
 ORIGINAL = ("3x3",) * 4
 OUTPUTS = {"prediction": 6}
@@ -54,7 +54,7 @@ def test_separable_kernels_are_found_again() -> None:
 @pytest.mark.parametrize("old", ["original", "v1", "v2", "narrow", "dw5"])
 @pytest.mark.parametrize("old_predict", ["3x3", "dw3x3+1x1"])
 def test_the_same_layers_are_copied(old: str, old_predict: str) -> None:
-    units, _ = D_BLOCKS[old]
+    units = D_BLOCKS[old].units
     width = 24 if old == "narrow" else None
     teacher = make_tower(units, OUTPUTS, predict=old_predict, width=width)
     student = make_tower(units, OUTPUTS, predict=old_predict, width=width, seed=1)
@@ -100,8 +100,8 @@ def test_a_narrower_tower_keeps_the_channels_that_count() -> None:
 
 @pytest.mark.parametrize(("old", "new"), [("narrow", "v3"), ("dw5", "v3"), ("v1", "original"), ("original", "narrow"), ("dw5", "narrow")])
 def test_any_tower_from_any_other(old: str, new: str) -> None:
-    teacher = make_tower(D_BLOCKS[old][0], OUTPUTS, predict=D_BLOCKS[old][1], width=24 if old == "narrow" else None)
-    student = make_tower(D_BLOCKS[new][0], OUTPUTS, predict=D_BLOCKS[new][1], width=24 if new == "narrow" else None, seed=1)
+    teacher = make_tower(D_BLOCKS[old].units, OUTPUTS, predict=D_BLOCKS[old].predict, width=24 if old == "narrow" else None)
+    student = make_tower(D_BLOCKS[new].units, OUTPUTS, predict=D_BLOCKS[new].predict, width=24 if new == "narrow" else None, seed=1)
     before = [conv.weight.clone() for layer in student.layers for conv in convs(layer)]
     transfer_weights(branch_pair(teacher, student))
     after = [conv.weight for layer in student.layers for conv in convs(layer)]
@@ -151,6 +151,6 @@ def test_two_predictions_and_more_outputs_than_channels() -> None:
             centre(predict(student.features(constant_map()))), centre(teacher(constant_map())[name]), rtol=1e-4, atol=1e-4
         )
     wide = make_tower(ORIGINAL, {"prediction": 720}, predict="3x3")
-    narrow = make_tower(D_BLOCKS["narrow"][0], {"prediction": 720}, predict="1x1", width=NARROW_WIDTH, seed=1)
+    narrow = make_tower(D_BLOCKS["narrow"].units, {"prediction": 720}, predict="1x1", width=D_BLOCKS["narrow"].width, seed=1)
     transfer_weights(branch_pair(wide, narrow))
     assert outputs(narrow, smooth_maps(1)[0]).isfinite().all()

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
 WIDTH, CLASSES, ANCHORS = 16, 2, 9

@@ -5,9 +5,9 @@ from torch import nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from lw_retinanet.counting.macs import count_blocks
-from lw_retinanet.models.blocks import BATCH_NORM_UNITS, UNITS
+from lw_retinanet.heads import BATCH_NORM_UNITS, HeadPlan, TowerPlan
+from lw_retinanet.models.blocks import UNITS
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
 
 GROUP_NORM_HEAD = HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4, predict="3x3"))
 

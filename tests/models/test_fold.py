@@ -11,12 +11,11 @@ from torch.nn.utils import parametrizations
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lw_retinanet.counting.macs import count_blocks
+from lw_retinanet.heads import HeadPlan, TowerPlan, plan_of
 from lw_retinanet.models.backbone import Norm
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import fold_norm, folded
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 

@@ -2,9 +2,9 @@ import torch
 from torch import Tensor
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fpn import FPN
-from lw_retinanet.models.variants import PRESETS
 
 WIDTH = 8
 
@@ -42,7 +42,7 @@ def test_without_one_the_full_head_reads_the_same_p3() -> None:
 
 def test_a_network_with_both_heads_runs_either() -> None:
     torch.manual_seed(0)
-    model = build(PRESETS["lw-v3"](), num_classes=2, backbone="resnet18", width=WIDTH, full_output=True).eval()
+    model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=WIDTH, full_output=True).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert model.fpn.full_output is not None

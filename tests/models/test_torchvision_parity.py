@@ -28,12 +28,11 @@ from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.heads import PRESETS, HeadPlan, TowerPlan
 from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import retinanet
 from lw_retinanet.structures import Batch, Predictions, Targets
 from lw_retinanet.training import step
 from lw_retinanet.training.distributed import World
@@ -52,7 +51,7 @@ KEYS = {
 }
 
 
-PLANS = {"v1": retinanet(), "v2": HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4))}
+PLANS = {"v1": PRESETS["retinanet"], "v2": HeadPlan(shared=TowerPlan(units=("3x3-gn",) * 4))}
 
 
 def our_key(key: str) -> str:

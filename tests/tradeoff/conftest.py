@@ -25,8 +25,8 @@ def trunk_file(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from lw_retinanet.conventions import Conventions, InputRule
     from lw_retinanet.data.dataset import Dataset
+    from lw_retinanet.heads import HeadPlan
     from lw_retinanet.models.build import build
-    from lw_retinanet.models.plan import HeadPlan
     from lw_retinanet.weights.model_file import make_record, save_model
 
     categories = Dataset.open(shapes).read("val").categories

@@ -100,8 +100,8 @@ def test_a_run_that_another_process_is_at_is_left_to_it(values: dict[str, Any], 
 
 
 def test_trunks_that_cannot_serve_are_refused(values: dict[str, Any], tmp_path: Path, draw_records: Any) -> None:
+    from lw_retinanet.heads import plan_of
     from lw_retinanet.lightening.surgery import lighten_copy
-    from lw_retinanet.models.variants import plan_of
     from lw_retinanet.weights.model_file import load_model, save_model
 
     loaded = load_model(Path(values["trunk"]))

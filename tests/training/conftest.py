@@ -11,9 +11,9 @@ from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.records import Records
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import lw_v3
 from lw_retinanet.training.loop import TrainingData
 
 MakeConfig = Callable[..., Config]
@@ -28,7 +28,9 @@ def make_model() -> MakeModel:
 
     def make(norm: Any = "frozen", seed: int = 0) -> RetinaNet:
         torch.manual_seed(seed)
-        return build(lw_v3(), num_classes=3, backbone="resnet18", width=32, norm=norm, conventions=Conventions(input=InputRule(size=SIZE)))
+        return build(
+            PRESETS["lw-v3"], num_classes=3, backbone="resnet18", width=32, norm=norm, conventions=Conventions(input=InputRule(size=SIZE))
+        )
 
     return make
 

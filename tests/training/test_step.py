@@ -11,11 +11,10 @@ from lw_retinanet.config import Config
 from lw_retinanet.data.loader import StepPlan, TrainingSet, collate
 from lw_retinanet.data.preprocess import normalise
 from lw_retinanet.errors import TrainingError
+from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import lw_v3
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.training.distillation import distillation
 from lw_retinanet.training.distributed import World
@@ -223,7 +222,7 @@ def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(
     model = make_model()
     torch.manual_seed(1)
     full = build(HeadPlan(), num_classes=3, backbone="resnet18", width=32, init="fan_in", conventions=model.conventions).eval()
-    both, _ = lighten_copy(full, lw_v3())
+    both, _ = lighten_copy(full, PRESETS["lw-v3"])
     batches = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
     expected, with_full, with_light = (
         run(model, batches, make_config(), teacher=teacher, teacher_full_head=teacher_full_head)[0].losses

@@ -24,11 +24,11 @@ from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.backbone import Backbone
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import lw_v3
 from lw_retinanet.training import checkpoint
 from lw_retinanet.training.distributed import World, joined_world
 from lw_retinanet.training.loop import TrainingData, train
@@ -62,7 +62,7 @@ def make_model(*, seed: int, has_norm: bool) -> RetinaNet:
     return RetinaNet(
         backbone=TinyBackbone(has_norm=has_norm),
         fpn=FPN(in_channels=TinyBackbone.channels, channels=WIDTH, p6_source="C5", p7_relu=True),
-        head=Head(in_channels=WIDTH, num_classes=5, num_anchors=9, plan=lw_v3(), init="fan_in"),
+        head=Head(in_channels=WIDTH, num_classes=5, num_anchors=9, plan=PRESETS["lw-v3"], init="fan_in"),
         conventions=Conventions(input=InputRule(size=64)),
     )
 

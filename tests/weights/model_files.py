@@ -8,9 +8,9 @@ import torch
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.backbone import Norm
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import make_record, save_model
 
 
@@ -26,7 +26,7 @@ def write_model(
 ) -> Path:
     """ResNet-18, 16 channels wide; ``spread`` is the deviation of the class predictions' weights and offsets."""
     torch.manual_seed(0)
-    plan = PRESETS[preset]()
+    plan = PRESETS[preset]
     model = build(plan, num_classes=len(classes), backbone="resnet18", width=16, norm=norm, conventions=conventions)
     with torch.no_grad():
         for name, parameter in model.head.cls.named_parameters():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
+from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.model_file import LoadedModel, make_record
 
@@ -33,7 +33,7 @@ def categories(*names: str) -> tuple[Category, ...]:
 
 @pytest.mark.parametrize("preset", ["retinanet", "lw-v3", "bbox-v1", "lw-v3-released"])
 def test_only_the_class_predictions_change(preset: str) -> None:
-    before = loaded(PRESETS[preset]())
+    before = loaded(PRESETS[preset])
     kept = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
     after = change_classes(before, categories("dog", "cat", "traffic_light", "mouse"))
     assert all(torch.equal(tensor, kept[name]) for name, tensor in before.model.state_dict().items())
@@ -60,7 +60,7 @@ def test_only_the_class_predictions_change(preset: str) -> None:
 
 
 def test_a_depthwise_prediction_keeps_its_spatial_part() -> None:
-    plan = HeadPlan.model_validate({"cls": {"P3": {"units": ["dw3x3+1x1"], "predict": "dw3x3+1x1"}}})
+    plan = TypeAdapter(HeadPlan).validate_python({"cls": {"P3": {"units": ["dw3x3+1x1"], "predict": "dw3x3+1x1"}}})
     before = loaded(plan)
     # 36 = 9 anchors x 4 classes, while the depthwise kernel has 32 channels: neither may be taken for the other.
     found = change_classes(before, categories("dog", "a", "b", "c")).model.state_dict()
@@ -72,7 +72,7 @@ def test_a_depthwise_prediction_keeps_its_spatial_part() -> None:
 
 def test_a_depthwise_prediction_whose_width_looks_like_classes() -> None:
     # 32 channels divide by 2 classes.
-    plan = HeadPlan.model_validate({"cls": {"P3": {"units": ["dw3x3+1x1"], "predict": "dw3x3+1x1"}}})
+    plan = TypeAdapter(HeadPlan).validate_python({"cls": {"P3": {"units": ["dw3x3+1x1"], "predict": "dw3x3+1x1"}}})
     before = loaded(plan)
     found = change_classes(before, categories("x", "y")).model.state_dict()
     name = "head.cls.own_predict.P3.0.weight"

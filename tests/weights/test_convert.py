@@ -19,8 +19,8 @@ from torch import Tensor
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError, WeightsError
+from lw_retinanet.heads import HeadPlan, d_block
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan, d_block
 from lw_retinanet.weights.foreign import origins
 from lw_retinanet.weights.foreign.conversion import Conversion
 from lw_retinanet.weights.foreign.convert import convert

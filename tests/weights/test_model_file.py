@@ -12,8 +12,8 @@ from lw_retinanet.config import ModelConfig
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
+from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import KEY, find_model_file, load_model, make_record, save_model
 
@@ -23,9 +23,7 @@ Edit = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
 
 def write(path: Path, preset: str = "lw-v3", conventions: Conventions | None = None) -> torch.nn.Module:
     torch.manual_seed(1)
-    model = build(
-        PRESETS[preset](), num_classes=3, backbone="mobilenet_v2", width=16, norm="batch", conventions=conventions or Conventions()
-    )
+    model = build(PRESETS[preset], num_classes=3, backbone="mobilenet_v2", width=16, norm="batch", conventions=conventions or Conventions())
     # Statistics that are not those of a new model: they must travel too.
     model.train()
     model(torch.randn(2, 3, 64, 64))
@@ -35,7 +33,7 @@ def write(path: Path, preset: str = "lw-v3", conventions: Conventions | None = N
         backbone="mobilenet_v2",
         width=16,
         norm="batch",
-        plan=PRESETS[preset](),
+        plan=PRESETS[preset],
         categories=CATEGORIES,
         notes={"data": "fish", "epochs": 2},
     )
@@ -62,7 +60,7 @@ def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
     assert torch.equal(found.deltas, expected.deltas)
     assert loaded.model.conventions == conventions
     assert loaded.record.categories == CATEGORIES
-    assert (loaded.record.preset, loaded.record.plan) == (preset, PRESETS[preset]())
+    assert (loaded.record.preset, loaded.record.plan) == (preset, PRESETS[preset])
     assert loaded.record.notes == {"data": "fish", "epochs": 2}
     assert not loaded.model.training
     assert not any(tensor.is_meta for tensor in [*loaded.model.parameters(), *loaded.model.buffers()])
@@ -71,7 +69,7 @@ def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
 def switchable(path: Path) -> torch.nn.Module:
     """A light model that keeps its full head and the convolution that makes its P3."""
     torch.manual_seed(1)
-    plan = PRESETS["lw-v3"]()
+    plan = PRESETS["lw-v3"]
     model = build(plan, num_classes=3, backbone="resnet18", width=16, full_output=True).eval()
     record = make_record(
         model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=plan, categories=CATEGORIES, notes={}
@@ -205,7 +203,7 @@ def test_as_many_names_as_classes() -> None:
     model = create_model(ModelConfig(backbone="mobilenet_v2", head_width=16), num_classes=2)
     with pytest.raises(WeightsError, match="has 2 classes, 3 names"):
         make_record(
-            model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=PRESETS["lw-v3"](), categories=CATEGORIES, notes={}
+            model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=PRESETS["lw-v3"], categories=CATEGORIES, notes={}
         )
 
 

@@ -10,10 +10,9 @@ from lw_retinanet.config import parse_config
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
+from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan
-from lw_retinanet.models.variants import PRESETS
 from lw_retinanet.weights.model_file import LoadedModel, load_model, make_record, save_model
 from lw_retinanet.weights.start import file_start, new_start
 
@@ -44,7 +43,7 @@ def test_the_same_classes_change_nothing_but_the_notes(file: Path) -> None:
     assert all(torch.equal(tensor, start.model.state_dict()[name]) for name, tensor in loaded.model.state_dict().items())
     assert start.record.categories == renumbered
     assert start.record.conventions == start.model.conventions == SHORT_SIDE
-    assert (start.record.norm, start.record.backbone, start.record.plan) == ("batch", "resnet18", PRESETS["lw-v3"]())
+    assert (start.record.norm, start.record.backbone, start.record.plan) == ("batch", "resnet18", PRESETS["lw-v3"])
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     assert start.record.notes == {"start": {"file": str(file), "sha256": sha256, "notes": {"data": "sea"}}}
 
@@ -105,7 +104,7 @@ def test_what_cannot_be_started_from_is_named(tmp_path: Path) -> None:
 def test_a_new_network_is_the_settings_own() -> None:
     values = {"model": {"backbone": "resnet18", "head_width": 16, "preset": "bbox-v3"}, "data": {"image_size": 96}}
     start = new_start(parse_config(values).resolved(), CLASSES)
-    assert (start.record.preset, start.record.width, start.record.norm, start.record.plan) == ("bbox-v3", 16, "batch", PRESETS["bbox-v3"]())
+    assert (start.record.preset, start.record.width, start.record.norm, start.record.plan) == ("bbox-v3", 16, "batch", PRESETS["bbox-v3"])
     assert start.record.conventions.input.size == 96
     assert start.record.categories == CLASSES
 
@@ -114,7 +113,7 @@ def test_a_new_network_is_the_settings_own() -> None:
 def test_of_a_file_with_two_heads_the_light_one_goes_on(categories: tuple[Category, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)
     full = build(HeadPlan(), num_classes=3, backbone="resnet18", width=16, norm="batch", conventions=SHORT_SIDE).eval()
-    light, _ = lighten_copy(full, PRESETS["lw-v3"]())
+    light, _ = lighten_copy(full, PRESETS["lw-v3"])
     record = make_record(
         light, preset="lw-v3", backbone="resnet18", width=16, norm="batch", plan=light.head.plan, categories=CLASSES, notes={}
     ).model_copy(update={"switchable": True, "full_output": True})

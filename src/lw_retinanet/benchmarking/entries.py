@@ -10,14 +10,14 @@ import torch
 from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.benchmarking.realistic import make_realistic
 from lw_retinanet.benchmarking.twin import preset_conventions
-from lw_retinanet.config import nearest, parse_config
+from lw_retinanet.config import parse_config
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
 from lw_retinanet.exporting.runtimes import ExportedDetector, exported_file, open_exported
+from lw_retinanet.heads import is_preset, known_presets
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.preset_names import IN_WORDS, is_preset, similar_presets
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import ModelRecord, load_model
 
@@ -87,8 +87,7 @@ def open_entries(
     shown = _names(names)
     for name in names:
         if not is_preset(name) and not Path(name).exists():
-            known = nearest(name, similar_presets(name))
-            raise InputError(f"{name!r} is no preset, model file, exported file or run folder{known}; presets: {IN_WORDS}")
+            raise InputError(f"{name!r} is no preset, model file, exported file or run folder{known_presets(name)}")
     entries: dict[str, Entry] = {}
     for name, title in zip(names, shown, strict=True):
         if not is_preset(name):

@@ -15,7 +15,7 @@ from lw_retinanet.exporting.manifest import ExportPrecision, Manifest
 from lw_retinanet.exporting.openvino_file import OpenVinoRuntime, make_openvino
 from lw_retinanet.exporting.raw_graph import RawGraph
 from lw_retinanet.exporting.runtimes import ExportedDetector
-from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.weights.model_file import ModelRecord, make_record
 
 

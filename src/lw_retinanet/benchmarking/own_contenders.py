@@ -8,6 +8,7 @@ from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.weights.model_file import build_network
 
 
@@ -45,7 +46,7 @@ def _cost(entry: Entry, detector: Detector, size_hw: tuple[int, int]) -> Detecto
     assert isinstance(detector, ExportedDetector)
     record = detector.manifest.record
     if detector.manifest.head == "full":
-        record = record.model_copy(update={"plan": record.plan.model_copy(update={"cls": {}, "bbox": {}})})
+        record = record.model_copy(update={"plan": HeadPlan(shared=record.plan.shared)})
     return count_detector(build_network(record), size_hw)
 
 

@@ -24,9 +24,8 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device, exact_fp32, uses_bf16
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.heads import contender_presets
 from lw_retinanet.progress import Progress
-
-PEER_PRESETS = ("retinanet", "lw-v1", "lw-v2", "lw-v3", "lw-narrow", "lw-dw5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ def benchmark(names: Sequence[str], settings: BenchmarkSettings, *, progress: Pr
         InputError: if something cannot be opened or measured.
         ParityError: if two that should have the same weights do not answer alike; nothing is timed then.
     """
-    names = list(names) or (list(PEER_PRESETS) if settings.peers else [])
+    names = list(names) or (contender_presets() if settings.peers else [])
     if not names:
         raise InputError("name what to measure: model files, run folders, exported files or presets; or --peers")
     device = choose_device(settings.device)

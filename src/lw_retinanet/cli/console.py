@@ -65,8 +65,7 @@ def one_of(known: Sequence[Word], text: str, option: str) -> Word:
     Raises:
         ConfigError: if it is none of them.
     """
-    from lw_retinanet.config import nearest
-    from lw_retinanet.errors import ConfigError
+    from lw_retinanet.errors import ConfigError, nearest
 
     for word in known:
         if text == word:

@@ -8,9 +8,9 @@ import typer
 if TYPE_CHECKING:
     from lw_retinanet.data.records import Records
     from lw_retinanet.detection.detector import Detector
+    from lw_retinanet.heads import HeadPlan
     from lw_retinanet.lightening.report import LighteningReport
     from lw_retinanet.lightening.stages import Lightened
-    from lw_retinanet.models.plan import HeadPlan
 
 
 def lighten_command(
@@ -79,8 +79,8 @@ def _report_folder(model: Path, out: Path) -> Path:
 def _plan(detector: "Detector", to: str, budget: float | None) -> tuple[str, "HeadPlan"]:
     """The plan and its name: the one that was asked for, which must be within the budget if there is one, or what a budget leads to."""
     from lw_retinanet.errors import ConfigError, InputError
+    from lw_retinanet.heads import plan_of
     from lw_retinanet.lightening.budget import propose
-    from lw_retinanet.models.variants import plan_of
 
     side = detector.conventions.input.size
     if budget is not None and not to:

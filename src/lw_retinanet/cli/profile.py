@@ -87,7 +87,7 @@ def _plot(path: Path, network: "nn.Module", counted: "Profile", ranking: "Rankin
     from lw_retinanet.counting.cost_chart import save_cost_chart
     from lw_retinanet.counting.imbalance_chart import save_imbalance_chart
     from lw_retinanet.counting.profile import profile, with_head
-    from lw_retinanet.models.plan import HeadPlan
+    from lw_retinanet.heads import HeadPlan
     from lw_retinanet.models.retinanet import RetinaNet
 
     if ranking is not None and proposal is not None:
@@ -103,9 +103,9 @@ def _plot(path: Path, network: "nn.Module", counted: "Profile", ranking: "Rankin
 def _network(model: str, settings: dict[str, int | str | None], *, needs_weights: bool) -> tuple["nn.Module", tuple[int, int]]:
     import torch
 
-    from lw_retinanet.config import nearest, parse_config
+    from lw_retinanet.config import parse_config
     from lw_retinanet.errors import InputError
-    from lw_retinanet.preset_names import IN_WORDS, is_preset, similar_presets
+    from lw_retinanet.heads import is_preset, known_presets
     from lw_retinanet.weights.create import create_model
     from lw_retinanet.weights.model_file import load_model
 
@@ -115,10 +115,7 @@ def _network(model: str, settings: dict[str, int | str | None], *, needs_weights
         return _torchvision_network(model, settings["classes"], [option for option in given if option != "--classes"], needs_weights)
     if not is_preset(model):
         if not path.exists():
-            raise InputError(
-                f"{model!r} is no preset, model file or run folder{nearest(model, similar_presets(model))}; presets: {IN_WORDS}; "
-                "or torchvision:NAME"
-            )
+            raise InputError(f"{model!r} is no preset, model file or run folder{known_presets(model)}; or torchvision:NAME")
         if given:
             raise InputError(f"{', '.join(given)} is for presets, and {model} says itself what it is; leave it out")
         loaded = load_model(path).model

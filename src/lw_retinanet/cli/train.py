@@ -97,7 +97,7 @@ def _print_plan(config: "Config", source: Path, *, processes: int | None, device
 
 def _model_setting(model: str) -> str:
     """What ``--model`` sets: ``model.start`` for a path, ``model.preset`` for a name, mistyped ones included."""
-    from lw_retinanet.preset_names import is_preset
+    from lw_retinanet.heads import is_preset
 
     path = Path(model)
     looks_like_one = path.name != model or path.suffix in (".safetensors", ".pth", ".pt", ".pkl")

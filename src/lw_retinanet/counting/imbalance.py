@@ -10,13 +10,11 @@ from torch import device, nn
 from lw_retinanet.counting.dense_head import BranchName, LevelBranch
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.counting.macs import follow
-from lw_retinanet.models.blocks import D_BLOCKS, PREDICTIONS, UNITS
-from lw_retinanet.models.plan import TowerPlan, d_block
+from lw_retinanet.heads import D_BLOCKS, ORIGINAL, TowerPlan, d_block, light_blocks
+from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.tables import aligned
 
-# Those with batch norm cost what their plain kinds do.
-LIGHT_BLOCKS = tuple(name for name in D_BLOCKS if name != "original" and not name.endswith("-bn"))
-_USUAL_DEPTH = len(D_BLOCKS["original"][0])
+_USUAL_DEPTH = len(D_BLOCKS[ORIGINAL].units)
 _WORTH_IT = 0.02  # of the model: below this share nobody will notice
 _BRANCH_WORDS: dict[BranchName, str] = {"cls": "class branch", "bbox": "box branch", "rpn": "proposal branch"}
 
@@ -109,7 +107,7 @@ class Ranking:
     def lines(self) -> list[str]:
         """The table for people, and the verdict. Rows that save next to nothing are counted, not shown."""
         shown = [row for i, row in enumerate(self.rows) if i == 0 or row.saved_share >= 0.001]
-        blocks = [block for block in LIGHT_BLOCKS if any(block in row.after for row in shown)]
+        blocks = [block for block in ranked_blocks() if any(block in row.after for row in shown)]
         table = [("", "GMACs", "share", *(f"with {block}" for block in blocks), "saves at most", "")]
         for row in shown:
             after = [f"{row.after[block] / 1e9:.3f}" if block in row.after else "-" for block in blocks]
@@ -133,7 +131,7 @@ def rank_cost(cost: DetectorCost) -> Ranking:
     """The same of a detector that is counted already."""
     rows = []
     for branch in cost.branches:
-        after = {name: light_macs(branch, plan) for name in LIGHT_BLOCKS if (plan := light_plan(branch, name)) is not None}
+        after = {name: light_macs(branch, plan) for name in ranked_blocks() if (plan := light_plan(branch, name)) is not None}
         best = min(after, key=lambda name: after[name], default=None)
         saved = max(branch.macs - after[best], 0) if best else 0
         rows.append(
@@ -149,6 +147,11 @@ def rank_cost(cost: DetectorCost) -> Ranking:
             )
         )
     return Ranking(cost=cost, rows=sorted(rows, key=lambda row: (-row.saved, -row.macs)))
+
+
+def ranked_blocks() -> list[str]:
+    """Names of the D-blocks that a ranking tries; those with batch norm cost what their plain kinds cost."""
+    return [name for name in light_blocks() if not D_BLOCKS[name].has_batch_norm]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +182,12 @@ def light_plan(branch: LevelBranch, block: str) -> LightTower | None:
         is_light = predict != "3x3" and plan.width is None and len(plan.units) == _USUAL_DEPTH
         return LightTower(units=(), width=channels, predict=predict) if is_light else None
     # What a block has beyond the usual four units comes once, whatever the depth: narrow's way in, dw5's depthwise convolution.
-    extra = len(plan.units) - _USUAL_DEPTH
+    extra = max(len(plan.units) - _USUAL_DEPTH, 0)
     start, repeated = plan.units[:extra], plan.units[extra:]
     if branch.depth < len(set(repeated)):
         return None  # one unit cannot alternate
-    units = start + tuple(repeated[i % len(repeated)] for i in range(branch.depth))
+    depth = len(repeated) if branch.depth == _USUAL_DEPTH else branch.depth
+    units = start + tuple(repeated[i % len(repeated)] for i in range(depth))
     return LightTower(units=units, width=plan.width or channels, predict=predict)
 
 

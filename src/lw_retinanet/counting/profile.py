@@ -12,8 +12,8 @@ from lw_retinanet.conventions import AnchorRule
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.counting.macs import Cost, count_blocks, count_head, pyramid_sizes
 from lw_retinanet.errors import ConfigError
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.head import Head
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tables import aligned
 

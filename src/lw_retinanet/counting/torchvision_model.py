@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torchvision.models import detection, get_model, list_models
 
-from lw_retinanet.config import nearest
-from lw_retinanet.errors import InputError
+from lw_retinanet.errors import InputError, nearest
 
 
 def torchvision_detector(name: str, *, num_classes: int | None = None) -> nn.Module:

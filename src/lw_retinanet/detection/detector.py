@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lw_retinanet.config import nearest
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import decode
@@ -21,7 +20,7 @@ from lw_retinanet.detection.network import InferenceNetwork
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision, to_device
-from lw_retinanet.errors import ConfigError, ImageError, InputError
+from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Detections, Predictions

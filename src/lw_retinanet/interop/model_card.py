@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
@@ -56,7 +56,7 @@ class ModelCard:
             "backbone": record.backbone,
             "width": record.width,
             "norm": record.norm,
-            "plan": record.plan.model_dump(mode="json"),
+            "plan": asdict(record.plan),
             "classes": [{"label": label, "id": one.id, "name": one.name} for label, one in enumerate(record.categories)],
             "conventions": record.conventions.model_dump(mode="json"),
             "size_hw": list(self.size_hw),

@@ -9,6 +9,7 @@ from torch import nn
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan, plan_of
 from lw_retinanet.interop.calibration import calibrate, read_pictures
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
 from lw_retinanet.interop.torchvision_head import (
@@ -26,8 +27,6 @@ from lw_retinanet.lightening.towers import BranchName, BranchPair, Tower, convol
 from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.head import init_conv
-from lw_retinanet.models.plan import SHARED, HeadPlan, TowerPlan
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def lighten_torchvision(
 
     Args:
         model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass of them, on any device; not changed.
-        to: a name that :func:`~lw_retinanet.models.variants.plan_of` takes, or a plan.
+        to: a name that :func:`~lw_retinanet.heads.plan_of` takes, or a plan.
         images: like those the model will see, without labels: a folder or data set, or a list of files, PIL pictures, (H, W, 3) uint8
             arrays or (3, H, W) float tensors as the model takes them. A few dozen are enough to start. None: the old weights alone, which
             costs much accuracy until the model is trained on.

@@ -1,7 +1,7 @@
 """The plan that reaches a number of MACs and, by a simple estimate, does the least harm."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -12,13 +12,9 @@ from lw_retinanet.counting.dense_head import LevelBranch
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.counting.imbalance import light_macs, light_plan, tower_plan
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
+from lw_retinanet.heads import D_BLOCKS, BranchName, HeadPlan, TowerPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
-# COCO AP points that a block is taken to cost in one branch of D3, class and box. v2 and v3 as published (Light-Weight RetinaNet, Tables 1
-# and 2); narrow by its distance to v3 in this project's own first fits. v1 is not proposed: its published loss of 1.4 points saves no more
-# than v3, and depthwise convolutions are slower than their MACs say.
-HARM = {"v2": {"cls": 0.3, "bbox": 0.1}, "narrow": {"cls": 0.25, "bbox": 0.25}, "v3": {"cls": 0.6, "bbox": 0.6}}
 # Of the next coarser level, which finds larger objects: more of the AP hangs on it, and it saves a quarter.
 HARM_GROWTH = 2.0
 
@@ -33,7 +29,7 @@ class Step:
         block: name of the D-block.
         macs_before: of this branch on this level.
         macs_after: the same with the block.
-        harm: estimated AP points, see :data:`HARM`. Good for comparing plans, not for promising anything.
+        harm: estimated AP points, see :class:`~lw_retinanet.heads.DBlock`. Good for comparing plans, not for promising anything.
     """
 
     level: str
@@ -102,14 +98,14 @@ class Proposal:
             "macs": self.macs,
             "is_met_already": self.is_met_already,
             "steps": [step.as_dict() for step in self.steps],
-            "plan": self.plan.model_dump(mode="json"),
+            "plan": asdict(self.plan),
         }
 
 
 def propose(model: nn.Module, size_hw: tuple[int, int], budget_macs: int) -> Proposal:
     """Find the plan of least harm whose MACs are within the budget.
 
-    Every level and branch of the shared head may get block ``v2``, ``narrow`` or ``v3``; the sum of the estimated :data:`HARM` is made as
+    Every level and branch of the shared head may get a D-block whose row names its harm; the sum of the estimated harm is made as
     small as it can be, then the MACs. All combinations are considered. Towers that a level owns already stay as they are.
 
     Args:
@@ -182,7 +178,7 @@ def _possible_steps(branch: LevelBranch, place: int) -> list[Step]:
     if branch.is_own or branch.branch == "rpn" or place >= len(LEVELS):
         return []
     steps = []
-    for block, harm in HARM.items():
+    for block, harm in _proposed_blocks():
         light = light_plan(branch, block)
         after = light_macs(branch, light) if light is not None else branch.macs
         if after < branch.macs:
@@ -197,6 +193,12 @@ def _possible_steps(branch: LevelBranch, place: int) -> list[Step]:
                 )
             )
     return steps
+
+
+def _proposed_blocks() -> list[tuple[str, Mapping[BranchName, float]]]:
+    """Blocks and their harm, the least harmful first: of plans of equal harm and MACs the search takes the first."""
+    known = [(name, harm) for name, row in D_BLOCKS.items() if (harm := row.harm) is not None]
+    return sorted(known, key=lambda block: sum(block[1].values()))
 
 
 def _with_steps(plan: HeadPlan, steps: Sequence[Step], cost: DetectorCost) -> HeadPlan:

@@ -12,13 +12,13 @@ import torch
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import WeightsError
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.lightening.calibration_images import calibration_inputs
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import MAX_BYTES, CachedFeatures, collect
 from lw_retinanet.lightening.fitting import FitCurve, FitSettings, fit
 from lw_retinanet.lightening.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.lightening.towers import LevelPair
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.weights.model_file import ModelRecord

@@ -3,15 +3,14 @@
 import copy
 
 import torch
-from pydantic import ValidationError
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import SHARED, HeadPlan
 from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
 from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Branch, Head
-from lw_retinanet.models.plan import SHARED, HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
 BRANCHES: tuple[BranchName, ...] = ("cls", "bbox")
@@ -81,8 +80,8 @@ def joined_plan(head: Head, plan: HeadPlan) -> HeadPlan:
     old = head.plan
     try:
         joined = HeadPlan(cls=old.cls | plan.cls, bbox=old.bbox | plan.bbox, shared=old.shared)
-    except ValidationError as error:
-        raise InputError(f"the plan does not go with this model: {error.errors()[0]['msg']}; give the level units of its own") from None
+    except ValueError as error:
+        raise InputError(f"the plan does not go with this model: {error}; give the level units of its own") from None
     if old.shared.width not in (None, head.in_channels):
         for name in BRANCHES:
             for level, tower in getattr(plan, name).items():

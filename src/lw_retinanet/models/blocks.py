@@ -94,21 +94,3 @@ UNITS: dict[str, Unit] = {
     "dw3x3+1x1-bn": separable3x3_batch_norm,
 }
 PREDICTIONS: dict[str, Unit] = {"3x3": predict3x3, "1x1": predict1x1, "dw3x3+1x1": predict_separable3x3}
-
-# Units whose norm takes its statistics from the batch.
-BATCH_NORM_UNITS = ("1x1-bn", "dw3x3+1x1-bn")
-
-# Units of a tower and the kernel of its prediction. v1 and v3 lighten the prediction too, v2 does not: the reading that comes closest to
-# the paper's own costs. `narrow` and `dw5` are this project's, at nearly the cost of v3 but with a 9x9 and a 5x5 field of view.
-# The towers of `v1-bn` and `v3-bn` have batch norms that fold away; their predictions are plain ones.
-D_BLOCKS: dict[str, tuple[tuple[str, ...], str]] = {
-    "original": (("3x3",) * 4, "3x3"),
-    "v1": (("dw3x3+1x1",) * 4, "dw3x3+1x1"),
-    "v2": (("1x1", "3x3") * 2, "3x3"),
-    "v3": (("1x1",) * 4, "1x1"),
-    "narrow": (("1x1",) + ("3x3",) * 4, "1x1"),
-    "dw5": (("dw5x5",) + ("1x1",) * 4, "1x1"),
-    "v1-bn": (("dw3x3+1x1-bn",) * 4, "dw3x3+1x1"),
-    "v3-bn": (("1x1-bn",) * 4, "1x1"),
-}
-NARROW_WIDTH = 96

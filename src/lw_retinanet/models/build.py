@@ -1,10 +1,10 @@
 """Names and numbers in, a network out: the one place where settings become modules."""
 
 from lw_retinanet.conventions import Conventions
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.backbone import Norm, make_backbone
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Head, Init
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
 
@@ -22,7 +22,7 @@ def build(
     """Build a detector with random weights.
 
     Args:
-        plan: of the head; :data:`~lw_retinanet.models.variants.PRESETS` has the paper's.
+        plan: of the head; :data:`~lw_retinanet.heads.PRESETS` has the paper's.
         num_classes: K, at least 1.
         backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
         width: channels of the pyramid and of the head's towers.

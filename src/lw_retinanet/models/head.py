@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
-from lw_retinanet.models.plan import SHARED, HeadPlan, TowerPlan
 from lw_retinanet.structures import Predictions
 
 Init = Literal["fan_in", "fan_in_light", "paper"]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from lw_retinanet.config import Config, load_config, nearest, parse_config
-from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.config import Config, load_config, parse_config
+from lw_retinanet.errors import ConfigError, InputError, nearest
 
 Regime = Literal["full", "head", "lighten"]
 REGIMES: dict[str, str] = {
@@ -215,21 +215,11 @@ def parse_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error)}") from None
     for cell in experiment.cells():  # finds unknown presets and settings before the first hour of work
-        _require_preset(cell, where)
         try:
             experiment.config(cell, experiment.seeds[0])
         except InputError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{where}, line {cell.line}: {error}") from None
     return experiment
-
-
-def _require_preset(cell: Cell, where: str) -> None:
-    from lw_retinanet.models.variants import plan_of  # imports torch
-
-    try:
-        plan_of(cell.variant.preset)
-    except ConfigError as error:
-        raise ConfigError(f"{where}, line {cell.line}: {error}") from None
 
 
 def _explain(error: ValidationError) -> str:

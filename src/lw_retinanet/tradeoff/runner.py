@@ -28,13 +28,13 @@ from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
 from lw_retinanet.evaluation.paired import MIN_IMAGES
 from lw_retinanet.files import sha256, write_text
+from lw_retinanet.heads import plan_of
 from lw_retinanet.jobs.train import open_training_data, run_training
 from lw_retinanet.lightening.calibration_images import calibration_files
 from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.progress import Progress
 from lw_retinanet.tradeoff.experiment import Cell, Experiment
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps

@@ -16,8 +16,8 @@ from lw_retinanet.data.preprocess import padded_size, resized_size
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.paired import Drawn, drawn_scores
 from lw_retinanet.files import write_text
+from lw_retinanet.heads import plan_of
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.tradeoff.experiment import Cell
 from lw_retinanet.tradeoff.report import Facts
 from lw_retinanet.tradeoff.rows import BlockCost, Latency, Role, Row, joined

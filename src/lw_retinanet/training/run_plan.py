@@ -13,7 +13,7 @@ from lw_retinanet.counting.profile import profile, with_head
 from lw_retinanet.data.augment import plan_geometry
 from lw_retinanet.data.loader import StepPlan
 from lw_retinanet.data.preprocess import resized_size
-from lw_retinanet.models.plan import HeadPlan
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.checkpoint import KEEP
 from lw_retinanet.training.loop import total_steps

@@ -4,9 +4,9 @@ import torch
 
 from lw_retinanet.config import MAX_SIZE, ModelConfig, Resize
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
+from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.models.variants import plan_of
 from lw_retinanet.weights.backbone_file import guess_stride, load_backbone
 
 # What model.anchors names. One square of eight strides: Zhang et al. 2020 (ATSS), section 3.2.

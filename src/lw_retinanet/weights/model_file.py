@@ -16,8 +16,8 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category, Id
 from lw_retinanet.errors import ConfigError, WeightsError
 from lw_retinanet.files import replacing
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.build import build
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
 KEY = "lw_retinanet"

@@ -9,7 +9,7 @@ from lw_retinanet.config import MAX_SIZE, Config, Resize
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.files import sha256
-from lw_retinanet.models.variants import plan_of
+from lw_retinanet.heads import plan_of
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model, make_record

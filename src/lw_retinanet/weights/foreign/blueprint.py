@@ -10,7 +10,7 @@ from torch import Tensor
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.models.plan import HeadPlan, TowerPlan
+from lw_retinanet.heads import HeadPlan, TowerPlan
 
 Naming = Callable[[str], str | None]
 

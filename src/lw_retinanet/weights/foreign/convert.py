@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lw_retinanet.config import nearest
 from lw_retinanet.conventions import STRIDES, Conventions
 from lw_retinanet.data.records import Category
-from lw_retinanet.errors import ConfigError, WeightsError
+from lw_retinanet.errors import ConfigError, WeightsError, nearest
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.models.backbone import RESNETS
-from lw_retinanet.models.plan import HeadPlan
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.foreign import caffe2, detectron2, mmdet, odtk, torchvision
 from lw_retinanet.weights.foreign.blueprint import Assumption, Blueprint, read_structure

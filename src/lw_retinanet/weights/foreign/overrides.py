@@ -6,9 +6,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lw_retinanet.config import nearest
 from lw_retinanet.conventions import Conventions
-from lw_retinanet.errors import ConfigError
+from lw_retinanet.errors import ConfigError, nearest
 
 BACKBONE = "backbone"
 

@@ -2,8 +2,7 @@
 
 from torchvision.models import get_model_weights
 
-from lw_retinanet.config import nearest
-from lw_retinanet.errors import WeightsError
+from lw_retinanet.errors import WeightsError, nearest
 from lw_retinanet.weights.foreign.state_file import ForeignFile, unwrap
 
 HUB = "torchvision:"
