@@ -9,9 +9,9 @@ from lw_retinanet.config import parse_config
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import HeadPlan
+from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
-from lw_retinanet.weights.model_file import load_model
 
 if TYPE_CHECKING:
     from lw_retinanet.interop.calibration import Images
@@ -76,23 +76,7 @@ def load(
         WeightsError: if the file is missing, damaged or not a model of this program.
         MissingExtraError: if what runs an exported file is not installed.
     """
-    from lw_retinanet.devices import choose_device
-    from lw_retinanet.exporting.runtimes import exported_file, open_exported
-
-    path = Path(path)
-    exported = exported_file(path)
-    if exported is not None:
-        return open_exported(exported, device=device, precision=precision, compile=compile)
-    loaded = load_model(path)
-    return Detector(
-        loaded.model,
-        loaded.record.categories,
-        device=choose_device(device),
-        precision=precision,
-        compile=compile,
-        name=f"{path.name} ({loaded.record.preset})",
-        record=loaded.record,
-    )
+    return open_detector(path, device=device, precision=precision, compile=compile)
 
 
 @overload

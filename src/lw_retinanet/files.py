@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lw_retinanet.errors import OutputError
+from lw_retinanet.errors import InputError, OutputError
 
 
 @contextmanager
@@ -58,9 +58,24 @@ def output_folder(path: Path) -> Path:
     """
     place = next((parent for parent in (path, *path.absolute().parents) if parent.exists() or parent.is_symlink()), path)
     if not place.is_dir():
-        raise OutputError(f"{place} is a file, so nothing can be written to a folder {path}; choose another --out")
+        raise OutputError(f"{place} is a file, so nothing can be written to a folder {path}; choose another output folder")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"{place} may not be written to; choose another --out")
+        raise OutputError(f"{place} may not be written to; choose another output folder")
+    return path
+
+
+def existing(path: Path, what: str) -> Path:
+    """The path, if something is there.
+
+    Args:
+        path: A file or folder to read.
+        what: What it should be, for the message.
+
+    Raises:
+        InputError: if nothing is there.
+    """
+    if not path.exists():
+        raise InputError(f"{what} {path} does not exist; check the path")
     return path
 
 

@@ -94,9 +94,9 @@ def test_classes_that_the_data_set_lacks_are_left_out_with_a_note(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["give MODEL and DATA, or --ground-truth and --detections"]),
-        (["{model}"], ["give MODEL and DATA"]),
-        (["--ground-truth", "{data}/val.json"], ["--detections"]),
+        ([], ["give either a model and a data set, or the files ground_truth and detections"]),
+        (["{model}"], ["give either a model and a data set"]),
+        (["--ground-truth", "{data}/val.json"], ["detections"]),
         (["{model}", "{data}", "--detections", "x.json"], ["give either"]),
         (["{model}", "gone"], ["gone does not exist"]),
         (["gone.safetensors", "{data}"], ["gone.safetensors does not exist"]),
@@ -107,7 +107,7 @@ def test_classes_that_the_data_set_lacks_are_left_out_with_a_note(
         (["{model}", "{data}", "--device", "gpu"], ["unknown device 'gpu'"]),
         (["{model}", "{data}", "--head", "full", "--out", "new"], ["model.safetensors", "holds one head only", "`lw-retinanet lighten`"]),
         (["{model}", "{data}", "--head", "Full"], ["head 'Full'", "did you mean full?"]),
-        (["{model}", "{data}", "--out", "{data}/val.json"], ["val.json is a file", "--out"]),
+        (["{model}", "{data}", "--out", "{data}/val.json"], ["val.json is a file", "choose another output folder"]),
         (["--ground-truth", "gone.json", "--detections", "{data}/val.json"], ["gone.json does not exist"]),
         (["--ground-truth", "{data}/val.json", "--detections", "gone.json"], ["gone.json does not exist"]),
         (["--ground-truth", "{data}/val.json", "--detections", "{data}/train.json"], ["annotations[0]", "score"]),

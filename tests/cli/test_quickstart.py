@@ -24,5 +24,5 @@ def test_the_page_is_printed(cli: Any, tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_there_is_left_alone(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "mine.txt").write_text("precious")
-    assert "is not empty; choose another --out" in cli.refuses("quickstart", "--out", tmp_path / "q", unchanged=tmp_path)
+    assert "is not empty; choose another output folder" in cli.refuses("quickstart", "--out", tmp_path / "q", unchanged=tmp_path)
     assert "mine.txt is a file" in cli.refuses("quickstart", "--out", tmp_path / "q" / "mine.txt", unchanged=tmp_path)

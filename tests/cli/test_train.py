@@ -106,7 +106,7 @@ def test_data_without_val_is_trained_on_and_not_scored(cli: Any, data: Path, tmp
         (["--set", "model.backbone=resnet51"], ["resnet51", "did you mean resnet50?"]),
         (["--set", "model.backbone_weights=gone.pth"], ["gone.pth does not exist"]),
         (["--config", "gone.yaml"], ["gone.yaml", "No such file"]),
-        (["--resume", "gone"], ["gone holds no run", "--out"]),
+        (["--resume", "gone"], ["gone holds no run", "start a new run"]),
         (["--device", "gpu"], ["unknown device 'gpu'"]),
         (["--device", "cuda:99"], ["cuda:99"]),
     ],
@@ -235,7 +235,9 @@ def test_a_resumed_run_is_the_same_run(cli: Any, data: Path, trained: Path, edit
     assert "model.preset: lw-v3 then, lw-v2 now; train.rate: 0.0002 then, 0.5 now" in line
     other = edited_data(lambda table: table["annotations"].pop())
     assert "started on other data" in cli.refuses("train", other, "--resume", trained, unchanged=trained)
-    assert "leave out --out and --config" in cli.refuses("train", data, "--resume", trained, "--out", tmp_path / "x", unchanged=tmp_path)
+    assert "leave out the new run folder and the settings file" in cli.refuses(
+        "train", data, "--resume", trained, "--out", tmp_path / "x", unchanged=tmp_path
+    )
     assert "name the data set" in cli.refuses("train", unchanged=tmp_path)
 
 

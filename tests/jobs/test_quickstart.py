@@ -55,6 +55,6 @@ def test_what_is_there_is_left_alone(kind: str, tmp_path: Path) -> None:
     if kind == "folder":
         place.mkdir()
     (place / "mine.txt" if kind == "folder" else place).write_text("precious")
-    with pytest.raises(RunFolderError, match="choose another --out"):
+    with pytest.raises(RunFolderError, match="choose another output folder"):
         module.quickstart(place)
     assert [path.name for path in tmp_path.rglob("*")] == (["out", "mine.txt"] if kind == "folder" else ["out"])

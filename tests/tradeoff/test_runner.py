@@ -16,7 +16,7 @@ from lw_retinanet.files import sha256
 from lw_retinanet.tradeoff import runner
 from lw_retinanet.tradeoff.experiment import parse_experiment
 from lw_retinanet.tradeoff.head_training import train_head
-from lw_retinanet.tradeoff.runner import Bench, Run
+from lw_retinanet.tradeoff.runner import Bench, SeedRun
 from lw_retinanet.tradeoff.summary import has_latency, measure_rows, summarise
 
 
@@ -91,12 +91,12 @@ def test_a_run_that_another_process_is_at_is_left_to_it(values: dict[str, Any], 
     from filelock import FileLock
 
     bench = bench_of(values, tmp_path)
-    taken = Run(cell=bench.experiment.baseline, seed=0)
+    taken = SeedRun(cell=bench.experiment.baseline, seed=0)
     taken.folder(tmp_path).mkdir(parents=True)
     with FileLock(taken.folder(tmp_path) / ".lock"):
         bench.run([bench.experiment.baseline])
     assert bench.result(taken) is None
-    assert bench.result(Run(cell=bench.experiment.baseline, seed=1)) is not None
+    assert bench.result(SeedRun(cell=bench.experiment.baseline, seed=1)) is not None
 
 
 def test_trunks_that_cannot_serve_are_refused(values: dict[str, Any], tmp_path: Path, draw_records: Any) -> None:
@@ -128,10 +128,10 @@ def test_lightening_a_trunk_and_training_all_of_a_network_are_regimes_too(values
     bench = bench_of(values, tmp_path)
     bench.run(bench.experiment.cells())
     assert bench.trunk is not None
-    found = bench.detections(Run(cell=bench.experiment.baseline, seed=0))
+    found = bench.detections(SeedRun(cell=bench.experiment.baseline, seed=0))
     expected = detect_records(Detector(bench.trunk.model, bench.trunk.record.categories), bench.held_out)
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected.scores), atol=1e-5)
-    steps = {cell.name: (bench.result(Run(cell=cell, seed=0)) or {})["steps"] for cell in bench.experiment.cells()}
+    steps = {cell.name: (bench.result(SeedRun(cell=cell, seed=0)) or {})["steps"] for cell in bench.experiment.cells()}
     assert steps == {"retinanet-lighten@64": 0, "lw-v3-lighten@64": 3, "lw-v3-full@64": 3}
 
 
@@ -153,12 +153,12 @@ def test_rows_say_what_their_runs_found_and_cost(values: dict[str, Any], tmp_pat
     assert row.size_hw == (96, 96)
     results = [json.loads((tmp_path / "runs" / "lw-v3@96" / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
     assert row.aps == tuple(result["AP"] for result in results)
-    pairs = [[bench.detections(Run(cell=c, seed=seed)) for seed in (0, 1)] for c in (bench.experiment.baseline, cell)]
+    pairs = [[bench.detections(SeedRun(cell=c, seed=seed)) for seed in (0, 1)] for c in (bench.experiment.baseline, cell)]
     assert row.against_baseline == compare(bench.held_out, *pairs, draws=100).ap
     assert rows["retinanet @ 96"].against_baseline is None
     (pair,) = summary.pairs
     small = bench.experiment.chosen(["retinanet@64"])[0]
-    other = [bench.detections(Run(cell=small, seed=seed)) for seed in (0, 1)]
+    other = [bench.detections(SeedRun(cell=small, seed=seed)) for seed in (0, 1)]
     assert pair.interval == compare(bench.held_out, other, pairs[1], draws=100).ap
     assert rows["bbox-v1, init paper @ 96"].role == "other"
     assert rows["retinanet @ 64"].latency_ms is not None
@@ -175,4 +175,4 @@ def test_a_head_may_have_one_anchor_of_its_own(values: dict[str, Any], tmp_path:
     model = bench.model(cell)
     assert (model.head.num_anchors, model.conventions.anchors.num_anchors) == (1, 1)
     bench.run([cell])
-    assert (bench.result(Run(cell=cell, seed=0)) or {})["steps"] == 3
+    assert (bench.result(SeedRun(cell=cell, seed=0)) or {})["steps"] == 3

@@ -15,7 +15,7 @@ from lw_retinanet.data.sample import make_sample
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.files import write_text
-from lw_retinanet.jobs.train import Outcome, run_training
+from lw_retinanet.jobs.train import run_training
 from lw_retinanet.progress import Progress
 from lw_retinanet.weights.model_file import load_model
 
@@ -67,19 +67,19 @@ def quickstart(out: Path, *, seed: int = 0, progress: Progress | None = None) ->
         RunFolderError: if the folder is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} is not empty; choose another --out")
+        raise RunFolderError(f"{out} is not empty; choose another output folder")
     started = time.monotonic()
     data = make_sample(out / "data", size=IMAGE_SIZE, seed=seed)
     preview(Dataset.open(data).read("train"), out / "pictures" / "data", count=16, seed=seed)
     rows = []
     for preset in PRESETS:
         begun = time.monotonic()
-        outcome: Outcome = run_training(quickstart_config(preset, seed), data, out / preset, progress=progress)
-        assert outcome.metrics is not None
-        model = load_model(outcome.folder).model
+        run = run_training(quickstart_config(preset, seed), data, out / preset, progress=progress)
+        assert run.metrics is not None
+        model = load_model(run.folder).model
         counted = profile(model, name=preset, size_hw=(IMAGE_SIZE, IMAGE_SIZE))
-        rows.append(Row(preset=preset, metrics=outcome.metrics, counted=counted, seconds=time.monotonic() - begun))
-        log.info("%s: AP50 %.3f after %.0f s", preset, outcome.metrics.AP50, rows[-1].seconds)
+        rows.append(Row(preset=preset, metrics=run.metrics, counted=counted, seconds=time.monotonic() - begun))
+        log.info("%s: AP50 %.3f after %.0f s", preset, run.metrics.AP50, rows[-1].seconds)
     save_cost_chart([row.counted for row in rows], out / "pictures" / "cost.png")
     page = out / "results.md"
     write_text(page, _page(rows, seconds=time.monotonic() - started))

@@ -1,4 +1,4 @@
-"""A whole training run: data, model, training, evaluation, files and pictures."""
+"""A whole training run: data, model, training, evaluation, files and figures."""
 
 import logging
 from collections.abc import Mapping
@@ -15,70 +15,69 @@ from lw_retinanet import __version__
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.dataset import Dataset
-from lw_retinanet.data.images import decode
-from lw_retinanet.data.preview import choose
-from lw_retinanet.data.records import Records
+from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.drawing import contact_sheet, save_picture
+from lw_retinanet.devices import choose_device
 from lw_retinanet.errors import ConfigError, DataError, RunFolderError
-from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
+from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.detect_records import detect_records
-from lw_retinanet.evaluation.detections import write_results
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
-from lw_retinanet.evaluation.write import write_metrics
+from lw_retinanet.files import output_folder
+from lw_retinanet.jobs.evaluate import evaluate_into
+from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.jobs.run_request import RunRequest
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.training.curves import save_curves
 from lw_retinanet.training.distributed import World, joined_world
-from lw_retinanet.training.loop import TrainingData, train
+from lw_retinanet.training.loop import Evaluate, TrainingData, train
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_plan import macs_reduction
 from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
 from lw_retinanet.weights.start import file_start, new_start
 
-START_FILE = "start.safetensors"  # in the folder of a run that goes on from a model file: that model, with the classes of the data set
-PICTURES = 8
-PICTURE_SCORE = 0.3  # of the boxes drawn; scoring uses all
+START_FILE = "start.safetensors"  # in the folder of a run that started from a model file: that model, with the classes of the data set
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run came to.
+class Run:
+    """A finished training run.
 
     Args:
-        folder: of the run.
-        metrics: on ``val``; None where there is no such split, or in a process that is not the first.
+        folder: The run folder.
+        metrics: The metrics on ``val``; None without such a split, and in every process but the first.
     """
 
     folder: Path
     metrics: Metrics | None
 
+    def detector(self, *, device: str = "auto") -> Detector:
+        """Open the trained model."""
+        return open_detector(self.folder, device=device)
 
-def open_training_data(source: Path) -> tuple[Records, Records | None]:
-    """Training split and, if there is one, validation split, with all sizes known.
 
-    Raises:
-        DataError: if the data cannot be used, has no box to learn from or to find, or if ``val`` has none of the training classes.
-        ImageError: if a picture is missing, or its header cannot be read or tells another size than the annotations.
-    """
-    dataset = Dataset.open(source)
-    records = dataset.ready(dataset.or_whole("train"))
-    return records, dataset.ready(dataset.held_out, classes=records.categories) if dataset.held_out else None
+def train_request(request: RunRequest, *, device: str = "auto", progress: Progress | None = None) -> Run:
+    """Do a run that :func:`~lw_retinanet.jobs.run_request.request_run` has checked; errors as :func:`run_training`."""
+    if not request.is_resumed:
+        output_folder(request.folder)
+    # Without a name, each process of torchrun takes the device that belongs to it.
+    chosen = None if device == "auto" else choose_device(device)
+    return run_training(request.config, request.data, request.folder, resume=request.is_resumed, device=chosen, progress=progress)
 
 
 def run_training(
     config: Config, source: Path, out: Path, *, resume: bool = False, device: torch.device | None = None, progress: Progress | None = None
-) -> Outcome:
+) -> Run:
     """Train, evaluate on ``val``, and leave everything in one folder.
 
     Args:
-        config: settings; the recipe's values are filled in. With ``model.start`` the run goes on from that model file.
-        source: data set with a training split, and a ``val`` split to evaluate on.
-        out: run folder, new or, with ``resume``, an earlier one.
-        resume: go on where the run of ``out`` stopped; ``config`` must then be that run's. Its ``model.start`` is no longer needed.
-        device: to compute on; None takes CUDA where there is one.
-        progress: wraps the batches of the evaluation, to show a bar.
+        config: The settings; the recipe's values are filled in. With ``model.start`` the run starts from that model file.
+        source: A data set with a training split, and a ``val`` split to evaluate on.
+        out: The run folder: new or, with ``resume``, that of an earlier run.
+        resume: Continue the run in ``out``; ``config`` must then be that run's. Its ``model.start`` file is no longer needed.
+        device: The device to compute on; None takes CUDA if there is a GPU.
+        progress: Wraps the batches of the evaluation, for instance to show a bar.
 
     Raises:
         InputError: for settings, data or a folder that cannot be used; nothing is written then.
@@ -87,30 +86,15 @@ def run_training(
     config = config.resolved()
     records, held_out = open_training_data(source)
     with joined_world(device) as world, ExitStack() as stack:
-        notes = {
-            "data": str(source),
-            "fingerprint": records.fingerprint(),
-            "processes": world.size,
-            "version": __version__,
-        }
         start = open_start(config, records, out if resume else None)
         teacher = open_teacher(config, start.record)
-        model, name = start.model.to(world.device), start.record.preset
+        model = start.model.to(world.device)
+        notes = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
         folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
         if world.is_main:
-            if config.model.start is not None and not resume:
-                save_model(out / START_FILE, model, start.record)
-            log.info("%s: %s; %s on %s", source, records.summary(), name, world.device)
-            if config.model.start is None and config.model.backbone_weights == "none" and not resume:
-                log.warning("the backbone starts from random weights; model.backbone_weights=imagenet learns far faster on small data")
-
-        def score(trained: RetinaNet, step: int) -> Future[dict[str, Any]]:
-            assert held_out is not None
-            assert scoring is not None
-            return scoring.submit(detect_records(Detector(trained, records.categories, device=world.device), held_out))
-
-        scoring = stack.enter_context(ScoringProcess(held_out)) if held_out is not None and world.is_main else None
-
+            log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
+            if not resume:
+                _note_start(config, out, start)
         trained = train(
             model,
             TrainingData(records=records, usable=usable(records)),
@@ -119,43 +103,35 @@ def run_training(
             world=world,
             macs_reduction=macs_reduction(model) if config.train.schedule == "paper" else 1.0,
             resume=resume,
-            evaluate=score if scoring is not None else None,
+            evaluate=_scorer(stack, held_out, records.categories, world),
             teacher=teacher.model.to(world.device) if teacher else None,
             teacher_full_head=teacher is not None and teacher.record.switchable,
         )
         if not world.is_main:
-            return Outcome(folder=out, metrics=None)
-        made = {"data": source.name, "settings": config.model_dump(mode="json"), **start.record.notes}
-        save_model(folder.model_file, trained, start.record.model_copy(update={"notes": made}))
-        save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{name} on {source.name}")
+            return Run(folder=out, metrics=None)
+        _save(folder, trained, start.record, config, source)
         if held_out is None:
             log.info("%s has no val split, so the model was not evaluated", source)
-            return Outcome(folder=out, metrics=None)
-        detector = Detector(trained, records.categories, device=world.device, name=f"{name} on {source.name}")
-        metrics = evaluate_into(folder.path, detector, held_out, progress=progress)
-        return Outcome(folder=out, metrics=metrics)
+            return Run(folder=out, metrics=None)
+        title = f"{start.record.preset} on {source.name}"
+        detector = Detector(trained, records.categories, device=world.device, name=title)
+        return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
 
 
-def evaluate_into(out: Path, detector: Detector, records: Records, *, progress: Progress | None = None, batch_size: int = 1) -> Metrics:
-    """Evaluate, and write ``detections.json``, ``metrics.json``, a precision-recall picture and a sheet of detections."""
-    detections = detect_records(detector, records, batch_size=batch_size, progress=progress)
-    metrics = evaluate(records, detections)
-    write_results(detections, records, out / "detections.json")
-    write_metrics(metrics, out, title=detector.name)
-    save_detection_sheet(out / "pictures" / "detections.jpg", detector, records)
-    return metrics
+def open_training_data(source: Path) -> tuple[Records, Records | None]:
+    """Read the training split and, if there is one, the validation split, with the sizes of all images.
 
-
-def save_detection_sheet(path: Path, detector: Detector, records: Records, *, count: int = PICTURES, columns: int = 4) -> None:
-    """Draw what a detector finds in a few pictures that show as many classes as possible."""
-    chosen = choose(records, count=min(count, records.num_images), seed=0)
-    results = [detector.predict_arrays([decode(records.path(image))], score=PICTURE_SCORE)[0] for image in chosen]
-    sheet = contact_sheet([result.plot() for result in results], columns=columns, titles=[Path(records.file_names[i]).name for i in chosen])
-    save_picture(sheet, path)
+    Raises:
+        DataError: if the data cannot be used, has no box to learn from or to find, or if ``val`` has none of the training classes.
+        ImageError: if an image is missing, or its header cannot be read or tells another size than the annotations.
+    """
+    dataset = Dataset.open(source)
+    records = dataset.ready(dataset.or_whole("train"))
+    return records, dataset.ready(dataset.held_out, classes=records.categories) if dataset.held_out else None
 
 
 def open_start(config: Config, records: Records, resumed: Path | None) -> LoadedModel:
-    """The network before its first step: new, of the model file that the settings name, or as the resumed run noted it down."""
+    """The network before its first step: new, or from the model file that the settings name, or as the resumed run kept it."""
     if config.model.start is None:
         return new_start(config, records.categories)
     if resumed is None:
@@ -169,15 +145,15 @@ def open_start(config: Config, records: Records, resumed: Path | None) -> Loaded
             seed=config.train.seed,
         )
     if not (resumed / START_FILE).is_file():
-        raise RunFolderError(f"{resumed} has no {START_FILE}, so it stopped before its first step; start the run anew, elsewhere")
+        raise RunFolderError(f"{resumed} has no {START_FILE}, so it stopped before its first step; start a new run in another folder")
     return load_model(resumed / START_FILE)
 
 
 def open_teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
-    """The network to learn from.
+    """The network to learn from, if the settings name one.
 
     Raises:
-        ConfigError: if its classes or anchors are others than the student's.
+        ConfigError: if its classes or anchors differ from the student's.
     """
     if config.train.teacher is None:
         return None
@@ -185,10 +161,37 @@ def open_teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
     loaded = load_model(path)
     theirs, ours = ([category.name for category in record.categories] for record in (loaded.record, student))
     if theirs != ours:
-        raise ConfigError(f"train.teacher {path} knows other classes than the student, or in another order; teach with a model of the same")
+        raise ConfigError(f"train.teacher {path} has other classes than the student, or in another order; choose a teacher with the same")
     if loaded.record.conventions.anchors != student.conventions.anchors or loaded.record.conventions.boxes != student.conventions.boxes:
         raise ConfigError(f"train.teacher {path} has other anchors than the student, so its answers mean something else")
     return loaded
+
+
+def _note_start(config: Config, out: Path, start: LoadedModel) -> None:
+    """Keep the model that a new run starts from; without one, say if the backbone has random weights."""
+    if config.model.start is not None:
+        save_model(out / START_FILE, start.model, start.record)
+    elif config.model.backbone_weights == "none":
+        log.warning("the backbone starts from random weights; model.backbone_weights=imagenet learns far faster on small data")
+
+
+def _scorer(stack: ExitStack, held_out: Records | None, categories: tuple[Category, ...], world: World) -> Evaluate | None:
+    """A function that scores the model during training, in a process of its own that ends with ``stack``."""
+    if held_out is None or not world.is_main:
+        return None
+    scoring = stack.enter_context(ScoringProcess(held_out))
+
+    def score(model: RetinaNet, step: int) -> Future[dict[str, Any]]:
+        return scoring.submit(detect_records(Detector(model, categories, device=world.device), held_out))
+
+    return score
+
+
+def _save(folder: RunFolder, trained: RetinaNet, record: ModelRecord, config: Config, source: Path) -> None:
+    """Write the trained model and its training curves."""
+    made = {"data": source.name, "settings": config.model_dump(mode="json"), **record.notes}
+    save_model(folder.model_file, trained, record.model_copy(update={"notes": made}))
+    save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{record.preset} on {source.name}")
 
 
 def _open_folder(stack: ExitStack, out: Path, config: Config, notes: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SeedRun:
     """One training of one row."""
 
     cell: Cell
@@ -100,7 +100,7 @@ class Bench:
             RunFolderError: if a finished run had other settings.
             TrainingError: if a loss is not finite; what was finished before stays.
         """
-        runs = [Run(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
+        runs = [SeedRun(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
         self._note_down()
         left = [run for run in runs if not self._is_done(run)]
         log.info("%d of %d runs are to do", len(left), len(runs))
@@ -118,10 +118,10 @@ class Bench:
                 log.info("run %d/%d: %s, seed %d: another process is at it", number, len(left), run.cell.name, run.seed)
                 continue
             log.info("run %d/%d: %s, seed %d: AP %.4f (%.0f s)", number, len(left), run.cell.name, run.seed, result["AP"], seconds)
-        if all(self._is_done(Run(cell=cell, seed=seed)) for cell in self.experiment.cells() for seed in self.experiment.seeds):
+        if all(self._is_done(SeedRun(cell=cell, seed=seed)) for cell in self.experiment.cells() for seed in self.experiment.seeds):
             shutil.rmtree(self.out / "features", ignore_errors=True)  # gigabytes that nothing needs any more
 
-    def result(self, run: Run) -> dict[str, Any] | None:
+    def result(self, run: SeedRun) -> dict[str, Any] | None:
         """What a finished run left in its ``result.json``; None if it is not finished."""
         file = run.folder(self.out) / RESULT_FILE
         if not file.is_file():
@@ -132,7 +132,7 @@ class Bench:
             raise RunFolderError(f"{file} is broken; remove {file.parent} to do that run again") from None
         return result
 
-    def detections(self, run: Run) -> DetectionTable:
+    def detections(self, run: SeedRun) -> DetectionTable:
         """What a finished run found in the validation pictures."""
         return read_results(run.folder(self.out) / DETECTIONS_FILE, self.held_out)
 
@@ -146,7 +146,7 @@ class Bench:
             return new_start(without_weights, self.records.categories).model
         return _with_head(self.trunk.model, config, len(self.records.categories))
 
-    def _is_done(self, run: Run) -> bool:
+    def _is_done(self, run: SeedRun) -> bool:
         result = self.result(run)
         if result is None:
             return False
@@ -163,14 +163,14 @@ class Bench:
             )
         return True
 
-    def _carry_out(self, run: Run) -> tuple[DetectionTable, int]:
+    def _carry_out(self, run: SeedRun) -> tuple[DetectionTable, int]:
         if run.cell.regime == "head":
             return self._train_head(run)
         if run.cell.regime == "lighten":
             return self._lighten(run)
         return self._train_all(run)
 
-    def _train_head(self, run: Run) -> tuple[DetectionTable, int]:
+    def _train_head(self, run: SeedRun) -> tuple[DetectionTable, int]:
         assert self.trunk is not None
         config = self.experiment.config(run.cell, run.seed)
         model = self.model(run.cell, seed=run.seed).to(self.device)
@@ -211,7 +211,7 @@ class Bench:
                 progress=self.progress,
             )
 
-    def _lighten(self, run: Run) -> tuple[DetectionTable, int]:
+    def _lighten(self, run: SeedRun) -> tuple[DetectionTable, int]:
         assert self.trunk is not None
         conventions = _at_scale(self.trunk.model.conventions, run.cell.scale)
         old = self.trunk.model
@@ -229,7 +229,7 @@ class Bench:
             detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.progress).detector
         return detect_records(detector, self.held_out), steps
 
-    def _train_all(self, run: Run) -> tuple[DetectionTable, int]:
+    def _train_all(self, run: SeedRun) -> tuple[DetectionTable, int]:
         config = self.experiment.config(run.cell, run.seed)
         folder = run.folder(self.out) / "training"
         resume = (folder / "config.yaml").is_file()
@@ -237,7 +237,7 @@ class Bench:
         last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         return read_results(folder / DETECTIONS_FILE, self.held_out), int(last["step"])
 
-    def _finish(self, run: Run, table: DetectionTable, *, steps: int, seconds: float) -> dict[str, Any]:
+    def _finish(self, run: SeedRun, table: DetectionTable, *, steps: int, seconds: float) -> dict[str, Any]:
         metrics = {name: value for name, value in evaluate(self.held_out, table).as_dict().items() if name != "per_class"}
         folder = run.folder(self.out)
         write_results(table, self.held_out, folder / DETECTIONS_FILE)

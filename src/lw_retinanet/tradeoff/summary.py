@@ -21,7 +21,7 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.experiment import Cell
 from lw_retinanet.tradeoff.report import Facts
 from lw_retinanet.tradeoff.rows import BlockCost, Latency, Role, Row, joined
-from lw_retinanet.tradeoff.runner import Bench, Run, made_with
+from lw_retinanet.tradeoff.runner import Bench, SeedRun, made_with
 from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line
 
 LATENCY_FILE = "latency.json"
@@ -57,7 +57,7 @@ def summarise(bench: Bench, *, command: Sequence[str]) -> Summary:
     finished = {
         cell: runs
         for cell in experiment.cells()
-        if (runs := [run for seed in experiment.seeds if bench.result(run := Run(cell=cell, seed=seed)) is not None])
+        if (runs := [run for seed in experiment.seeds if bench.result(run := SeedRun(cell=cell, seed=seed)) is not None])
     }
     if not finished:
         raise InputError(f"{bench.out} holds no finished run yet; run the experiment first")
@@ -113,7 +113,7 @@ def _is_light(cell: Cell) -> bool:
 def _row(
     bench: Bench,
     cell: Cell,
-    runs: Sequence[Run],
+    runs: Sequence[SeedRun],
     drawn: Drawn,
     count: tuple[tuple[int, int], dict[str, BlockCost]],
     *,

@@ -1,0 +1,51 @@
+"""Open whatever holds a trained model as a detector."""
+
+from pathlib import Path
+from typing import Literal
+
+from lw_retinanet.detection.detector import Detector
+from lw_retinanet.devices import choose_device
+from lw_retinanet.exporting.runtimes import exported_file, open_exported
+from lw_retinanet.weights.model_file import load_model
+
+
+def open_detector(
+    model: str | Path | Detector,
+    *,
+    head: str | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    compile: bool = False,  # noqa: A002
+) -> Detector:
+    """Open a model file, a run folder or an exported file.
+
+    Args:
+        model: The file or folder; a detector is returned as it is, with another head if one is named.
+        head: ``light`` or ``full`` for a lightened model; None keeps the head that answers by default.
+        device: As for :func:`lw_retinanet.load`.
+        precision: As for :func:`lw_retinanet.load`.
+        compile: As for :func:`lw_retinanet.load`.
+
+    Raises:
+        WeightsError: if the file is missing, damaged or not a model of this program.
+        InputError: if the model has no such head.
+        MissingExtraError: if the runtime of an exported file is not installed.
+    """
+    detector = model if isinstance(model, Detector) else _opened(Path(model), device, precision, compile)
+    return detector if head is None else detector.with_head(head)
+
+
+def _opened(path: Path, device: str, precision: Literal["fp32", "bf16", "auto"], compiled: bool) -> Detector:
+    exported = exported_file(path)
+    if exported is not None:
+        return open_exported(exported, device=device, precision=precision, compile=compiled)
+    loaded = load_model(path)
+    return Detector(
+        loaded.model,
+        loaded.record.categories,
+        device=choose_device(device),
+        precision=precision,
+        compile=compiled,
+        name=f"{path.name} ({loaded.record.preset})",
+        record=loaded.record,
+    )

@@ -1,0 +1,115 @@
+"""Turn what a caller says about a training run into checked settings, a data set and a folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lw_retinanet.config import Config, ModelConfig, load_config, override, parse_config
+from lw_retinanet.errors import ConfigError, InputError, RunFolderError
+from lw_retinanet.files import existing, output_folder
+from lw_retinanet.heads import is_preset
+
+MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """A training run that can start.
+
+    Args:
+        config: The checked settings.
+        data: The data set, which exists.
+        folder: The run folder.
+        is_resumed: Whether the folder holds a run to continue.
+    """
+
+    config: Config
+    data: Path
+    folder: Path
+    is_resumed: bool
+
+
+def request_run(
+    data: Path | None,
+    *,
+    model: str | None = None,
+    config: Path | Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    resume: Path | None = None,
+) -> RunRequest:
+    """Check what a caller says about a run.
+
+    Args:
+        data: The data set; None takes the one that the settings file or the resumed run was made with.
+        model: A preset, or the path of a model file or run folder to start from.
+        config: A YAML file with settings, or the same as nested mappings.
+        settings: Texts such as ``train.epochs=12``, which override ``config``.
+        out: The new run folder; None takes the next free ``runs/MODEL-DATA-NUMBER``.
+        resume: The run folder to continue.
+
+    Raises:
+        ConfigError: for settings that are unknown, out of range or contradictory.
+        InputError: if the data set is missing.
+        RunFolderError: if there is no run to resume, or it started from another model.
+        OutputError: if the folder cannot be written to.
+    """
+    if resume and (out or config):
+        raise ConfigError("resume continues a run as it is; leave out the new run folder and the settings file")
+    if resume and not (resume / "config.yaml").is_file():
+        raise RunFolderError(f"{resume} holds no run to continue (no config.yaml); start a new run")
+    file = resume / "config.yaml" if resume else config if isinstance(config, Path) else None
+    values = load_config(file) if file else dict(config) if isinstance(config, Mapping) else {}
+    notes = values.pop("run", None)
+    if resume and model and _names_file(model) and model != _start_of(values):
+        raise RunFolderError(f"{resume} did not start from {model}; resume it without naming a model, or start a new run")
+    texts = [*([_model_setting(model)] if model else []), *settings]
+    checked = parse_config(override(values, texts), where=str(file or "settings"))
+    source = _data_set(data, notes, file)
+    if out:
+        output_folder(out)
+    folder = resume or out or _new_folder(f"{_model_name(checked.model)}-{source.resolve().stem}")
+    return RunRequest(config=checked, data=source, folder=folder, is_resumed=resume is not None)
+
+
+def _data_set(named: Path | None, notes: object, file: Path | None) -> Path:
+    """The data set that the caller names, or else the one that the notes of an earlier run name."""
+    noted = notes.get("data") if isinstance(notes, dict) else None
+    source = named or (Path(str(noted)) if noted else None)
+    if source is None:
+        raise InputError("name the data set to train on: lw-retinanet train DATA")
+    if not named and not source.exists():
+        raise InputError(f"{file} was made with the data set {source}, which does not exist here; name it: lw-retinanet train DATA")
+    return existing(source, "data set")
+
+
+def _start_of(values: Mapping[str, Any]) -> object:
+    section = values.get("model")
+    return section.get("start") if isinstance(section, Mapping) else None
+
+
+def _names_file(model: str) -> bool:
+    """Whether ``model`` is a path to start from; otherwise it is a preset, a mistyped one included."""
+    path = Path(model)
+    return not is_preset(model) and (path.name != model or path.suffix in MODEL_SUFFIXES or path.exists())
+
+
+def _model_setting(model: str) -> str:
+    return f"model.start={json.dumps(model)}" if _names_file(model) else f"model.preset={model}"
+
+
+def _model_name(model: ModelConfig) -> str:
+    """The part of the run folder's name that stands for the model: the preset, or the run or file that the run starts from."""
+    if model.start is None:
+        return model.preset
+    start = Path(model.start).resolve()
+    return start.name if start.is_dir() else start.parent.name if start.stem == "model" else start.stem
+
+
+def _new_folder(name: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
