@@ -32,7 +32,7 @@ from lw_retinanet.benchmarking.realistic import CANDIDATES
 from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.counting.rounds import summary, take_turns
 from lw_retinanet.data.records import Category
-from lw_retinanet.detection.detector import Detector, Inputs
+from lw_retinanet.detection.detector import Detector, NetworkInputs
 from lw_retinanet.devices import waiting_for
 from lw_retinanet.tables import aligned
 
@@ -80,7 +80,7 @@ def main() -> int:
         network = made_up_network(preset, size=a.size, num_classes=a.classes, backbone=a.backbone).to(device)
         give_scores(network, pictures, candidates=a.candidates)
         for compiled in (False, True) if a.compile else (False,):
-            detector = Detector(network, categories, device=device, precision="bf16", compile=compiled)
+            detector = Detector.of_model(network, categories, device=device, precision="bf16", compile=compiled)
             for batch in a.batches:
                 inputs = detector.prepare([pictures.decoded(number % len(pictures.files)) for number in range(batch)])
                 macs = sum(cost.macs for cost in count_blocks(network, inputs.size_hw).values())
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 @torch.inference_mode()
-def measure(detector: Detector, inputs: Inputs, device: torch.device, rounds: int) -> dict[str, Any]:
+def measure(detector: Detector, inputs: NetworkInputs, device: torch.device, rounds: int) -> dict[str, Any]:
     """Milliseconds a batch of the network and of all up to boxes on the host, in turns, and what a GPU tells about each."""
     calls: dict[str, Callable[[int], Any]] = {
         "network": lambda _: detector.network(inputs.images),

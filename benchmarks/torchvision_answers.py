@@ -65,7 +65,7 @@ def main() -> None:
         assert code == 0
         detector, before_nms = lw.load(ours, device="cpu"), lw.load(ours, device="cpu")
     rule = detector.conventions.output.model_copy(update={"nms_iou": 1.0, "max_detections": 5000})
-    before_nms.model.conventions = detector.conventions.model_copy(update={"output": rule})
+    before_nms = before_nms.with_conventions(detector.conventions.model_copy(update={"output": rule}))
     answers: dict[str, Any] = {"version": lw.__version__, "torch": torch.__version__, "model": "v2" if a.v2 else "v1", "size": a.size}
     tables: dict[str, list[DetectionTable]] = {"torchvision": [], "ours": []}
     worst_box = worst_score = 0.0

@@ -13,7 +13,7 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.manifest import ExportPrecision, Outputs
 from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import exported_detector
 from lw_retinanet.heads import plan_of
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.retinanet import RetinaNet
@@ -21,9 +21,9 @@ from lw_retinanet.models.retinanet import RetinaNet
 
 def exported(
     model: RetinaNet, outputs: Outputs, precision: ExportPrecision = "fp32", change: Callable[[str, Tensor], Tensor] = lambda _, v: v
-) -> ExportedDetector:
+) -> Detector:
     graph = (RawGraph if outputs == "raw" else EndToEnd)(model)
-    return ExportedDetector(TorchRuntime(graph, change), manifest_of(model, outputs=outputs, precision=precision))  # type: ignore[arg-type]
+    return exported_detector(TorchRuntime(graph, change), manifest_of(model, outputs=outputs, precision=precision))  # type: ignore[arg-type]
 
 
 def variant(reference: Detector, detector: Detector, precision: str) -> object:
@@ -71,7 +71,7 @@ def test_other_post_processing_is_noticed() -> None:
 @pytest.mark.parametrize("outputs", ["raw", "detections"])
 def test_an_exported_file_in_fp32(outputs: Outputs) -> None:
     model = network()
-    reference = Detector(model, CATEGORIES)
+    reference = Detector.of_model(model, CATEGORIES)
     parity = variant(reference, exported(model, outputs), "fp32")
     assert parity.missing == 0  # type: ignore[attr-defined]
     assert parity.detections > 40  # type: ignore[attr-defined]
@@ -90,13 +90,13 @@ def test_a_file_that_drops_detections_is_noticed() -> None:
         return values // 2 if name == "counts" else values
 
     with pytest.raises(ParityError, match="have no partner"):
-        variant(Detector(model, CATEGORIES), exported(model, "detections", change=first_half), "fp32")
+        variant(Detector.of_model(model, CATEGORIES), exported(model, "detections", change=first_half), "fp32")
 
 
 def test_rounded_networks_have_a_limit_as_a_whole() -> None:
     model = network()
-    reference = Detector(model, CATEGORIES)
-    parity = variant(reference, Detector(model, CATEGORIES, precision="bf16"), "bf16")
+    reference = Detector.of_model(model, CATEGORIES)
+    parity = variant(reference, Detector.of_model(model, CATEGORIES, precision="bf16"), "bf16")
     assert 0 < parity.rms < 0.15  # type: ignore[attr-defined]
     with pytest.raises(ParityError, match="relative error"):
         variant(reference, exported(model, "raw", "int8", lambda _, values: values.flip(1)), "int8")
@@ -104,7 +104,7 @@ def test_rounded_networks_have_a_limit_as_a_whole() -> None:
 
 def test_rounded_boxes_have_to_be_found_again() -> None:
     model = network()
-    reference = Detector(model, CATEGORIES)
+    reference = Detector.of_model(model, CATEGORIES)
     parity: Any = variant(reference, exported(model, "detections", "int8"), "int8")
     assert parity.rms is None
     assert parity.share > 0.9

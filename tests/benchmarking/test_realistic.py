@@ -34,7 +34,7 @@ def test_dead_layers_stay() -> None:
 @pytest.mark.parametrize("preset", ["retinanet", "lw-v3", "bbox-v1", "lw-v3-released"])
 def test_as_many_candidates_as_asked_for(preset: str) -> None:
     model = network(preset, candidates=100)
-    detector = Detector(model, ())
+    detector = Detector.of_model(model, ())
     with torch.inference_mode():
         predictions = detector.network(detector.prepare([pictures().decoded(0)]).images)
     scores = predictions.logits.sigmoid()

@@ -50,7 +50,7 @@ def test_a_stage_ends_with_an_error() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_part_of_our_network_is_seen_in_the_copy_that_runs(precision: str) -> None:
-    detector = Detector(network("lw-v3"), (), precision=precision)  # type: ignore[arg-type]
+    detector = Detector.of_model(network("lw-v3"), (), precision=precision)  # type: ignore[arg-type]
     detector.predict_arrays([pictures().decoded(0)])  # the first run compares the fused copy with the plain one
     clock = StageClock(clock=ticking())
     detector_by_stage(detector)(pictures().batch(0, 1), clock)
@@ -61,7 +61,7 @@ def test_every_part_of_our_network_is_seen_in_the_copy_that_runs(precision: str)
 
 
 def test_watching_leaves_nothing_behind() -> None:
-    detector = Detector(network(), ())
+    detector = Detector.of_model(network(), ())
     clock = StageClock(clock=ticking())
     with clock.watching():
         pass

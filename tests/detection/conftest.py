@@ -21,4 +21,4 @@ def detector() -> Detector:
             if name.endswith("bias") and parameter.numel() == 3 * 9:
                 parameter.zero_()
     categories = (Category(id=7, name="red"), Category(id="x", name="green"), Category(id=90, name="blue"))
-    return Detector(model, categories, name="tiny")
+    return Detector.of_model(model, categories, name="tiny")

@@ -47,7 +47,7 @@ def full_and_light(detector: Detector) -> tuple[Detector, Detector]:
         notes={},
         **names,  # type: ignore[arg-type]
     ).model_copy(update={"switchable": True, "full_output": True})
-    return Detector(full, detector.categories), Detector(light, detector.categories, record=record, name="two heads")
+    return Detector.of_model(full, detector.categories), Detector.of_model(light, detector.categories, record=record, name="two heads")
 
 
 @pytest.fixture
@@ -212,9 +212,9 @@ def test_a_model_with_nothing_but_its_full_head_has_both_names_for_it(full_and_l
 def test_a_head_that_is_not_there_is_refused(detector: Detector) -> None:
     # Trained light from the start: the shared tower has never seen P3.
     assert not detector.switchable
-    with pytest.raises(InputError, match=r"^tiny holds one head only.*`lw-retinanet lighten`"):
+    with pytest.raises(InputError, match=r"^tiny holds the light head only.*`lw-retinanet lighten`"):
         detector.predict(noise(32, 32, 3), head="full")
-    with pytest.raises(InputError, match="one head only"):
+    with pytest.raises(InputError, match="light head only"):
         detector.with_head("full")
     with pytest.raises(ConfigError, match="head 'ful': expected light or full; did you mean full"):
         detector.with_head("ful")
@@ -259,7 +259,7 @@ def test_files_in_batches_keep_their_order_and_their_errors(detector: Detector, 
     for file, outcome in zip(files, outcomes, strict=False):
         if isinstance(outcome, Result):
             assert outcome.file == str(file)
-            same(outcome, detector.predict_file(file))
+            same(outcome, detector.predict(file)[0])
 
 
 def test_one_pil_picture_may_come_twice(detector: Detector, folder: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.detection.fused import FusedBlock, FusedConv, forget_shapes, fuse
-from lw_retinanet.detection.network import with_half_weights
+from lw_retinanet.detection.runtime import with_half_weights
 from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import folded

@@ -1,6 +1,7 @@
 """Each origin's conventions against a literal version of what that framework does: the same input, the same boxes."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.preprocess import resized_size
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Predictions
 from lw_retinanet.weights.foreign.origins import ORIGINS
@@ -49,6 +51,7 @@ class Recorded(nn.Module):
     def __init__(self, conventions: Conventions) -> None:
         super().__init__()
         self.conventions = conventions
+        self.head = SimpleNamespace(plan=HeadPlan())
         self.images = torch.zeros(0)
         self.maps: list[Maps] = []
 
@@ -84,7 +87,7 @@ def picture(size_hw: tuple[int, int]) -> NDArray[np.uint8]:
 def test_a_detector_answers_as_its_origin(origin: str, size_hw: tuple[int, int]) -> None:
     conventions, image = scaled_down(origin), picture(size_hw)
     network = Recorded(conventions)
-    result = Detector(cast(RetinaNet, network), CATEGORIES).predict_arrays([image])[0]
+    result = Detector.of_model(cast(RetinaNet, network), CATEGORIES).predict_arrays([image])[0]
 
     inputs = LITERAL[origin].prepare(image, LITERAL[origin].size(*size_hw, SHORT, LONG))
     level = conventions.input.scale * np.array(conventions.input.std)[:, None, None]
@@ -105,7 +108,9 @@ def test_a_detector_answers_as_its_origin(origin: str, size_hw: tuple[int, int])
 
 def test_origins_differ_where_it_matters() -> None:
     # One picture, one network: were the conventions ignored, all would answer alike.
-    answers = [Detector(cast(RetinaNet, Recorded(scaled_down(origin))), CATEGORIES).predict(picture((97, 131)))[0] for origin in ORIGINS]
+    answers = [
+        Detector.of_model(cast(RetinaNet, Recorded(scaled_down(origin))), CATEGORIES).predict(picture((97, 131)))[0] for origin in ORIGINS
+    ]
     boxes = {result.boxes[:20].tobytes() for result in answers}
     assert len(boxes) == len(ORIGINS) - 2  # torchvision's two and MMDetection's two differ inside the network only
 
@@ -135,7 +140,7 @@ def test_sizes_of_many_pictures(origin: str) -> None:
 
 
 def test_a_callers_score_holds_on_the_last_level_too() -> None:
-    detector = Detector(cast(RetinaNet, Recorded(scaled_down("caffe2"))), CATEGORIES)
+    detector = Detector.of_model(cast(RetinaNet, Recorded(scaled_down("caffe2"))), CATEGORIES)
     assert detector.predict_arrays([picture((97, 131))], score=0.3)[0].scores.min() > 0.3
 
 

@@ -8,12 +8,13 @@ import torch
 from tests.exporting.fakes import TorchRuntime, manifest_of
 from torch import Tensor
 
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ExportError
 from lw_retinanet.exporting.agreement import CASES, check_agreement
 from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.manifest import ExportPrecision, Outputs
 from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import exported_detector
 from lw_retinanet.exporting.tracing import TRACED_BATCH, TRACED_SIZE_HW
 from lw_retinanet.models.retinanet import RetinaNet
 
@@ -27,9 +28,9 @@ def raw(model: RetinaNet) -> RawGraph:
 
 def exported(
     model: RetinaNet, change: Change = lambda _, values: values, *, outputs: Outputs = "raw", precision: ExportPrecision = "fp32"
-) -> ExportedDetector:
+) -> Detector:
     runtime: Any = TorchRuntime(RawGraph(model) if outputs == "raw" else EndToEnd(model), change)
-    return ExportedDetector(runtime, manifest_of(model, outputs=outputs, precision=precision))
+    return exported_detector(runtime, manifest_of(model, outputs=outputs, precision=precision))
 
 
 def quieter(model: RetinaNet) -> RetinaNet:

@@ -16,7 +16,7 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import ConfigError, InputError, OutputError, WeightsError
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import ExportedRuntime, manifest_of
 from lw_retinanet.structures import Predictions
 
 SIZES = ((70, 96), (96, 41), (200, 120))  # three padded shapes, none of them traced
@@ -47,8 +47,9 @@ def test_every_kind_answers_as_the_model(request: pytest.FixtureRequest, kind: s
     exported = lw.load(request.getfixturevalue(kind))
     head: Any = "full" if kind == "openvino_file" else "light"
     original = lw.load(model_file, device="cpu").with_head(head)
-    assert isinstance(exported, ExportedDetector)
-    assert exported.manifest.head == head
+    manifest = manifest_of(exported)
+    assert manifest is not None
+    assert manifest.head == head
     assert exported.categories == CATEGORIES
     assert exported.conventions == original.conventions
     paths = pictures_on_disk(tmp_path)
@@ -68,7 +69,7 @@ def test_a_file_with_one_head_refuses_the_other(onnx_file: Path) -> None:
     exported = lw.load(onnx_file)
     assert exported.with_head("light").head == "light"
     assert not exported.switchable
-    with pytest.raises(InputError, match=r"light\.onnx holds the light head only; export the model again with --head full"):
+    with pytest.raises(InputError, match=r"light\.onnx holds the light head only, so there is no full head to switch to"):
         exported.with_head("full")
     with pytest.raises(ConfigError, match="did you mean light"):
         exported.with_head("lihgt")
@@ -141,9 +142,9 @@ def test_what_a_runtime_cannot_do_is_refused(onnx_file: Path, openvino_file: Pat
 def test_a_size_that_cannot_be_run_is_named(onnx_file: Path, openvino_file: Path) -> None:
     for path in (onnx_file, openvino_file):
         exported = lw.load(path)
-        assert isinstance(exported, ExportedDetector)
+        assert isinstance(exported.runtime, ExportedRuntime)
         with pytest.raises(InputError, match=r"cannot run an input of \(1, 4, 64, 64\)"):
-            exported.runtime(torch.zeros((1, 4, 64, 64)))
+            exported.runtime.run(torch.zeros((1, 4, 64, 64)))
 
 
 def test_altered_onnx_files_are_noticed(onnx_file: Path, tmp_path: Path) -> None:

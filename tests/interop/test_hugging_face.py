@@ -64,7 +64,7 @@ def test_a_model_comes_back_from_its_folder(run: Path, tmp_path: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     loaded = load_model(run)
     detector = from_pretrained(folder, device="cpu")
-    expected = scores(Detector(loaded.model, CATEGORIES))
+    expected = scores(Detector.of_model(loaded.model, CATEGORIES))
     assert len(expected) > 0
     assert np.array_equal(scores(detector), expected)
     assert detector.categories == CATEGORIES
@@ -108,7 +108,7 @@ def test_bad_input_writes_nothing(run: Path, tmp_path: Path) -> None:
     file.write_text("")
     broken = Path(shutil.copytree(run, tmp_path / "broken"))
     (broken / "metrics.json").write_text("{")
-    bare = Detector(load_model(run).model, CATEGORIES)
+    bare = Detector.of_model(load_model(run).model, CATEGORIES)
     bare.__dict__.pop("record", None)
     cases: list[tuple[type[Exception], str, Any, dict[str, Any]]] = [
         (InputError, "licence 'MIT license' is no identifier", run, {"licence": "MIT license"}),

@@ -76,7 +76,7 @@ def test_before_the_first_step_it_answers_as_the_file(run: Path, file: Path, dat
     found = []
     for one in (load_model(run / "start.safetensors"), load_model(file)):
         one.model.conventions = TORCHVISION.model_copy(update={"output": rule})
-        table = detect_records(Detector(one.model, one.record.categories), held_out)
+        table = detect_records(Detector.of_model(one.model, one.record.categories), held_out)
         order = np.lexsort((-table.scores, table.labels, table.image))
         found.append((table.image[order], table.labels[order], table.boxes_xywh[order], table.scores[order]))
     assert len(found[0][0]) > 100

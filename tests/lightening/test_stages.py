@@ -29,7 +29,7 @@ def detector() -> Detector:
     record = make_record(
         model, preset="retinanet", backbone="resnet18", width=WIDTH, norm="frozen", plan=plan, categories=classes, notes={}
     )
-    return Detector(model, classes, record=record)
+    return Detector.of_model(model, classes, record=record)
 
 
 @pytest.fixture

@@ -303,7 +303,7 @@ def odd_pictures() -> list[NDArray[np.uint8]]:
 
 def require_same_answers(theirs: TorchvisionRetinaNet, ours: RetinaNet, pictures: list[NDArray[np.uint8]]) -> None:
     """Each picture alone, as it is, through both."""
-    detector = Detector(ours, tuple(Category(id=number, name=str(number)) for number in range(NUM_CLASSES)))
+    detector = Detector.of_model(ours, tuple(Category(id=number, name=str(number)) for number in range(NUM_CLASSES)))
     for picture in pictures:
         with torch.no_grad():
             want = {key: values.numpy() for key, values in theirs([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])[0].items()}

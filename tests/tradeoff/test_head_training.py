@@ -34,7 +34,7 @@ def test_the_head_finds_on_the_maps_what_the_detector_finds_in_the_pictures(trun
     held_out = with_sizes(Dataset.open(shapes).read("val"))
     maps = maps_of(loaded.model, held_out, tmp_path, ("plain",))
     found = detect_from_maps(loaded.model, maps, loaded.record.categories, device=CPU, use_bf16=False)
-    expected = detect_records(Detector(loaded.model, loaded.record.categories), held_out)
+    expected = detect_records(Detector.of_model(loaded.model, loaded.record.categories), held_out)
     assert len(found) == len(expected) > 100
     for table in (found, expected):
         assert np.array_equal(np.unique(table.image), np.arange(held_out.num_images))

@@ -129,7 +129,7 @@ def test_lightening_a_trunk_and_training_all_of_a_network_are_regimes_too(values
     bench.run(bench.experiment.cells())
     assert bench.trunk is not None
     found = bench.detections(SeedRun(cell=bench.experiment.baseline, seed=0))
-    expected = detect_records(Detector(bench.trunk.model, bench.trunk.record.categories), bench.held_out)
+    expected = detect_records(Detector.of_model(bench.trunk.model, bench.trunk.record.categories), bench.held_out)
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected.scores), atol=1e-5)
     steps = {cell.name: (bench.result(SeedRun(cell=cell, seed=0)) or {})["steps"] for cell in bench.experiment.cells()}
     assert steps == {"retinanet-lighten@64": 0, "lw-v3-lighten@64": 3, "lw-v3-full@64": 3}

@@ -160,7 +160,8 @@ def test_one_anchor_trains_and_its_file_knows_it(data: TrainingData, run_path: P
     assert loaded.model.head.num_anchors == 1
     pictures = [torch.randint(0, 255, (48, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8).numpy()]
     found, expected = (
-        Detector(model.eval(), categories, device=torch.device("cpu")).predict(pictures, score=0.0)[0] for model in (loaded.model, trained)
+        Detector.of_model(model.eval(), categories, device=torch.device("cpu")).predict(pictures, score=0.0)[0]
+        for model in (loaded.model, trained)
     )
     assert len(found.scores) > 0
     assert torch.equal(torch.as_tensor(found.boxes), torch.as_tensor(expected.boxes))

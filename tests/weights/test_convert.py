@@ -59,7 +59,7 @@ def assert_answers(conversion: Conversion) -> None:
     small = loaded.model.conventions.model_copy(update={"input": loaded.model.conventions.input.model_copy(update={"size": 64})})
     loaded.model.conventions = small
     picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    result = Detector(loaded.model, loaded.record.categories).predict([picture])[0]
+    result = Detector.of_model(loaded.model, loaded.record.categories).predict([picture])[0]
     assert len(result) > 0
     assert np.isfinite(result.boxes).all()
     assert result.boxes.min() >= 0

@@ -62,7 +62,7 @@ def make(
 
 
 def answers(loaded: LoadedModel, images: Sequence[Picture]) -> Sequence[Answer]:
-    return Detector(loaded.model, loaded.record.categories).predict_arrays(images)
+    return Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
 
 
 CASES: list[dict[str, Any]] = [

@@ -15,7 +15,6 @@ from lw_retinanet.data.images import decode
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.pipeline import in_groups
 from lw_retinanet.exporting.partners import Detected
-from lw_retinanet.exporting.runtimes import ExportedDetector
 from lw_retinanet.models.postprocess import detect
 
 
@@ -74,7 +73,7 @@ def run_detector(detector: Detector) -> Callable[[Sequence[bytes]], list[Detecte
 
 def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClock], object]:
     """The same, stage by stage. Boxes that the file itself finds have no post-processing: it is in the network."""
-    gives_boxes = isinstance(detector, ExportedDetector) and detector.manifest.outputs != "raw"
+    gives_boxes = detector.runtime.gives_boxes
 
     @torch.inference_mode()
     def run(files: Sequence[bytes], clock: StageClock) -> None:
@@ -93,7 +92,7 @@ def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClo
                     size_hw=inputs.size_hw,
                     sizes_hw=inputs.sizes_hw,
                     conventions=detector.conventions,
-                    pictures_hw=inputs.pictures_hw,
+                    pictures_hw=inputs.originals_hw,
                 )
             return group
 

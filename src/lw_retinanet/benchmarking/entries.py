@@ -15,7 +15,7 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
-from lw_retinanet.exporting.runtimes import ExportedDetector, exported_file, open_exported
+from lw_retinanet.exporting.runtimes import exported_file, manifest_of, open_exported
 from lw_retinanet.heads import is_preset, known_presets
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
@@ -116,7 +116,7 @@ def made_up_network(preset: str, *, size: int, num_classes: int, backbone: str, 
 
 def give_scores(network: RetinaNet, pictures: Pictures, *, candidates: int) -> None:
     """Realistic scores for the first of the pictures, in place."""
-    detector = Detector(network, (), device=next(network.parameters()).device, fold=False)
+    detector = Detector.of_model(network, (), device=next(network.parameters()).device, fold=False)
     make_realistic(network, detector.prepare([pictures.decoded(0)]).images, candidates=candidates)
 
 
@@ -147,11 +147,11 @@ def _of_network(
     categories = record.categories if record else tuple(Category(id=number, name=each) for number, each in enumerate(names))
     detectors: dict[str, Detector] = {}
     for precision in precisions:
-        detectors[precision] = Detector(network, categories, device=device, precision=precision, name=name, record=record)
+        detectors[precision] = Detector.of_model(network, categories, device=device, precision=precision, name=name, record=record)
         if compiled:
-            made = Detector(network, categories, device=device, precision=precision, compile=True, name=name, record=record)
+            made = Detector.of_model(network, categories, device=device, precision=precision, compile=True, name=name, record=record)
             detectors[f"{precision} compiled"] = made
-    reference = detectors.get("fp32") or Detector(network, categories, device=device, name=name, record=record)
+    reference = detectors.get("fp32") or Detector.of_model(network, categories, device=device, name=name, record=record)
     return Entry(
         name=name,
         detectors=detectors,
@@ -174,18 +174,18 @@ def _exported(path: Path, name: str, precisions: Sequence[Timed], size: int | No
     file = exported_file(path)
     assert file is not None
     first = open_exported(file, device=device.type if device.type == "cuda" else "cpu")
-    detectors: dict[str, Detector] = {first.manifest.precision: first}
-    if first.manifest.kind == "openvino" and first.manifest.precision == "fp32":
+    manifest = manifest_of(first)
+    assert manifest is not None
+    detectors: dict[str, Detector] = {manifest.precision: first}
+    if manifest.kind == "openvino" and manifest.precision == "fp32":
         detectors = {precision: open_exported(file, precision=precision) for precision in precisions}
-    record = first.manifest.record
-    for detector in detectors.values():
-        assert isinstance(detector, ExportedDetector)
-        resized = record.model_copy(update={"conventions": _resized(record.conventions, size)})
-        detector.manifest = detector.manifest.model_copy(update={"record": resized})
+    record = manifest.record
+    conventions = _resized(record.conventions, size)
+    detectors = {precision: detector.with_conventions(conventions) for precision, detector in detectors.items()}
     return Entry(
         name=name,
         detectors=detectors,
-        runtime=first.manifest.kind,
+        runtime=manifest.kind,
         network=None,
         reference=None,
         record=record,

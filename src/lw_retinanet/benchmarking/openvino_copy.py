@@ -14,7 +14,7 @@ from lw_retinanet.exporting.int8_openvino import quantise_openvino
 from lw_retinanet.exporting.manifest import ExportPrecision, Manifest
 from lw_retinanet.exporting.openvino_file import OpenVinoRuntime, make_openvino
 from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import exported_detector
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.weights.model_file import ModelRecord, make_record
 
@@ -43,7 +43,7 @@ def openvino_copy(entry: Entry, pictures: Pictures, precisions: Sequence[Timed])
 
 def _detector(entry: Entry, runtime: OpenVinoRuntime, precision: ExportPrecision) -> Detector:
     manifest = Manifest(kind="openvino", outputs="raw", precision=precision, head="only", record=_record(entry))
-    return ExportedDetector(runtime, manifest, precision="bf16" if precision == "bf16" else "fp32", name=entry.name)
+    return exported_detector(runtime, manifest, precision="bf16" if precision == "bf16" else "fp32", name=entry.name)
 
 
 def _record(entry: Entry) -> ModelRecord:

@@ -7,7 +7,7 @@ from lw_retinanet.benchmarking.entries import Entry
 from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import manifest_of
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.weights.model_file import build_network
 
@@ -43,21 +43,22 @@ def own_contenders(entry: Entry, pictures: Pictures) -> list[Contender]:
 def _cost(entry: Entry, detector: Detector, size_hw: tuple[int, int]) -> DetectorCost:
     if entry.network is not None:
         return count_detector(entry.network, size_hw)
-    assert isinstance(detector, ExportedDetector)
-    record = detector.manifest.record
-    if detector.manifest.head == "full":
+    manifest = manifest_of(detector)
+    assert manifest is not None
+    record = manifest.record
+    if manifest.head == "full":
         record = record.model_copy(update={"plan": HeadPlan(shared=record.plan.shared)})
     return count_detector(build_network(record), size_hw)
 
 
 @torch.inference_mode()
 def _candidates(detector: Detector, pictures: Pictures) -> int | None:
-    if isinstance(detector, ExportedDetector) and detector.manifest.outputs != "raw":
+    if detector.runtime.gives_boxes:
         return None
     logits = detector.network(detector.prepare([pictures.decoded(0)]).images).logits
     return int((logits.float().sigmoid() > detector.conventions.output.score_threshold).sum())
 
 
 def _accuracy(detector: Detector) -> float | None:
-    found = detector.manifest.accuracy if isinstance(detector, ExportedDetector) else None
-    return None if found is None else float(found["after"])
+    manifest = manifest_of(detector)
+    return None if manifest is None or manifest.accuracy is None else float(manifest.accuracy["after"])

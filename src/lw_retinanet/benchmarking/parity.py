@@ -15,7 +15,6 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.exporting.agreement import RMS_LIMITS
 from lw_retinanet.exporting.partners import MIN_SHARE, Detected, partners, shared
-from lw_retinanet.exporting.runtimes import ExportedDetector
 from lw_retinanet.models.retinanet import RetinaNet
 
 LOGITS = 1e-4  # largest difference in fp32, relative to the largest value where that is above 1
@@ -91,7 +90,7 @@ def check_torchvision(twin: TorchvisionRetinaNet, model: RetinaNet, pictures: Pi
     """
     device = next(model.parameters()).device
     same = RetinaNet(backbone=model.backbone, fpn=model.fpn, head=model.head, conventions=torchvision_conventions(model.conventions))
-    detector = Detector(same, (), device=device)
+    detector = Detector.of_model(same, (), device=device)
     against = "torchvision"
     used = min(MOST_PICTURES, len(pictures.files))
     worst, total = 0.0, _Tally()
@@ -133,7 +132,7 @@ def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *
         ParityError: if they differ by more than they may.
     """
     used = min(MOST_PICTURES, len(pictures.files))
-    has_logits = not any(isinstance(each, ExportedDetector) and each.manifest.outputs != "raw" for each in (reference, detector))
+    has_logits = not (reference.runtime.gives_boxes or detector.runtime.gives_boxes)
     is_exact = precision == "fp32"
     worst, rms, total, shares = 0.0, 0.0, _Tally(), []
     for number in range(used):

@@ -23,7 +23,7 @@ from lw_retinanet.config import MAX_SIZE
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device, exact_fp32, uses_bf16
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import manifest_of
 from lw_retinanet.heads import contender_presets
 from lw_retinanet.progress import Progress
 
@@ -215,7 +215,7 @@ class _Benchmark:
 
     def _compare(self, reference: Detector, against: str, detector: Detector, name: str, title: str, pictures: Pictures) -> None:
         precision = title.split()[0]
-        halves = [each.manifest.half_weights for each in (reference, detector) if isinstance(each, ExportedDetector)]
+        halves = [manifest.half_weights for each in (reference, detector) if (manifest := manifest_of(each))]
         if precision == "fp32" and any(halves):
             precision = "half"
         self.parities.append(check_variant(reference, detector, pictures, name=name, against=against, precision=precision))
@@ -248,5 +248,5 @@ def _same_weights(one: Entry, other: Entry) -> bool:
     changed = {"switchable": False, "full_output": False}
     if one.record.model_copy(update=changed) != other.record.model_copy(update=changed):
         return False
-    heads = [detector.manifest.head for detector in (one.some, other.some) if isinstance(detector, ExportedDetector)]
+    heads = [manifest.head for detector in (one.some, other.some) if (manifest := manifest_of(detector))]
     return "full" not in heads or (len(heads) == 2 and heads[0] == heads[1])

@@ -52,4 +52,4 @@ def _answers(loaded: "LoadedModel", images: "Sequence[Picture]") -> "Sequence[Re
     """As every user of the model gets them."""
     from lw_retinanet.detection.detector import Detector
 
-    return Detector(loaded.model, loaded.record.categories).predict_arrays(images)
+    return Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)

@@ -1,4 +1,4 @@
-"""Pictures in, boxes out: the object that every way of using a model shares."""
+"""Images in, boxes out: the object that every way of using a model shares."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +16,12 @@ from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
 from lw_retinanet.data.records import Category
-from lw_retinanet.detection.network import InferenceNetwork
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
 from lw_retinanet.detection.result import Result
+from lw_retinanet.detection.runtime import Runtime, TorchRuntime
 from lw_retinanet.devices import Precision, to_device
 from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
-from lw_retinanet.models.postprocess import detect
+from lw_retinanet.models.postprocess import detect, factors_to_pictures
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Detections, Predictions
 
@@ -36,47 +36,61 @@ HeadChoice = Literal["light", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What the network gets of N pictures.
+class NetworkInputs:
+    """N images, prepared for the network.
 
     Args:
         images: (N, 3, H, W) float32, normalised, channels last, on the device.
-        sizes_hw: (N, 2) picture inside the padding, on the device.
-        pictures_hw: N heights and widths of the originals.
+        sizes_hw: (N, 2) image size inside the padding, on the device.
+        originals_hw: N heights and widths of the images before they were resized.
     """
 
     images: Tensor
     sizes_hw: Tensor
-    pictures_hw: list[tuple[int, int]]
+    originals_hw: list[tuple[int, int]]
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height and width with padding."""
+        """Padded height and width."""
         return int(self.images.shape[2]), int(self.images.shape[3])
 
 
 class Detector:
-    """A trained network with everything that its answers need.
-
-    Predicting runs a copy of the network in which batch norm is folded into the convolutions: the same answers but for rounding. ``model``
-    stays as it was built, to be trained on or saved, and the copy follows it (:mod:`lw_retinanet.detection.network` says how).
+    """A runtime with everything else that its answers need: preprocessing, decoding, NMS, class names.
 
     Args:
-        model: put into evaluation mode and channels last, on the device.
-        categories: its classes, in the order of the labels.
-        device: to compute on.
-        precision: of the network: ``fp32``, ``bf16``, or ``auto``: the faster one, by a measurement at the first picture.
-        fold: False runs ``model`` itself, for models that share parts.
-        compile: run the network through ``torch.compile``: a minute at first for every size of input, some per cent faster after that.
-        name: for people.
-        record: of the model's file, if it came from one.
+        runtime: Runs the network.
+        categories: Classes, in the order of the labels.
+        conventions: Preprocessing, anchors and thresholds of the weights.
+        heads: Heads that the runtime can answer with; the first one answers where a call does not say which.
+        name: Shown to people.
+        record: Record of the model file, if the model came from one.
 
     Attributes:
-        head: that answers where a call does not say which.
+        head: The head that answers where a call does not say which.
     """
 
     def __init__(
         self,
+        runtime: Runtime,
+        *,
+        categories: tuple[Category, ...],
+        conventions: Conventions,
+        heads: tuple[HeadChoice, ...] = ("light",),
+        name: str = "",
+        record: "ModelRecord | None" = None,
+    ) -> None:
+        self.runtime = runtime
+        self.categories = categories
+        self.conventions = conventions
+        self.heads = heads
+        self.head: HeadChoice = heads[0]
+        self.name = name
+        self.record = record
+
+    @classmethod
+    def of_model(
+        cls,
         model: RetinaNet,
         categories: tuple[Category, ...],
         *,
@@ -86,28 +100,50 @@ class Detector:
         compile: bool = False,  # noqa: A002
         name: str = "",
         record: "ModelRecord | None" = None,
-    ) -> None:
-        self.device = torch.device(device)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.categories = categories
-        self.precision: Precision = precision
-        self._network = InferenceNetwork(precision=precision, fold=fold, compile=compile)
-        self.name = name
-        self.record = record
-        self.head: HeadChoice = "light"
+    ) -> Self:
+        """A detector that runs a model in PyTorch.
+
+        Args:
+            model, device, precision, fold, compile: As for :class:`~lw_retinanet.detection.runtime.TorchRuntime`.
+            categories, name, record: As for :class:`Detector`.
+        """
+        runtime = TorchRuntime(model, device=device, precision=precision, fold=fold, compile=compile)
+        plan = model.head.plan
+        # Without towers of its own, a level is answered by the shared head, which is both the light and the full one.
+        has_full = (record is not None and record.switchable) or not (plan.cls or plan.bbox)
+        heads: tuple[HeadChoice, ...] = ("light", "full") if has_full else ("light",)
+        return cls(runtime, categories=categories, conventions=model.conventions, heads=heads, name=name, record=record)
 
     @property
-    def conventions(self) -> Conventions:
-        return self.model.conventions
+    def model(self) -> RetinaNet:
+        """The model that PyTorch runs.
+
+        Raises:
+            InputError: For an exported file, which holds no model to change or train.
+        """
+        if isinstance(self.runtime, TorchRuntime):
+            return self.runtime.model
+        raise InputError(f"{self.name or 'an exported file'} holds no weights to change or train; give the model file it was made from")
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(category.name for category in self.categories)
+    def device(self) -> torch.device:
+        """The device that the runtime computes on."""
+        return self.runtime.device
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that was asked for."""
+        return self.runtime.precision
 
     @property
     def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
         """What the network computes in; None while ``auto`` has not been measured."""
-        return self._network.chosen
+        return self.runtime.chosen_precision
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return tuple(category.name for category in self.categories)
 
     @property
     def switchable(self) -> bool:
@@ -118,69 +154,74 @@ class Detector:
         """The same detector, network and all, that answers with another head.
 
         Args:
-            head: ``light`` is the head as it stands; ``full`` the one of before lightening. A model whose levels all share one head has
-                only that, and answers to both names with it.
+            head: ``light`` is the head as it stands; ``full`` is the one that the model had before lightening. A model whose levels all
+                share one head answers to both names with it.
 
         Raises:
-            ConfigError: for another word.
-            InputError: for ``full``, where there is none.
+            ConfigError: For another word.
+            InputError: For a head that is not there.
         """
         made = copy.copy(self)
         made.head = self._checked(head)
+        return made
+
+    def with_conventions(self, conventions: Conventions) -> Self:
+        """The same detector, network and all, under other conventions, for instance another image size."""
+        made = copy.copy(self)
+        made.conventions = conventions
         return made
 
     def _checked(self, head: str) -> HeadChoice:
         chosen = next((known for known in get_args(HeadChoice) if head == known), None)
         if chosen is None:
             raise ConfigError(f"head {head!r}: expected {' or '.join(get_args(HeadChoice))}{nearest(head, get_args(HeadChoice))}")
-        if chosen == "full" and not self.switchable and (self.model.head.plan.cls or self.model.head.plan.bbox):
-            raise InputError(
-                f"{self.name or 'the model'} holds one head only, so there is no full head to switch to; "
-                "lighten a model with `lw-retinanet lighten`, whose files hold both"
-            )
-        return chosen
+        if chosen in self.heads:
+            return chosen
+        name = self.name or "the model"
+        if chosen == "light":
+            raise InputError(f"{name} holds the full head only; export the model again for the light one")
+        raise InputError(
+            f"{name} holds the light head only, so there is no full head to switch to; `lw-retinanet lighten` writes model files that "
+            "hold both, and an export holds the one that it is asked for"
+        )
 
     def predict(
         self, sources: "Sequence[Source] | Source", *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
     ) -> list[Result]:
-        """Detect in pictures.
+        """Detect in images.
 
         Args:
-            sources: one or several of: file, folder or glob; PIL picture; (H, W, 3) or (H, W) uint8 array, RGB.
-            score: smallest score; None takes the model's own threshold.
-            head: see :meth:`with_head`; None takes the detector's own choice, which is ``light`` unless it was made with another.
-            batch_size: pictures at a time, of those that have the same size when they are resized and padded. On a CPU one at a time is
-                as fast; on a GPU more are faster.
+            sources: One or several of: file, folder or glob; PIL image; (H, W, 3) or (H, W) uint8 array, RGB.
+            score: Smallest score; None takes the model's own threshold.
+            head: See :meth:`with_head`; None takes the detector's own choice, which is ``light`` unless it was made with another.
+            batch_size: Images that go through the network together, if they have the same padded size. On a CPU one at a time is as
+                fast; on a GPU more are faster.
 
         Returns:
-            One result a picture, in order. Its answer does not depend on the other pictures, but for rounding.
+            One result for each image, in order. It does not depend on the other images, but for rounding.
 
         Raises:
-            InputError: for a source that is none of these or matches no file, a score outside 0..1, or a head that is not there.
-            ImageError: for a picture that cannot be read.
+            InputError: For a source that is none of these or matches no file, a score outside 0..1, or a head that is not there.
+            ImageError: For an image that cannot be read.
         """
         items = [sources] if isinstance(sources, str | Path | np.ndarray) or not isinstance(sources, Sequence) else list(sources)
-        pictures: list[object] = []
+        images: list[object] = []
         for item in items:
-            pictures += find_images([item]) if isinstance(item, str | Path) else [item]
+            images += find_images([item]) if isinstance(item, str | Path) else [item]
         results = []
-        for result in self._stream(pictures, score=score, head=head, batch_size=batch_size):
+        for result in self._read_and_detect(images, score=score, head=head, batch_size=batch_size):
             if isinstance(result, ImageError):
                 raise result
             results.append(result)
         return results
 
-    def predict_file(self, path: Path, *, score: float | None = None, head: HeadChoice | None = None) -> Result:
-        """Detect in one file."""
-        return self.predict_arrays([decode(path)], files=[str(path)], score=score, head=head)[0]
-
     def predict_files(
         self, files: Sequence[Path], *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
     ) -> Iterator[Result | ImageError]:
-        """Detect in many files, in order, reading ahead in threads; a picture that cannot be read comes back as its error and does not
-        stop the rest. Arguments as for :meth:`predict`.
+        """Detect in many files, in order, reading ahead in threads. An image that cannot be read comes back as its error and does not
+        stop the rest. Arguments are those of :meth:`predict`.
         """
-        return self._stream(files, score=score, head=head, batch_size=batch_size)
+        return self._read_and_detect(files, score=score, head=head, batch_size=batch_size)
 
     def predict_arrays(
         self,
@@ -190,121 +231,142 @@ class Detector:
         score: float | None = None,
         head: HeadChoice | None = None,
     ) -> list[Result]:
-        """Detect in decoded pictures; those that have the same size when they are resized and padded go through the network together.
-
-        None is padded for the sake of another: a network sees padding.
+        """Detect in decoded images. Those that have the same padded size go through the network together; images are not padded to a
+        common size, because padding changes the network's answer.
 
         Args:
             images: (H, W, 3) uint8 RGB, any sizes.
-            files: names to put into the results.
-            score: smallest score; None takes the model's own threshold.
-            head: as for :meth:`predict`.
+            files: Names to put into the results.
+            score: Smallest score; None takes the model's own threshold.
+            head: As for :meth:`predict`.
         """
-        conventions, is_full = self._asked(score, head)
-        pictures = [_Picture(file=files[row] if files else None, image=image) for row, image in enumerate(images)]
+        named = (_NamedImage(file=files[row] if files else None, pixels=image) for row, image in enumerate(images))
+        outcomes = self._detect_all(named, score=score, head=head, batch_size=max(1, len(images)))
+        return [outcome for outcome in outcomes if isinstance(outcome, Result)]
 
-        def detected(group: list[_Picture]) -> list[Result]:
-            return self._detect(group, conventions, is_full)
-
-        return list(in_groups(pictures, lambda picture: self.padded_hw(picture.size_hw), detected, size=max(1, len(images))))
-
-    def _asked(self, score: float | None, head: HeadChoice | None) -> tuple[Conventions, bool]:
-        """The conventions under a caller's own score, and whether the full head is to answer."""
-        is_full = (self.head if head is None else self._checked(head)) == "full"
-        if score is None:
-            return self.conventions, is_full
-        if not 0 <= score < 1:
-            raise InputError(f"score must be from 0 to below 1, got {score}")
-        own = self.conventions.output.model_copy(update={"score_threshold": score, "last_level_score_threshold": None})
-        return self.conventions.model_copy(update={"output": own}), is_full
-
-    def _stream(
+    def _read_and_detect(
         self, sources: Iterable[object], *, score: float | None, head: HeadChoice | None, batch_size: int
     ) -> Iterator[Result | ImageError]:
-        """One outcome a file, PIL picture or array."""
+        """One outcome for each file, PIL image or array."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        conventions, is_full = self._asked(score, head)
+        # PIL images are converted in this thread, since the same object may come twice; only files go to the threads.
+        taken = (source if isinstance(source, Path) else _NamedImage(file=None, pixels=as_array(source)) for source in sources)
+        return self._detect_all(read_ahead(taken, _read, number=2 * batch_size), score=score, head=head, batch_size=batch_size)
 
-        def run(group: "list[_Picture | ImageError]") -> list[Result | ImageError]:
-            pictures = [picture for picture in group if isinstance(picture, _Picture)]
-            found: list[Result | ImageError] = list(self._detect(pictures, conventions, is_full))
-            return found or list(group)  # type: ignore[arg-type]  # a group is of pictures or of errors
+    def _detect_all(
+        self, images: "Iterable[_NamedImage | ImageError]", *, score: float | None, head: HeadChoice | None, batch_size: int
+    ) -> Iterator[Result | ImageError]:
+        """One outcome for each image, in order; errors pass through."""
+        conventions = self._under_score(score)
+        is_full = (self.head if head is None else self._checked(head)) == "full"
 
-        # PIL pictures are read here, since one object may come twice; only files go to the threads.
-        taken = (source if isinstance(source, Path) else _Picture(file=None, image=as_array(source)) for source in sources)
-        return in_groups(read_ahead(taken, _read, number=2 * batch_size), self._kind, run, size=batch_size)
+        def kind(image: _NamedImage | ImageError) -> tuple[int, int] | None:
+            return None if isinstance(image, ImageError) else self.padded_hw((image.pixels.shape[0], image.pixels.shape[1]))
 
-    def _kind(self, outcome: "_Picture | ImageError") -> tuple[int, int] | None:
-        return None if isinstance(outcome, ImageError) else self.padded_hw(outcome.size_hw)
+        def run(group: list[_NamedImage | ImageError]) -> list[Result | ImageError]:
+            images = [image for image in group if isinstance(image, _NamedImage)]
+            errors = [image for image in group if isinstance(image, ImageError)]  # never together with images, whose kind is a size
+            return [*(self._detect_group(images, conventions, is_full) if images else ()), *errors]
 
-    def padded_hw(self, picture_hw: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the input that a picture alone becomes; pictures of which these are the same go through together."""
+        return in_groups(images, kind, run, size=batch_size)
+
+    def _under_score(self, score: float | None) -> Conventions:
+        """The conventions with a caller's own smallest score."""
+        if score is None:
+            return self.conventions
+        if not 0 <= score < 1:
+            raise InputError(f"score must be from 0 to below 1, got {score}")
+        own = self.conventions.output
+        if self.runtime.gives_boxes and score < own.score_threshold:
+            raise InputError(
+                f"score {score} is below the {own.score_threshold} that is built into {self.name}; export raw outputs to choose it freely"
+            )
+        output = own.model_copy(update={"score_threshold": score, "last_level_score_threshold": None})
+        return self.conventions.model_copy(update={"output": output})
+
+    def padded_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Padded size of the input that an image of this size becomes; images with the same one may go through the network together."""
         rule = self.conventions.input
-        return padded_size([resized_size(picture_hw, rule)], rule.pad_multiple)
+        return padded_size([resized_size(image_hw, rule)], rule.pad_multiple)
 
-    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> Inputs:
-        """Resize, pad to the largest, put on the device and normalise: what the network gets of these pictures."""
+    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> NetworkInputs:
+        """Resize images, pad them to the largest, put them on the device and normalise them."""
         rule = self.conventions.input
-        pictures_hw = [(image.shape[0], image.shape[1]) for image in images]
-        sizes = [resized_size(picture_hw, rule) for picture_hw in pictures_hw]
+        originals_hw = [(image.shape[0], image.shape[1]) for image in images]
+        sizes = [resized_size(original_hw, rule) for original_hw in originals_hw]
         size_hw = padded_size(sizes, rule.pad_multiple)
         batch = pad_to([resize(to_tensor(image), size, rule) for image, size in zip(images, sizes, strict=True)], size_hw)
         sizes_hw = to_device(torch.tensor(sizes), self.device)
-        return Inputs(images=normalise(to_device(batch, self.device), sizes_hw, rule), sizes_hw=sizes_hw, pictures_hw=pictures_hw)
+        normalised = normalise(to_device(batch, self.device), sizes_hw, rule)
+        return NetworkInputs(images=normalised, sizes_hw=sizes_hw, originals_hw=originals_hw)
 
     def network(self, images: Tensor, *, full_head: bool = False) -> Predictions:
         """The network alone: (N, 3, H, W) as :meth:`prepare` gives them -> logits and deltas of all anchors.
 
-        Everything before and after is the same for every way of running it; a detector with another runtime overrides this.
+        Raises:
+            InputError: If the network ends with NMS and gives boxes instead.
         """
-        return self._network(self.model, images, full_head=full_head)
+        if self.runtime.gives_boxes:
+            raise InputError(f"{self.name} gives boxes, not logits and deltas; export it without NMS inside for these")
+        return self.runtime.predict(images, full_head=full_head)
 
-    def detections(self, inputs: Inputs, conventions: Conventions, *, full_head: bool = False) -> Detections:
-        """Boxes in pixels of the originals, from what :meth:`prepare` gave; a runtime that finds boxes by itself overrides this."""
+    def detections(self, inputs: NetworkInputs, conventions: Conventions, *, full_head: bool = False) -> Detections:
+        """Boxes in pixels of the original images, from what :meth:`prepare` gave."""
+        if self.runtime.gives_boxes:
+            return self._in_original_pixels(self.runtime.detect(inputs.images, inputs.sizes_hw), inputs, conventions)
         return detect(
             self.network(inputs.images, full_head=full_head),
             size_hw=inputs.size_hw,
             sizes_hw=inputs.sizes_hw,
             conventions=conventions,
-            pictures_hw=inputs.pictures_hw,
+            pictures_hw=inputs.originals_hw,
+        )
+
+    def _in_original_pixels(self, found: Detections, inputs: NetworkInputs, conventions: Conventions) -> Detections:
+        """Detections of a network that ends with NMS, scaled back, above the caller's own score."""
+        last_pixel = torch.tensor([0.0, 0.0, 1.0, 1.0]) * float(conventions.boxes.legacy_plus_one)
+        factors = factors_to_pictures(inputs.originals_hw, inputs.sizes_hw, conventions)[:, None]
+        boxes = (found.boxes - last_pixel) * factors + last_pixel
+        is_there = torch.arange(found.scores.shape[1]) < found.counts[:, None]
+        if conventions.output != self.conventions.output:  # a caller's own score, not below the one that is built in
+            is_there &= found.scores > conventions.output.score_threshold
+        return Detections(
+            boxes=boxes.where(is_there[..., None], 0.0),
+            scores=found.scores.where(is_there, 0.0),
+            labels=found.labels.where(is_there, -1),
+            counts=is_there.sum(dim=1),
         )
 
     @torch.inference_mode()
-    def _detect(self, pictures: "Sequence[_Picture]", conventions: Conventions, is_full: bool) -> list[Result]:
+    def _detect_group(self, images: "Sequence[_NamedImage]", conventions: Conventions, is_full: bool) -> list[Result]:
         """All in one batch."""
-        if not pictures:
-            return []
-        found = self.detections(self.prepare([picture.image for picture in pictures]), conventions, full_head=is_full)
+        found = self.detections(self.prepare([image.pixels for image in images]), conventions, full_head=is_full)
         boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()
         return [
             Result(
-                file=picture.file,
-                image=picture.image,
+                file=image.file,
+                image=image.pixels,
                 boxes=boxes[row, :count],
                 scores=scores[row, :count],
                 labels=labels[row, :count],
                 categories=self.categories,
             )
-            for row, (picture, count) in enumerate(zip(pictures, found.counts.tolist(), strict=True))
+            for row, (image, count) in enumerate(zip(images, found.counts.tolist(), strict=True))
         ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Picture:
+class _NamedImage:
     file: str | None
-    image: NDArray[np.uint8]
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        return self.image.shape[0], self.image.shape[1]
+    pixels: NDArray[np.uint8]
 
 
-def _read(source: Path | _Picture) -> _Picture | ImageError:
-    if isinstance(source, _Picture):
+def _read(source: Path | _NamedImage) -> _NamedImage | ImageError:
+    if isinstance(source, _NamedImage):
         return source
     try:
-        return _Picture(file=str(source), image=decode(source))
+        return _NamedImage(file=str(source), pixels=decode(source))
     except ImageError as error:
         return error
 

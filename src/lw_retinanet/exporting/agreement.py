@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.conventions import Conventions
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ExportError
 from lw_retinanet.exporting.partners import MIN_SHARE, Detected, partners, shared
 from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import manifest_of
 from lw_retinanet.exporting.tracing import TRACED_BATCH, TRACED_SIZE_HW, example_inputs
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.structures import Detections, Predictions
@@ -50,9 +51,7 @@ class Agreement:
         return {**vars(self), "cases": [list(case) for case in self.cases]}
 
 
-def check_agreement(
-    reference: RawGraph, detector: ExportedDetector, *, half_weights: bool = False, pictures: Sequence[Tensor] = ()
-) -> Agreement:
+def check_agreement(reference: RawGraph, detector: Detector, *, half_weights: bool = False, pictures: Sequence[Tensor] = ()) -> Agreement:
     """Compare a file with its model at batches and sizes other than the traced ones, and on a picture in which nothing is found.
 
     In fp32 every logit, delta and detection has to agree; in less than that the error as a whole is limited, and what it costs is for
@@ -67,7 +66,8 @@ def check_agreement(
     Raises:
         ExportError: if they differ by more than they may.
     """
-    manifest = detector.manifest
+    manifest = manifest_of(detector)
+    assert manifest is not None
     rounding = "half" if half_weights and manifest.precision == "fp32" else manifest.precision
     rms_limit = RMS_LIMITS.get(rounding)
     inputs = [_case(reference, batch, size_hw, pictures, seed) for seed, (batch, size_hw) in enumerate(CASES)]
@@ -88,15 +88,7 @@ def check_agreement(
         else:
             conventions = detector.conventions
             expected = _detected(wanted, images, conventions)
-            given = Detections(
-                **dict(
-                    zip(
-                        ("boxes", "scores", "labels", "counts"),
-                        (torch.from_numpy(values) for values in detector.runtime(images, _sizes(images))),
-                        strict=True,
-                    )
-                )
-            )
+            given = detector.runtime.detect(images, _sizes(images))
         if is_last and is_empty and rms_limit is None and int(given.counts.sum()) > 0:
             raise ExportError(f"the exported file finds {int(given.counts.sum())} objects in a picture in which the model finds none")
         number, lost = _missing(expected, given, conventions.output.score_threshold)

@@ -13,7 +13,7 @@ from lw_retinanet.exporting.calibration import Calibration
 from lw_retinanet.exporting.gate import Accuracy, Gate
 from lw_retinanet.exporting.layer_errors import LayerError, layer_errors
 from lw_retinanet.exporting.manifest import Manifest
-from lw_retinanet.exporting.runtimes import ExportedDetector
+from lw_retinanet.exporting.runtimes import exported_detector
 
 NUM_PICTURES = 4  # for the table of layers: errors are means over 10^5 cells and more each
 WORST_SHARE = 0.1  # of the layers, in the last attempt
@@ -67,7 +67,7 @@ def quantise(
         for what, kept in _plans(backend.layers(network), attempts):
             log.info("int8: calibration on %d pictures, %s", len(calibration), what)
             quantised = backend.quantise(network, calibration, Path(scratch), kept)
-            accuracy = gate.measure(ExportedDetector(backend.run(quantised, "int8"), manifest, name="int8"))
+            accuracy = gate.measure(exported_detector(backend.run(quantised, "int8"), manifest, name="int8"))
             errors = _errors(network, quantised, backend, calibration, kept)
             attempts.append(Attempt(what=what, kept=kept, network=quantised, accuracy=accuracy, errors=tuple(errors)))
             log.info("int8, %s: %s", what, accuracy.line())

@@ -26,7 +26,7 @@ from lw_retinanet.exporting.layer_errors import write_table
 from lw_retinanet.exporting.manifest import ExportedHead, ExportPrecision, Kind, Manifest
 from lw_retinanet.exporting.quantisation import Attempt, quantise, worst_names
 from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import TRITON_CONFIG, TRITON_MODEL, ExportedDetector
+from lw_retinanet.exporting.runtimes import TRITON_CONFIG, TRITON_MODEL, exported_detector
 from lw_retinanet.exporting.triton import model_name, write_config
 from lw_retinanet.files import output_folder, write_text
 from lw_retinanet.models.retinanet import RetinaNet
@@ -187,7 +187,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
         need(backend.quantiser, extra=settings.kind, why="--precision int8")  # known now rather than after the gate's first half
     target = _target(model, out, settings)
     loaded = load_model(model)
-    detector = Detector(loaded.model, loaded.record.categories, name=model.name, record=loaded.record)
+    detector = Detector.of_model(loaded.model, loaded.record.categories, name=model.name, record=loaded.record)
     is_full = detector.with_head(settings.head).head == "full" and loaded.record.switchable
     head: ExportedHead = "only" if not loaded.record.switchable else settings.head
     gate_data = _gate_data(settings, detector)
@@ -212,7 +212,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
     pictures: list[torch.Tensor] = []
     if calibration is not None and gate_data is not None:
         notes = _shared_pictures(calibration, gate_data)
-        plain = ExportedDetector(backend.run(network, "fp32"), manifest, name="fp32")
+        plain = exported_detector(backend.run(network, "fp32"), manifest, name="fp32")
         gate = Gate(plain, gate_data, max_drop=settings.max_drop, progress=progress)
         chosen, attempts = quantise(network, backend, calibration, gate, manifest, allow_drop=settings.allow_drop)
         network = chosen.network
@@ -222,7 +222,7 @@ def export_model(model: Path, out: Path, settings: ExportSettings, *, progress: 
     config = [out / TRITON_CONFIG] if settings.format == "triton" else []
     with written(target, *config) as temporary:
         backend.write(network, temporary, settings.half_weights)
-        opened = ExportedDetector(backend.open(temporary, settings.precision), manifest, name=str(out))
+        opened = exported_detector(backend.open(temporary, settings.precision), manifest, name=str(out))
         agreement = check_agreement(reference, opened, half_weights=settings.half_weights, pictures=pictures)
         if settings.gives_boxes and settings.precision == "fp32" and not agreement.compared:
             low = _compared_at_low_scores(loaded.model, reference, backend, manifest)
@@ -253,7 +253,7 @@ def _compared_at_low_scores(model: RetinaNet, reference: RawGraph, backend: Back
     record = manifest.record.model_copy(update={"conventions": lowered.conventions})
     network = backend.make(EndToEnd(lowered, full_head=reference.full_head))
     runtime = backend.run(network, manifest.precision)
-    return check_agreement(reference, ExportedDetector(runtime, manifest.model_copy(update={"record": record})))
+    return check_agreement(reference, exported_detector(runtime, manifest.model_copy(update={"record": record})))
 
 
 def _target(model: Path, out: Path, settings: ExportSettings) -> Path:

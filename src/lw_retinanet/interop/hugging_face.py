@@ -96,7 +96,7 @@ def from_pretrained(
     chosen = choose_device(device)
     loaded = load_model(file)
     name = f"{source} ({loaded.record.preset})"
-    return Detector(loaded.model, loaded.record.categories, device=chosen, precision=precision, name=name, record=loaded.record)
+    return Detector.of_model(loaded.model, loaded.record.categories, device=chosen, precision=precision, name=name, record=loaded.record)
 
 
 def push_to_hub(

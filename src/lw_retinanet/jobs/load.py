@@ -40,7 +40,7 @@ def _opened(path: Path, device: str, precision: Literal["fp32", "bf16", "auto"],
     if exported is not None:
         return open_exported(exported, device=device, precision=precision, compile=compiled)
     loaded = load_model(path)
-    return Detector(
+    return Detector.of_model(
         loaded.model,
         loaded.record.categories,
         device=choose_device(device),

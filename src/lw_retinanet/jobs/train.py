@@ -114,7 +114,7 @@ def run_training(
             log.info("%s has no val split, so the model was not evaluated", source)
             return Run(folder=out, metrics=None)
         title = f"{start.record.preset} on {source.name}"
-        detector = Detector(trained, records.categories, device=world.device, name=title)
+        detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
         return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
 
 
@@ -182,7 +182,7 @@ def _scorer(stack: ExitStack, held_out: Records | None, categories: tuple[Catego
     scoring = stack.enter_context(ScoringProcess(held_out))
 
     def score(model: RetinaNet, step: int) -> Future[dict[str, Any]]:
-        return scoring.submit(detect_records(Detector(model, categories, device=world.device), held_out))
+        return scoring.submit(detect_records(Detector.of_model(model, categories, device=world.device), held_out))
 
     return score
 

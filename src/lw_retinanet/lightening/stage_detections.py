@@ -39,7 +39,7 @@ def detect_stages(lightened: Lightened, records: Records, *, progress: Progress 
     detector = lightened.detector
     backbone = _Remembering(lightened.stages[0].model.backbone).eval()
     detectors = [
-        Detector(
+        Detector.of_model(
             RetinaNet(backbone=backbone, fpn=stage.model.fpn, head=stage.model.head, conventions=stage.model.conventions),
             detector.categories,
             device=detector.device,

@@ -143,7 +143,7 @@ def lighten_detector(
             "full_output": light.fpn.full_output is not None,
         }
     )
-    made = Detector(light, detector.categories, device=detector.device, precision=detector.precision, name=name, record=record)
+    made = Detector.of_model(light, detector.categories, device=detector.device, precision=detector.precision, name=name, record=record)
     return Lightened(detector=made, record=record, stages=stages, errors=errors, curve=curves, images=len(files), views=views)
 
 

@@ -217,7 +217,7 @@ class Bench:
         old = self.trunk.model
         model = RetinaNet(backbone=old.backbone, fpn=old.fpn, head=old.head, conventions=conventions)
         record = self.trunk.record.model_copy(update={"conventions": conventions})
-        detector = Detector(
+        detector = Detector.of_model(
             model, self.trunk.record.categories, device=self.device, precision="bf16" if self.use_bf16 else "fp32", record=record
         )
         plan, steps = plan_of(run.cell.variant.preset), 0

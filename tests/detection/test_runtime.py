@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.detection import network as module
+from lw_retinanet.detection import runtime as module
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.detection.network import InferenceNetwork, with_half_weights
+from lw_retinanet.detection.runtime import TorchRuntime, with_half_weights
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import HeadPlan, plan_of
 from lw_retinanet.models.build import build
@@ -37,8 +37,8 @@ def made(plan: HeadPlan, norm: Any = "frozen") -> RetinaNet:
 
 
 @torch.inference_mode()
-def run(network: InferenceNetwork, model: nn.Module, **how: bool) -> Predictions:
-    return network(model, IMAGES, **how)
+def run(runtime: TorchRuntime, **how: bool) -> Predictions:
+    return runtime.predict(IMAGES, **how)
 
 
 def close(one: Predictions, other: Predictions, tolerance: float) -> None:
@@ -52,20 +52,20 @@ def close(one: Predictions, other: Predictions, tolerance: float) -> None:
 def test_folded_and_channels_last_is_the_plain_network(norm: str) -> None:
     model = made(plan_of("lw-v3"), norm)
     # Float32 sums in another order through some thirty layers: 1e-5 of the largest value.
-    close(run(InferenceNetwork(), model), model(IMAGES), 1e-5)
+    close(run(TorchRuntime(model)), model(IMAGES), 1e-5)
 
 
 @torch.inference_mode()
 def test_the_full_head_goes_the_same_way() -> None:
     model = made(HeadPlan())
-    close(run(InferenceNetwork(), model, full_head=True), model(IMAGES, full_head=True), 1e-5)
+    close(run(TorchRuntime(model), full_head=True), model(IMAGES, full_head=True), 1e-5)
 
 
 def test_the_model_itself_stays_as_it_was(model: RetinaNet) -> None:
     before = copy.deepcopy(model.state_dict())
     kinds = [type(part) for part in model.modules()]
-    run(InferenceNetwork(), model)
-    run(InferenceNetwork(precision="bf16"), model)
+    run(TorchRuntime(model))
+    run(TorchRuntime(model, precision="bf16"))
     assert [type(part) for part in model.modules()] == kinds
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -79,30 +79,30 @@ def test_the_copy_is_made_once_and_follows_the_weights(model: RetinaNet, monkeyp
         return folded(original)
 
     monkeypatch.setattr(module, "folded", counted)
-    network = InferenceNetwork()
-    first = run(network, model)
-    run(network, model)
+    runtime = TorchRuntime(model)
+    first = run(runtime)
+    run(runtime)
     assert len(copies) == 1
 
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-6)
     model(IMAGES).logits.sum().backward()
     optimiser.step()
-    trained = run(network, model)
+    trained = run(runtime)
     assert not torch.equal(trained.logits, first.logits)
 
     model.load_state_dict({name: value * 1.01 for name, value in model.state_dict().items()})
-    assert not torch.equal(run(network, model).logits, trained.logits)
+    assert not torch.equal(run(runtime).logits, trained.logits)
 
     bare = nn.Conv2d(model.head.in_channels, 27, 1)
     model.head.cls.own_predict["P3"] = bare
     with torch.inference_mode():
-        close(run(network, model), model(IMAGES), 1e-5)
+        close(run(runtime), model(IMAGES), 1e-5)
     assert len(copies) == 4
 
     bare.weight.data.mul_(2)  # leaves no trace
-    old = run(network, model)
-    network.forget()
-    assert not torch.equal(run(network, model).logits, old.logits)
+    old = run(runtime)
+    runtime.release()
+    assert not torch.equal(run(runtime).logits, old.logits)
 
 
 @torch.inference_mode()
@@ -116,7 +116,7 @@ def test_weights_rounded_once_answer_as_autocast_does(model: RetinaNet) -> None:
 
 
 def test_bf16_answers_nearly_as_fp32(model: RetinaNet) -> None:
-    half, single = run(InferenceNetwork(precision="bf16"), model), run(InferenceNetwork(), model)
+    half, single = run(TorchRuntime(model, precision="bf16")), run(TorchRuntime(model))
     assert half.logits.dtype == torch.bfloat16
     # 8 bits, rounded some thirty times over.
     assert 0 < float((half.logits.float() - single.logits).abs().max()) < 0.05 * float(single.logits.abs().max())
@@ -132,7 +132,7 @@ def test_norms_keep_their_precision() -> None:
 def test_a_model_that_shares_parts_may_run_itself(model: RetinaNet) -> None:
     calls = []
     model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    answer = run(InferenceNetwork(fold=False), model)
+    answer = run(TorchRuntime(model, fold=False))
     assert len(calls) == 1
     assert torch.equal(answer.logits, model(IMAGES).logits)
 
@@ -149,31 +149,31 @@ def test_auto_takes_what_was_measured_and_keeps_it(
 
     monkeypatch.setattr(module, "faster_precision", measured)
     monkeypatch.setattr(module, "uses_bf16", lambda *_: True)
-    network = InferenceNetwork(precision="auto")
-    choices: list[str | None] = [network.chosen]
+    runtime = TorchRuntime(model, precision="auto")
+    choices: list[str | None] = [runtime.chosen_precision]
     with caplog.at_level(logging.INFO):
-        answer = run(network, model)
-    choices.append(network.chosen)
+        answer = run(runtime)
+    choices.append(runtime.chosen_precision)
     assert choices == [None, faster]
     assert answer.logits.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[faster]
     assert f"{faster} is faster" in caplog.text
     model.load_state_dict(model.state_dict())
-    run(network, model)
+    run(runtime)
     assert asked == [(torch.float32, torch.bfloat16)]
 
 
 def test_auto_measures_nothing_where_there_is_no_bf16(model: RetinaNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "uses_bf16", lambda *_: False)
     monkeypatch.setattr(module, "faster_precision", None)
-    network = InferenceNetwork(precision="auto")
-    assert run(network, model).logits.dtype == torch.float32
-    assert network.chosen == "fp32"
+    runtime = TorchRuntime(model, precision="auto")
+    assert run(runtime).logits.dtype == torch.float32
+    assert runtime.chosen_precision == "fp32"
 
 
 def test_without_a_compiler_there_is_one_clear_line(model: RetinaNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(InputError, match=r"^compile=True needs a C\+\+ compiler and found none; install g\+\+"):
-        run(InferenceNetwork(compile=True), model)
+        run(TorchRuntime(model, compile=True))
 
 
 def test_what_cannot_be_compiled_is_one_clear_line(model: RetinaNet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_what_cannot_be_compiled_is_one_clear_line(model: RetinaNet, monkeypatch
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
     with pytest.raises(InputError, match=r"cannot be compiled here \(the backend is not there\); leave compile out$"):
-        run(InferenceNetwork(compile=True), model)
+        run(TorchRuntime(model, compile=True))
 
 
 class Tiny(nn.Module):
@@ -207,15 +207,15 @@ class Tiny(nn.Module):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @torch.inference_mode()
 def test_compiled_is_the_plain_network(precision: Literal["fp32", "bf16"]) -> None:
-    model = Tiny().eval()
-    network, plain = InferenceNetwork(precision=precision, compile=True), InferenceNetwork(precision=precision)
+    model = cast(RetinaNet, Tiny())
+    compiled, plain = TorchRuntime(model, precision=precision, compile=True), TorchRuntime(model, precision=precision)
     for how in ({}, {"full_head": True}):
         # Fused in bf16 a product need not be rounded before what follows: one unit of its 8 bits.
-        close(run(network, model, **how), run(plain, model, **how), 1e-5 if precision == "fp32" else 2**-7)
+        close(run(compiled, **how), run(plain, **how), 1e-5 if precision == "fp32" else 2**-7)
 
 
 def test_a_detector_answers_as_its_plain_network(detector: Detector) -> None:
-    plain = Detector(copy.deepcopy(detector.model), detector.categories, fold=False)
+    plain = Detector.of_model(copy.deepcopy(detector.model), detector.categories, fold=False)
     picture = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     (one,), (other,) = detector.predict(picture), plain.predict(picture)
     assert len(one) > 10
@@ -227,11 +227,12 @@ def test_a_detector_answers_as_its_plain_network(detector: Detector) -> None:
 
 
 def test_another_runtime_takes_the_networks_place(detector: Detector) -> None:
-    class Elsewhere(Detector):
-        def network(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+    class Elsewhere(TorchRuntime):
+        def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
             return cast(Predictions, self.model(images))
 
-    other = Elsewhere(copy.deepcopy(detector.model), detector.categories)
+    runtime = Elsewhere(copy.deepcopy(detector.model))
+    other = Detector(runtime, categories=detector.categories, conventions=detector.conventions)
     picture = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     np.testing.assert_allclose(other.predict(picture)[0].scores, detector.predict(picture)[0].scores, rtol=0, atol=1e-5)
-    assert other._network._made is None
+    assert runtime._made is None

@@ -1,0 +1,206 @@
+"""What runs a detector's network: the protocol that every runtime follows, and PyTorch's runtime.
+
+PyTorch's runtime folds batch norm and ReLU into the convolutions, and runs them channels last, in the precision that was chosen.
+"""
+
+import copy
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lw_retinanet.detection.fused import forget_shapes, fuse
+from lw_retinanet.detection.precision import faster_precision
+from lw_retinanet.devices import Precision, uses_bf16
+from lw_retinanet.errors import InputError
+from lw_retinanet.models.fold import folded
+from lw_retinanet.models.frozen_norm import NormedConv2d
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.structures import Detections, Predictions
+
+log = logging.getLogger(__name__)
+_making = threading.Lock()
+
+
+class Runtime(Protocol):
+    """What runs a network. Preprocessing, decoding and NMS are the detector's, so that every runtime gives the same boxes."""
+
+    device: torch.device
+    """Where images have to be, and where answers are."""
+    precision: Precision
+    """What was asked for."""
+    gives_boxes: bool
+    """Whether the network ends with NMS. If so, only :meth:`detect` can be called; otherwise only :meth:`predict`."""
+
+    @property
+    def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
+        """What the network computes in; None while ``auto`` has not been measured. int8 networks name what is not quantised."""
+        ...
+
+    def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+        """Run the network.
+
+        Args:
+            images: (N, 3, H, W) float32, normalised, on the device.
+            full_head: Answer with the head that a lightened model had before.
+        """
+        ...
+
+    def detect(self, images: Tensor, sizes_hw: Tensor) -> Detections:
+        """Run a network that ends with NMS.
+
+        Args:
+            images: As for :meth:`predict`.
+            sizes_hw: (N, 2) int64 image size inside the padding.
+
+        Returns:
+            Detections in pixels of the padded input.
+        """
+        ...
+
+
+class TorchRuntime:
+    """Runs a private copy of a model, which is made at the first call and made again when the model's weights have changed since.
+
+    Changes are seen by the tensors themselves: training steps, ``load_state_dict``, ``to``, replaced layers. Writing through
+    ``parameter.data`` leaves no trace; call :meth:`release` after that.
+
+    Args:
+        model: Put into evaluation mode and channels last, on the device. It can be trained and saved as before.
+        device: To compute on.
+        precision: ``bf16`` runs convolutions in bf16 and layers that need more (such as group norm) in fp32, as autocast does, with
+            weights that were rounded once. ``auto`` is what runs faster, measured at the first call; fp32 where the device has no bf16
+            arithmetic.
+        fold: False runs the model itself instead of a folded copy of it, for models that share parts. bf16 then means autocast.
+        compile: Let ``torch.compile`` fuse the network. It takes a minute for each input size, up to eight of them.
+    """
+
+    gives_boxes = False
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        fold: bool = True,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.precision: Precision = precision
+        self.fold = fold
+        self.compile = compile
+        self._chosen: Literal["fp32", "bf16"] | None = None if precision == "auto" else precision
+        self._made: tuple[tuple[Any, ...], Callable[..., Predictions]] | None = None
+
+    @property
+    def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
+        """What the network computes in; None while ``auto`` has not been measured."""
+        return self._chosen
+
+    def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+        """``model(images)``; see :class:`Runtime`.
+
+        Raises:
+            InputError: If it is to be compiled and cannot be.
+        """
+        state = _state(self.model)
+        made = self._made
+        if made is None or made[0] != state:
+            with _making:
+                made = self._made  # another thread may have made it while this one waited
+                if made is None or made[0] != state:
+                    made = self._made = (state, self._make(images))
+        return made[1](images, **({"full_head": True} if full_head else {}))
+
+    def detect(self, images: Tensor, sizes_hw: Tensor) -> Detections:
+        """Not for this runtime: its networks end with logits and deltas."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Drop the copy; the next call makes it again."""
+        self._made = None
+
+    def _make(self, images: Tensor) -> Callable[..., Predictions]:
+        model: nn.Module = self.model
+        plain = model
+        if self.fold and isinstance(model, RetinaNet):
+            plain = folded(model).to(memory_format=torch.channels_last)
+        runs: dict[str, Callable[..., Predictions]] = {}
+        device = images.device
+        if self._chosen is None and not uses_bf16("auto", device):
+            self._chosen = "fp32"
+        half = with_half_weights(plain) if plain is not model and self._chosen != "fp32" else plain
+        if device.type == "cpu" and not self.compile:  # the compiler does it itself
+            for copied in {plain, half} - {model}:
+                if isinstance(copied, RetinaNet):
+                    fuse(copied)
+        if self._chosen != "fp32":
+            runs["bf16"] = _autocast(half, device)
+        if self._chosen != "bf16":
+            runs["fp32"] = plain
+        if self._chosen is None:
+            self._chosen = faster_precision(runs["fp32"], runs["bf16"], images)
+            forget_shapes(plain, half)  # those of the measurement
+            log.info("precision auto: %s is faster here", self._chosen)
+        run = runs[self._chosen]
+        return _compiled(run, device) if self.compile else run
+
+
+def with_half_weights(model: nn.Module) -> nn.Module:
+    """A copy with the weights of its convolutions in bf16: what autocast makes of them at every call, once."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        # A convolution that multiplies its norm in at every call does so in full precision.
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, NormedConv2d):
+            module.bfloat16()
+    return copied
+
+
+def _autocast(model: nn.Module, device: torch.device) -> Callable[..., Predictions]:
+    def run(images: Tensor, **how: bool) -> Predictions:
+        with torch.autocast(device.type, torch.bfloat16):
+            predictions: Predictions = model(images, **how)
+        return predictions
+
+    return run
+
+
+def _compiled(run: Callable[..., Predictions], device: torch.device) -> Callable[..., Predictions]:
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "g++", "clang++", "cl"))):
+        raise InputError("compile=True needs a C++ compiler and found none; install g++ or clang, or leave compile out")
+    from torch._dynamo.exc import TorchDynamoException
+
+    # Weights are constants of the copy, so the compiler may lay them out once as the convolutions need them.
+    options: dict[str, Any] | None = {"freezing": True} if device.type == "cpu" else None
+    fast = torch.compile(run, dynamic=False, options=options)
+
+    def guarded(images: Tensor, **how: bool) -> Predictions:
+        try:
+            return fast(images, **how)
+        except TorchDynamoException as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise InputError(f"compile=True: the network cannot be compiled here ({reason[:200]}); leave compile out") from error
+
+    return guarded
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What changes when weights do: which tensors there are, where their values lie, and how often they were written to."""
+    state: list[Any] = []
+    modules: list[nn.Module | None] = [model]
+    while modules:  # this runs at every call, and is five times as fast as parameters() and buffers()
+        module = modules.pop()
+        if module is None:
+            continue
+        modules.extend(module._modules.values())
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                state += (id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+    return tuple(state)
