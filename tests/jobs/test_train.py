@@ -81,7 +81,7 @@ def test_an_interrupted_run_ends_in_the_same_model(run: Path, data: Path, tmp_pa
             raise KeyboardInterrupt
         return accumulate_gradients(*arguments, **options)
 
-    monkeypatch.setattr("lw_retinanet.training.loop.accumulate_gradients", killed)
+    monkeypatch.setattr("lw_retinanet.training.trainer.accumulate_gradients", killed)
     with pytest.raises(KeyboardInterrupt):
         run_training(settings(), data, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run" / "model.safetensors").exists()

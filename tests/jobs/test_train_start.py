@@ -98,7 +98,7 @@ def test_an_interrupted_run_ends_in_the_same_model_without_the_file(
             raise KeyboardInterrupt
         return accumulate_gradients(*arguments, **options)
 
-    monkeypatch.setattr("lw_retinanet.training.loop.accumulate_gradients", killed)
+    monkeypatch.setattr("lw_retinanet.training.trainer.accumulate_gradients", killed)
     content = file.read_bytes()
     config, out = settings(file), tmp_path / "run"
     try:

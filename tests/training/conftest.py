@@ -14,7 +14,7 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training.loop import TrainingData
+from lw_retinanet.training.trainer import TrainingData
 
 MakeConfig = Callable[..., Config]
 MakeModel = Callable[..., RetinaNet]

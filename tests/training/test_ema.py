@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from lw_retinanet.training.ema import make_ema
+from lw_retinanet.training.ema import MovingAverage
 
 
 def test_average_by_the_written_rule() -> None:
     linear, norm = nn.Linear(1, 1, bias=False), nn.BatchNorm2d(1)
     model = nn.Sequential(linear, norm)
-    ema = make_ema(model, 0.75)
+    ema = MovingAverage(model, 0.75)
     weight, mean = 0.0, 0.0
     for update in range(40):
         value = float(update**2)
@@ -30,7 +30,7 @@ def test_average_by_the_written_rule() -> None:
 def test_the_model_itself_is_left_alone() -> None:
     model = nn.Linear(2, 2)
     before = model.weight.detach().clone()
-    ema = make_ema(model, 0.9)
+    ema = MovingAverage(model, 0.9)
     ema.update_parameters(model)
     ema.module.state_dict()["weight"].add_(1)
     ema.update_parameters(model)

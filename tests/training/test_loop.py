@@ -14,12 +14,13 @@ from torch import Tensor
 from lw_retinanet.config import Config
 from lw_retinanet.errors import ImageError, RunFolderError, TrainingError
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training import loop
+from lw_retinanet.training import trainer
 from lw_retinanet.training.checkpoint import checkpoint_files, load_latest
 from lw_retinanet.training.distributed import World
-from lw_retinanet.training.loop import TrainingData, total_steps, train
+from lw_retinanet.training.loop import train
 from lw_retinanet.training.run_folder import RunFolder
-from lw_retinanet.training.step import StepResult, accumulate_gradients
+from lw_retinanet.training.step import StepResult, Teacher, accumulate_gradients
+from lw_retinanet.training.trainer import TrainingData
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
@@ -36,16 +37,6 @@ def entries(path: Path) -> list[dict[str, Any]]:
 def run(model: RetinaNet, data: TrainingData, config: Config, path: Path, **options: Any) -> RetinaNet:
     with RunFolder.created(path, config, {}) as folder:
         return train(model, data, config=config, folder=folder, world=World(), **options)
-
-
-def test_length_of_a_run(make_config: MakeConfig) -> None:
-    assert total_steps(make_config(epochs=3), 10, 4, 1.0) == 30
-    assert total_steps(make_config(epochs=3, steps=7), 10, 4, 2.0) == 7
-    # 90 steps of 16 images: 4 times as many of 4, and twice that for a model of half the arithmetic; epochs no longer count.
-    assert total_steps(make_config(epochs=3, schedule="paper", base_steps=90), 10, 4, 2.0) == 90 * 4 * 2
-    assert total_steps(make_config(epochs=3, schedule="steps"), 10, 4, 2.0) == 30
-    # Only the paper's schedule trains a lighter model longer.
-    assert total_steps(make_config(epochs=3, schedule="paper"), 10, 4, 1.63) == 49
 
 
 def test_training_learns_logs_and_keeps_checkpoints(
@@ -141,7 +132,7 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
             result.losses[row] = float("nan")
         return result
 
-    monkeypatch.setattr(loop, "accumulate_gradients", poisoned)
+    monkeypatch.setattr(trainer, "accumulate_gradients", poisoned)
     with pytest.raises(TrainingError) as caught:
         run(model, data, make_config(steps=5, save_every=1), run_path)
     before, names = seen[-1]
@@ -169,7 +160,7 @@ def test_a_loss_that_is_not_finite_is_noticed_a_step_later_and_still_changes_not
             result.losses[0] = float("inf")
         return result
 
-    monkeypatch.setattr(loop, "accumulate_gradients", poisoned)
+    monkeypatch.setattr(trainer, "accumulate_gradients", poisoned)
     with pytest.raises(TrainingError, match=r"^step 3: classification not finite, on images "):
         run(model, data, make_config(steps=9, save_every=5), run_path)
     assert len(seen) == 4
@@ -221,7 +212,7 @@ def test_a_run_killed_before_a_score_arrived_makes_up_for_it(
 
     before, after, again = Promised(ends=False), Promised(), Promised()
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "accumulate_gradients", killed)
+        patch.setattr(trainer, "accumulate_gradients", killed)
         with pytest.raises(KeyboardInterrupt):
             run(make_model(), data, config, run_path, evaluate=before)
     assert [step for step, _ in before.seen] == [2]
@@ -278,7 +269,7 @@ def test_training_with_a_teacher(run_path: Path, data: TrainingData, make_model:
     teacher = make_model("batch", seed=1).train()
     before = weights(teacher)
     model = make_model()
-    run(model, data, make_config(steps=2, distill_weight=2.0, ema=0), run_path / "taught", teacher=teacher)
+    run(model, data, make_config(steps=2, distill_weight=2.0, ema=0), run_path / "taught", teacher=Teacher(model=teacher))
     run(make_model(), data, make_config(steps=2, ema=0), run_path / "alone")
     taught, alone = entries(run_path / "taught"), entries(run_path / "alone")
     for entry in taught:

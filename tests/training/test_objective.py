@@ -16,11 +16,12 @@ from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.structures import Predictions, Targets
 from lw_retinanet.training.atss import match_adaptively
 from lw_retinanet.training.distributed import World
-from lw_retinanet.training.loop import TrainingData, train
+from lw_retinanet.training.loop import train
 from lw_retinanet.training.losses import box_loss, box_qualities, focal_loss, quality_focal_loss
 from lw_retinanet.training.matching import Matches, match
 from lw_retinanet.training.objective import assign, label_losses
 from lw_retinanet.training.run_folder import RunFolder
+from lw_retinanet.training.trainer import TrainingData
 from lw_retinanet.weights.create import ANCHORS
 from lw_retinanet.weights.model_file import load_model, save_model
 from lw_retinanet.weights.start import new_start

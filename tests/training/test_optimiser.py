@@ -6,7 +6,7 @@ from torch.optim import SGD, AdamW
 
 from lw_retinanet.config import Config
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training.optimiser import make_optimiser, peak_rate, set_rates, step_unless
+from lw_retinanet.training.optimiser import Optimisation, make_optimiser, peak_rate, scheduled_rate
 
 
 def test_groups_hold_every_trained_parameter_once(make_model: Callable[..., RetinaNet], make_config: Callable[..., Config]) -> None:
@@ -28,10 +28,13 @@ def test_groups_hold_every_trained_parameter_once(make_model: Callable[..., Reti
 
 
 def test_the_schedule_scales_every_group_from_its_peak(make_model: Callable[..., RetinaNet], make_config: Callable[..., Config]) -> None:
-    optimiser = make_optimiser(make_model(), make_config(rate=0.1, backbone_rate=0.5).train, images_per_step=4)
-    for factor in (0.5, 0.25):
-        set_rates(optimiser, factor)
-    assert sorted({group["lr"] for group in optimiser.param_groups}) == pytest.approx([0.0125, 0.025])
+    config = make_config(rate=0.1, backbone_rate=0.5, schedule="steps", warmup_steps=0).train
+    optimiser = make_optimiser(make_model(), config, images_per_step=4)
+    set_rate = scheduled_rate(optimiser, config, total_steps=9)
+    # A tenth from 2/3, a hundredth from 8/9, and back again: each is a share of the peak.
+    for step, share in ((6, 0.1), (8, 0.01), (5, 1.0)):
+        set_rate(step)
+        assert sorted({group["lr"] for group in optimiser.param_groups}) == pytest.approx([0.05 * share, 0.1 * share])
 
 
 def test_recipes_choose_rule_and_rate(make_model: Callable[..., RetinaNet], make_config: Callable[..., Config]) -> None:
@@ -50,12 +53,14 @@ def test_a_refused_step_changes_neither_weights_nor_state(
     recipe: str, make_model: Callable[..., RetinaNet], make_config: Callable[..., Config]
 ) -> None:
     model, twin = make_model(), make_model()
-    optimiser, expected = (make_optimiser(one, make_config(recipe=recipe).train, images_per_step=4) for one in (model, twin))
+    config = make_config(recipe=recipe).train
+    optimiser, expected = (make_optimiser(one, config, images_per_step=4) for one in (model, twin))
 
     def step(one: RetinaNet, by: torch.optim.Optimizer, value: float, refused: float) -> None:
         for parameter in one.parameters():
             parameter.grad = torch.full_like(parameter, value)
-        step_unless(by, torch.tensor(refused))
+        Optimisation(one, by, set_rate=lambda _: None).apply(is_refused=torch.tensor(refused))
+        assert all(parameter.grad is None for parameter in one.parameters())
 
     for value, refused in ((0.1, 0.0), (float("nan"), 1.0), (0.2, 0.0)):
         step(model, optimiser, value, refused)

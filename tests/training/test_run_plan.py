@@ -11,6 +11,7 @@ from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.data.loader import StepPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.run_plan import input_sizes, macs_reduction, plan_run
+from lw_retinanet.training.step import Teacher
 from lw_retinanet.weights.create import create_model
 
 SQUARES = np.tile(np.array([64, 64], np.int32), (40, 1))
@@ -109,10 +110,10 @@ def test_a_teacher_costs_one_forward_pass() -> None:
     model, teacher = made(config), made(settings(preset="retinanet"))
     alone = plan_run(config, model, SQUARES, name="lw-v3")
     forward = sum(cost.macs for cost in count_blocks(teacher, (64, 64)).values())
-    taught = plan_run(config, model, SQUARES, name="lw-v3", teacher=teacher)
+    taught = plan_run(config, model, SQUARES, name="lw-v3", teacher=Teacher(model=teacher))
     assert taught.training_macs_per_image - alone.training_macs_per_image == forward
     # Of a lightened teacher the full head teaches.
-    full = plan_run(config, model, SQUARES, name="lw-v3", teacher=model, teacher_full_head=True)
+    full = plan_run(config, model, SQUARES, name="lw-v3", teacher=Teacher(model=model, full_head=True))
     assert full.training_macs_per_image == taught.training_macs_per_image
 
 

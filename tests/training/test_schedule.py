@@ -1,47 +1,61 @@
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from lw_retinanet.training.schedule import WARMUP_START, paper_schedule, rate_factor, step_positions
+from lw_retinanet.config import parse_config
+from lw_retinanet.training.schedule import WARMUP_START, linear_rate, paper_iterations, rate_factor, run_length, step_positions
+
+
+def length(steps_per_epoch: int, images_per_step: int, macs_reduction: float, **train: Any) -> int:
+    config = parse_config({"train": train}).train
+    return run_length(config, steps_per_epoch=steps_per_epoch, images_per_step=images_per_step, macs_reduction=macs_reduction)
+
+
+def test_length_of_a_run() -> None:
+    assert length(10, 4, 1.0, epochs=3) == 30
+    assert length(10, 4, 2.0, epochs=3, steps=7) == 7
+    # 90 steps of 16 images: 4 times as many of 4, and twice that for a model of half the arithmetic; epochs no longer count.
+    assert length(10, 4, 2.0, epochs=3, schedule="paper", base_steps=90) == 90 * 4 * 2
+    assert length(10, 4, 2.0, epochs=3, schedule="steps") == 30
+    # Only the paper's schedule trains a lighter model longer.
+    assert length(10, 4, 1.63, epochs=3, schedule="paper") == 49
 
 
 def test_the_papers_numbers() -> None:
     # Eight GPUs with two images each: 90k iterations at 0.01, steps at 60k and 80k.
-    full = paper_schedule(images_per_step=16)
-    assert (full.iterations, full.rate, full.steps) == (90_000, 0.01, (60_000, 80_000))
+    assert paper_iterations(90_000, images_per_step=16, macs_reduction=1.0) == 90_000
+    assert (linear_rate(16), step_positions(90_000)) == (0.01, (60_000, 80_000))
     # Four GPUs: half the rate, twice as long (section 4.1).
-    half = paper_schedule(images_per_step=8)
-    assert (half.iterations, half.rate, half.steps) == (180_000, 0.005, (120_000, 160_000))
+    assert paper_iterations(90_000, images_per_step=8, macs_reduction=1.0) == 180_000
+    assert (linear_rate(8), step_positions(180_000)) == (0.005, (120_000, 160_000))
 
 
-def test_a_lighter_model_trains_longer_at_the_same_rate() -> None:
+def test_a_lighter_model_trains_longer() -> None:
     # LW-RetinaNet-v3 costs 149.19 / 91.77 = 1.6257 times less: 180k x 1.6257 = 292.6k.
-    light = paper_schedule(images_per_step=8, macs_reduction=149.19 / 91.77)
-    assert light.rate == 0.005
-    assert light.iterations == 292_625
-    assert paper_schedule(images_per_step=8, macs_reduction=1.63).iterations == 293_400
+    assert paper_iterations(90_000, images_per_step=8, macs_reduction=149.19 / 91.77) == 292_625
+    assert paper_iterations(90_000, images_per_step=8, macs_reduction=1.63) == 293_400
 
 
 def test_the_released_code_is_one_and_a_half_schedules_long() -> None:
-    # 4 GPUs: 180k x 1.5 = 270k, falling at 2/3 and 8/9: 180k and 240k, rate 0.005. The reduction of its model is 1.63, so this was rounded.
-    released = paper_schedule(images_per_step=8, macs_reduction=1.5)
-    assert (released.iterations, released.rate, released.steps) == (270_000, 0.005, (180_000, 240_000))
+    # 4 GPUs: 180k x 1.5 = 270k, falling at 2/3 and 8/9: 180k and 240k. The reduction of its model is 1.63, so this was rounded.
+    assert paper_iterations(90_000, images_per_step=8, macs_reduction=1.5) == 270_000
+    assert step_positions(270_000) == (180_000, 240_000)
 
 
 @pytest.mark.parametrize(("gpus", "iterations"), [(8, 146_319), (4, 292_638), (1, 1_170_553)])
 def test_light_models_see_as_many_images_on_any_number_of_gpus(gpus: int, iterations: int) -> None:
     # 90,000 x 16 images x 1.625767 = 2,341,105 images, two a GPU and step.
-    light = paper_schedule(images_per_step=2 * gpus, macs_reduction=149_194_714_112 / 91_768_794_112)
-    assert light.iterations == iterations
-    assert light.iterations * 2 * gpus == pytest.approx(2_341_105, abs=2 * gpus)
-    assert light.rate == pytest.approx(0.01 * gpus / 8)
+    found = paper_iterations(90_000, images_per_step=2 * gpus, macs_reduction=149_194_714_112 / 91_768_794_112)
+    assert found == iterations
+    assert found * 2 * gpus == pytest.approx(2_341_105, abs=2 * gpus)
 
 
 @pytest.mark.parametrize(("images", "reduction"), [(0, 1.0), (16, 0.9)])
 def test_nonsense_is_refused(images: int, reduction: float) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        paper_schedule(images_per_step=images, macs_reduction=reduction)
+        paper_iterations(90_000, images_per_step=images, macs_reduction=reduction)
 
 
 def test_rate_falls_to_a_tenth_at_two_thirds_and_eight_ninths() -> None:

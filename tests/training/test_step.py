@@ -18,8 +18,8 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.training.distillation import distillation
 from lw_retinanet.training.distributed import World
-from lw_retinanet.training.loop import TrainingData
-from lw_retinanet.training.step import StepResult, accumulate_gradients, require_finite
+from lw_retinanet.training.step import StepResult, Teacher, accumulate_gradients, require_finite
+from lw_retinanet.training.trainer import TrainingData
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
@@ -180,7 +180,7 @@ def test_who_says_what_the_teacher_says_learns_from_labels_alone(
     model = make_model()
     batches = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
     alone, expected = run(model, batches, make_config())
-    taught, found = run(model, batches, make_config(), teacher=copy.deepcopy(model).eval())
+    taught, found = run(model, batches, make_config(), teacher=Teacher(model=copy.deepcopy(model).eval()))
     assert alone.losses.shape == (2,)
     assert torch.equal(taught.losses[:2], alone.losses)
     # Generalised IoU of a box with itself is 1 but for the 1e-7 that keeps empty boxes from dividing by zero.
@@ -193,11 +193,11 @@ def test_the_teachers_part_by_its_definition(data: TrainingData, make_model: Mak
     (batch,) = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
     images = normalise(batch.images, batch.sizes_hw, model.conventions.input)
     with torch.no_grad():
-        by_branch = distillation(model(images), teacher(images))
+        expected = distillation(model(images), teacher(images))
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    taught, gradients = run(model, [batch], make_config(distill_weight=0.5), teacher=teacher)
-    torch.testing.assert_close(taught.losses[2], 0.5 * (by_branch[0] + 2 * by_branch[1]))
-    assert float(by_branch.min()) > 0
+    taught, gradients = run(model, [batch], make_config(distill_weight=0.5), teacher=Teacher(model=teacher))
+    torch.testing.assert_close(taught.losses[2], 0.5 * expected)
+    assert float(expected) > 0
     assert gradients.keys() == {name for name, _ in model.named_parameters()}
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
@@ -210,8 +210,8 @@ def test_the_teacher_weighs_as_much_in_many_parts_as_in_one(
     # The same pictures again, in further micro-batches or processes, change no mean; averaging over equal processes changes nothing.
     model, teacher = make_model(), sure(make_model(seed=1))
     batches = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
-    one, expected = run(model, batches, make_config(), teacher=teacher)
-    many, found = run(model, batches * times, make_config(), world, teacher=teacher)
+    one, expected = run(model, batches, make_config(), teacher=Teacher(model=teacher))
+    many, found = run(model, batches * times, make_config(), world, teacher=Teacher(model=teacher))
     torch.testing.assert_close(many.losses, one.losses)
     assert_same_gradients(found, expected)
 
@@ -225,8 +225,8 @@ def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(
     both, _ = lighten_copy(full, PRESETS["lw-v3"])
     batches = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
     expected, with_full, with_light = (
-        run(model, batches, make_config(), teacher=teacher, teacher_full_head=teacher_full_head)[0].losses
-        for teacher, teacher_full_head in ((full, False), (both, True), (both, False))
+        run(model, batches, make_config(), teacher=Teacher(model=teacher, full_head=full_head))[0].losses
+        for teacher, full_head in ((full, False), (both, True), (both, False))
     )
     assert torch.equal(with_full, expected)
     assert not torch.equal(with_light, expected)
@@ -239,6 +239,6 @@ def test_a_teacher_sees_the_pictures_as_it_was_trained_to(data: TrainingData, ma
     seen: list[Tensor] = []
     teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     (batch,) = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
-    run(model, [batch], make_config(), teacher=teacher)
+    run(model, [batch], make_config(), teacher=Teacher(model=teacher))
     assert torch.equal(seen[0], normalise(batch.images, batch.sizes_hw, rule))
     assert not torch.equal(seen[0], normalise(batch.images, batch.sizes_hw, model.conventions.input))

@@ -11,6 +11,7 @@ from lw_retinanet.config import Config, parse_config
 from lw_retinanet.data.preprocess import normalise
 from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import _LiveBytes, kept_bytes, step_memory
 from lw_retinanet.weights.create import create_model
 
@@ -71,7 +72,7 @@ def test_the_parts_of_a_step(model: RetinaNet) -> None:
     assert twice.step == pytest.approx(larger.step + gradients, rel=0.05)
     shared = memory(processes=2)
     assert (shared.buckets, shared.step) == (gradients, plain.step)
-    taught = memory(256, teacher=model)
+    taught = memory(256, teacher=Teacher(model=model))
     assert taught.teacher == taught.weights
     assert larger.step < taught.step < 1.5 * larger.step  # it keeps nothing for a backward pass
 

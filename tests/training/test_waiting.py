@@ -14,10 +14,10 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.training import matching
 from lw_retinanet.training.distributed import World
-from lw_retinanet.training.ema import make_ema
-from lw_retinanet.training.optimiser import make_optimiser, step_unless
-from lw_retinanet.training.reading import Reading
-from lw_retinanet.training.step import StepResult, accumulate_gradients
+from lw_retinanet.training.ema import MovingAverage
+from lw_retinanet.training.optimiser import Optimisation, make_optimiser
+from lw_retinanet.training.step import StepResult, Teacher, accumulate_gradients
+from lw_retinanet.training.trainer import Reading
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
@@ -95,14 +95,14 @@ def accumulate(model: RetinaNet, config: Config, world: World, teacher: RetinaNe
         conventions=model.conventions,
         world=world,
         use_bf16=False,
-        teacher=teacher,
+        teacher=Teacher(model=teacher) if teacher else None,
     )
 
 
 def on_meta(model: RetinaNet, config: Config, teacher: RetinaNet | None) -> CopyWatch:
     """One step but for the optimiser, which has no kernels there; the first one, which fills caches, is not watched."""
     world = World(device=torch.device("meta"))
-    ema = make_ema(model, 0.9)
+    ema = MovingAverage(model, 0.9)
     accumulate(model, config, world, teacher)
     ema.update_parameters(model)
     with CopyWatch() as watch:
@@ -175,20 +175,25 @@ def test_a_cuda_device_is_not_waited_for(
     config = make_config(optimiser=optimiser_name, **objective)
     model = make_model("batch").to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     teacher = make_model(seed=1).to(device).eval()
-    optimiser, ema, world = make_optimiser(model, config.train, 4), make_ema(model, 0.9), World(device=device)
+    optimiser, average = make_optimiser(model, config.train, 4), MovingAverage(model, 0.9)
+    optimisation = Optimisation(model, optimiser, set_rate=lambda _: None, clip=1.0, average=average)
     batches = [replace(batch(seed), images=batch(seed).images.pin_memory()) for seed in (1, 2)]
     is_refused = torch.zeros((), device=device)
     readings = []
 
     def step() -> None:
         result = accumulate_gradients(
-            model, batches, config=config.train, conventions=model.conventions, world=world, use_bf16=True, teacher=teacher
+            model,
+            batches,
+            config=config.train,
+            conventions=model.conventions,
+            world=World(device=device),
+            use_bf16=True,
+            teacher=Teacher(model=teacher),
         )
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = optimisation.clip_gradients()
         outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None]])
-        step_unless(optimiser, torch.maximum(is_refused, (~outcome.isfinite()).any().float()))
-        optimiser.zero_grad(set_to_none=True)
-        ema.update_parameters(model)
+        optimisation.apply(is_refused=torch.maximum(is_refused, (~outcome.isfinite()).any().float()))
         readings.append(Reading(outcome))
 
     for _ in range(2):

@@ -31,8 +31,9 @@ from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training import checkpoint
 from lw_retinanet.training.distributed import World, joined_world
-from lw_retinanet.training.loop import TrainingData, train
+from lw_retinanet.training.loop import train
 from lw_retinanet.training.run_folder import RunFolder
+from lw_retinanet.training.trainer import TrainingData
 
 WIDTH = 16
 

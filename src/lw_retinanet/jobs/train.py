@@ -30,9 +30,11 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.training.curves import save_curves
 from lw_retinanet.training.distributed import World, joined_world
-from lw_retinanet.training.loop import Evaluate, TrainingData, train
+from lw_retinanet.training.loop import Evaluate, train
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_plan import macs_reduction
+from lw_retinanet.training.step import Teacher
+from lw_retinanet.training.trainer import TrainingData
 from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
 from lw_retinanet.weights.start import file_start, new_start
 
@@ -104,8 +106,7 @@ def run_training(
             macs_reduction=macs_reduction(model) if config.train.schedule == "paper" else 1.0,
             resume=resume,
             evaluate=_scorer(stack, held_out, records.categories, world),
-            teacher=teacher.model.to(world.device) if teacher else None,
-            teacher_full_head=teacher is not None and teacher.record.switchable,
+            teacher=Teacher(model=teacher.model.to(world.device), full_head=teacher.record.switchable) if teacher else None,
         )
         if not world.is_main:
             return Run(folder=out, metrics=None)

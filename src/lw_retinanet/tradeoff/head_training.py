@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lw_retinanet.config import Config
 from lw_retinanet.data.augment import sample_generator
 from lw_retinanet.data.category_match import match_categories
 from lw_retinanet.data.records import Category
-from lw_retinanet.errors import TrainingError
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.postprocess import detect
@@ -23,11 +22,11 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.structures import Targets
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps
-from lw_retinanet.training.distillation import BOX_WEIGHT, distillation
-from lw_retinanet.training.ema import make_ema
+from lw_retinanet.training.distillation import distillation
+from lw_retinanet.training.ema import MovingAverage
 from lw_retinanet.training.objective import assign, label_losses
-from lw_retinanet.training.optimiser import make_optimiser, set_rates, trainable
-from lw_retinanet.training.schedule import rate_factor
+from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
+from lw_retinanet.training.small_loop import small_loop
 from lw_retinanet.training.step import autocast
 
 Log = Callable[[dict[str, Any]], None]
@@ -125,33 +124,30 @@ def train_head(
     """
     settings = config.train
     started = time.monotonic()
+    steps_per_epoch = len(batches(maps, epoch=0, seed=settings.seed, batch_size=settings.batch_size))
+    steps = settings.steps or settings.epochs * steps_per_epoch
     model.requires_grad_(False)
     model.head.requires_grad_(True).train().to(memory_format=torch.channels_last)
     optimiser = make_optimiser(model, settings, settings.batch_size)
-    learned = trainable(model)
-    ema = make_ema(model.head, settings.ema) if settings.ema else None
-    steps_per_epoch = len(batches(maps, epoch=0, seed=settings.seed, batch_size=settings.batch_size))
-    steps = settings.steps or settings.epochs * steps_per_epoch
-    source = _endless(maps, settings.seed, settings.batch_size)
-    sums: list[Tensor] = []
-    numbers = range(steps)
-    for step in tracked(numbers, steps, what, progress):
-        factor = rate_factor(step, total_steps=steps, warmup_steps=settings.warmup_steps or 0, schedule=settings.schedule or "cosine")
-        set_rates(optimiser, factor)
-        sums.append(_backward(model, maps, next(source), config, device, use_bf16, teacher))
-        norm = nn.utils.clip_grad_norm_(learned, settings.clip or math.inf)
-        if not math.isfinite(float(norm)):
-            raise TrainingError(f"{what}, step {step + 1}: the gradient is not finite; lower train.rate")
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if ema:
-            ema.update_parameters(model.head)
-        if log and ((step + 1) % _LOG_EVERY == 0 or step + 1 == steps):
-            mean = torch.stack(sums).mean(dim=0).tolist()
-            log({"step": step + 1, "classification": mean[0], "bbox_regression": mean[1], "seconds": round(time.monotonic() - started, 2)})
-            sums = []
-    if ema:
-        model.head.load_state_dict(ema.module.state_dict())
+    average = MovingAverage(model.head, settings.ema) if settings.ema else None
+    optimisation = Optimisation(
+        model.head, optimiser, set_rate=scheduled_rate(optimiser, settings, steps), clip=settings.clip or math.inf, average=average
+    )
+    endless = _endless(maps, settings.seed, settings.batch_size)
+    for stretch in small_loop(
+        optimisation,
+        lambda: _backward(model, maps, next(endless), config, device, use_bf16, teacher),
+        steps=tracked(range(steps), steps, what, progress),
+        total_steps=steps,
+        report_every=_LOG_EVERY,
+    ):
+        stretch.require_finite(what)
+        if log:
+            mean = stretch.losses.mean(dim=0).tolist()
+            seconds = round(time.monotonic() - started, 2)
+            log({"step": stretch.step, "classification": mean[0], "bbox_regression": mean[1], "seconds": seconds})
+    if average:
+        model.head.load_state_dict(average.module.state_dict())
     model.requires_grad_(True)
     return TrainedHead(model=model.eval(), steps=steps, seconds=time.monotonic() - started)
 
@@ -186,8 +182,7 @@ def _backward(
     if teacher:
         with torch.no_grad(), autocast(device, use_bf16):
             taught = teacher(pyramid)
-        by_branch = distillation(predictions, taught)
-        total = total + settings.distill_weight * (by_branch[0] + BOX_WEIGHT * by_branch[1])
+        total = total + settings.distill_weight * distillation(predictions, taught)
     total.backward()
     return losses.detach()
 

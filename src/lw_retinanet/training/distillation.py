@@ -84,7 +84,6 @@ def _sure_giou(boxes: Tensor, taught: Tensor, taught_logits: Tensor) -> Tensor:
 
 
 def distillation(predictions: Predictions, taught: Predictions) -> Tensor:
-    """(2,) class and box loss of a whole network against its teacher."""
-    return torch.stack(
-        [class_distillation(predictions.logits, taught.logits), box_distillation(predictions.deltas, taught.deltas, taught.logits)]
-    )
+    """Loss () of a whole network against its teacher: the class loss, and the box loss times ``BOX_WEIGHT``."""
+    boxes = box_distillation(predictions.deltas, taught.deltas, taught.logits)
+    return class_distillation(predictions.logits, taught.logits) + BOX_WEIGHT * boxes

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is evaluated and saved instead of the last ones."""
+"""The moving average of the weights, which is evaluated and saved instead of the last weights."""
 
 from collections import defaultdict
 from itertools import chain
@@ -9,11 +9,13 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class MovingAverage(AveragedModel):
-    """torch's container with an update that never waits for the device: torch's own sends its counter there, to be read again.
+    """Moving average of all weights, and of buffers such as batch norm statistics. Its first updates weigh recent weights more.
+
+    torch's own update keeps its counter on the device and reads it back; this one never waits for the device.
 
     Args:
-        model: copied.
-        decay: of the average, once that is long enough.
+        model: Network to average; it is copied.
+        decay: Decay of the average. After n updates it is at most (1 + n) / (10 + n), so that the average forgets the first weights soon.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,7 +24,7 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the model's present weights in; the first time they are copied."""
+        """Add the present weights of the model; the first call copies them."""
         number = int(self.n_averaged)  # on the CPU, wherever the model is
         weight = 1 - min(self.decay, (1 + number) / (10 + number))
         averages = chain(self.module.parameters(), self.module.buffers())
@@ -38,11 +40,3 @@ class MovingAverage(AveragedModel):
             else:
                 torch._foreach_copy_(average_of_dtype, current_of_dtype)
         self.n_averaged += 1
-
-
-def make_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An average with ``decay``, which starts short: after n updates it remembers about n / 10 steps at most.
-
-    Buffers (batch norm statistics) are averaged like parameters.
-    """
-    return MovingAverage(model, decay)

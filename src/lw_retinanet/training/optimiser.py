@@ -1,16 +1,82 @@
-"""The optimiser with its parameter groups."""
+"""The optimiser with its parameter groups, and what one step of it consists of."""
+
+import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from lw_retinanet.config import TrainConfig
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training.schedule import linear_rate
+from lw_retinanet.training.schedule import linear_rate, rate_factor
 
 
-def peak_rate(config: TrainConfig, images_per_step: int) -> float:
-    """The rate of the settings, or the paper's linear rule where the recipe leaves it open."""
-    return config.rate if config.rate is not None else linear_rate(images_per_step)
+class Optimisation:
+    """Turns the gradients of a module into a step: learning rate, clipping, optimiser, moving average of the weights.
+
+    A step calls ``set_rate``, then any number of backward passes, then :meth:`clip_gradients` and :meth:`apply`.
+
+    Args:
+        module: Its parameters that require gradients are trained.
+        optimiser: Holds these parameters.
+        set_rate: Sets the learning rate of a step, given its number, from 0. See :func:`scheduled_rate`.
+        clip: Largest norm of the gradient of all parameters; infinity turns clipping off.
+        average: Moving average of the weights of ``module``; None keeps none.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimiser: Optimizer,
+        *,
+        set_rate: Callable[[int], object],
+        clip: float = math.inf,
+        average: AveragedModel | None = None,
+    ) -> None:
+        self.module = module
+        self.optimiser = optimiser
+        self.set_rate = set_rate
+        self.clip = clip
+        self.average = average
+        self.learned = trainable(module)
+
+    def clip_gradients(self) -> Tensor:
+        """Limit the norm of the gradient; returns the norm before that, as a tensor () on the device."""
+        return nn.utils.clip_grad_norm_(self.learned, self.clip)
+
+    def apply(self, *, is_refused: Tensor | None = None) -> None:
+        """Move the weights, drop the gradients, and update the moving average.
+
+        Args:
+            is_refused: () float on the device of the weights. Where it is 1, the weights and the state of the optimiser stay as they are.
+                The device decides that, so the host need not wait for the value. Only fused optimisers heed it.
+        """
+        if is_refused is not None:
+            # Fused optimisers look for this attribute; torch's GradScaler sets it in the same way.
+            self.optimiser.found_inf = is_refused  # type: ignore[attr-defined]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update_parameters(self.module)
+
+
+def scheduled_rate(optimiser: Optimizer, config: TrainConfig, total_steps: int) -> Callable[[int], None]:
+    """A function of the step that sets every group of :func:`make_optimiser` to its share of the peak rate.
+
+    Args:
+        optimiser: Its groups carry ``peak_rate``.
+        config: Resolved settings; the schedule and its warm-up count.
+        total_steps: Length of the run.
+    """
+    schedule, warmup_steps = config.schedule or "cosine", config.warmup_steps or 0
+
+    def set_rate(step: int) -> None:
+        factor = rate_factor(step, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule)
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak_rate"] * factor
+
+    return set_rate
 
 
 def make_optimiser(model: RetinaNet, config: TrainConfig, images_per_step: int) -> Optimizer:
@@ -26,7 +92,7 @@ def make_optimiser(model: RetinaNet, config: TrainConfig, images_per_step: int) 
     groups = []
     for is_backbone in (False, True):
         for decays in (True, False):
-            # Biases and norms have one dimension; decaying them buys nothing and moves the class prior.
+            # Biases and the parameters of norms have one dimension. Decaying them buys nothing and moves the class prior.
             parameters = [p for p in learned if (id(p) in backbone) == is_backbone and (p.ndim > 1) == decays]
             if parameters:
                 group_rate = rate * (factor if is_backbone else 1.0)
@@ -36,22 +102,9 @@ def make_optimiser(model: RetinaNet, config: TrainConfig, images_per_step: int) 
     return AdamW(groups, fused=True)
 
 
-def set_rates(optimiser: Optimizer, factor: float) -> None:
-    """Set every group's rate to ``factor`` times its peak."""
-    for group in optimiser.param_groups:
-        group["lr"] = group["peak_rate"] * factor
-
-
-def step_unless(optimiser: Optimizer, is_refused: Tensor) -> None:
-    """Step, or leave weights and state as they are, which the device decides: the host need not know yet.
-
-    Args:
-        optimiser: of :func:`make_optimiser`.
-        is_refused: () float on the device of the weights, 1 for no step.
-    """
-    # Where fused optimisers look for it; it is what torch's GradScaler tells them.
-    optimiser.found_inf = is_refused  # type: ignore[attr-defined]
-    optimiser.step()
+def peak_rate(config: TrainConfig, images_per_step: int) -> float:
+    """The rate of the settings, or the paper's linear rule where the recipe leaves it open."""
+    return config.rate if config.rate is not None else linear_rate(images_per_step)
 
 
 def trainable(model: nn.Module) -> list[Tensor]:

@@ -16,10 +16,11 @@ from lw_retinanet.data.preprocess import resized_size
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.checkpoint import KEEP
-from lw_retinanet.training.loop import total_steps
 from lw_retinanet.training.optimiser import peak_rate
-from lw_retinanet.training.schedule import step_positions
+from lw_retinanet.training.schedule import run_length, step_positions
+from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import StepMemory, kept_bytes
+from lw_retinanet.training.trainer import step_plan
 
 TRAINED = 3  # passes over a trained layer: forward, gradient of its input, gradient of its weights; each has the forward pass's MACs
 FROZEN = 1  # a frozen stage runs forward only
@@ -177,8 +178,7 @@ def plan_run(
     *,
     name: str,
     processes: int = 1,
-    teacher: RetinaNet | None = None,
-    teacher_full_head: bool = False,
+    teacher: Teacher | None = None,
 ) -> RunPlan:
     """Work out a run from its settings, as the training loop will.
 
@@ -188,22 +188,12 @@ def plan_run(
         sizes_hw: (I, 2) of the training pictures.
         name: of the model.
         processes: one a GPU.
-        teacher: as in training.
-        teacher_full_head: as in training.
+        teacher: As in training.
     """
     settings = config.train
-    plan = StepPlan(
-        sizes_hw=sizes_hw,
-        config=config.data,
-        rule=model.conventions.input,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        accumulate=settings.accumulate,
-        world=processes,
-        last_step=0,
-    )
+    plan = step_plan(config, sizes_hw, model, processes=processes)
     reduction = macs_reduction(model)
-    steps = total_steps(config, plan.steps_per_epoch, plan.images_per_step, reduction)
+    steps = run_length(settings, steps_per_epoch=plan.steps_per_epoch, images_per_step=plan.images_per_step, macs_reduction=reduction)
     schedule = settings.schedule or "cosine"
     inputs, counts = np.unique(input_sizes(plan), axis=0, return_counts=True)
     sizes = [(int(height), int(width)) for height, width in inputs]
@@ -213,7 +203,7 @@ def plan_run(
     forward = [sum(blocks[size].values()) for size in sizes]
     training = [sum(macs * (FROZEN if block in frozen else TRAINED) for block, macs in blocks[size].items()) for size in sizes]
     if teacher:
-        guide = with_head(teacher, HeadPlan()) if teacher_full_head else teacher
+        guide = with_head(teacher.model, HeadPlan()) if teacher.full_head else teacher.model
         taught = [sum(cost.macs for cost in count_blocks(guide, size).values()) for size in sizes]
         training = [own + theirs for own, theirs in zip(training, taught, strict=True)]
     return RunPlan(

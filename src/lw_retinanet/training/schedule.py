@@ -1,13 +1,13 @@
-"""Learning rates over a run, and the paper's rule for rate and length."""
+"""How long a run is, and its learning rate at each step; both by the settings or by the paper's rules."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
+
+from lw_retinanet.config import TrainConfig
 
 BASE_RATE = 0.01
 BASE_IMAGES = 16
-BASE_ITERATIONS = 90_000
-WARMUP_START = 0.001
+WARMUP_START = 0.001  # share of the peak rate at step 0
 
 
 def linear_rate(images_per_step: int) -> float:
@@ -15,48 +15,48 @@ def linear_rate(images_per_step: int) -> float:
     return BASE_RATE * images_per_step / BASE_IMAGES
 
 
-@dataclass(frozen=True, kw_only=True)
-class PaperSchedule:
-    """What the paper's section 4.1 comes to.
+def paper_iterations(base_iterations: int, *, images_per_step: int, macs_reduction: float) -> int:
+    """Length of a run by the paper's section 4.1, in optimiser steps.
+
+    With fewer images a step the number of iterations rises in proportion, so the number of epochs stays. A lighter model then trains for
+    more epochs, in proportion to the reduction of its arithmetic ("2x longer for half the GPUs, and then by the FLOPs reduction").
 
     Args:
-        rate: peak learning rate.
-        iterations: optimiser steps.
-        steps: iterations at which the rate falls to a tenth.
-    """
-
-    rate: float
-    iterations: int
-    steps: tuple[int, int]
-
-
-def paper_schedule(*, images_per_step: int, macs_reduction: float = 1.0, base_iterations: int = BASE_ITERATIONS) -> PaperSchedule:
-    """Rate, length and steps for a batch size and a lightened model.
-
-    With fewer images a step the rate falls and the number of iterations rises in proportion, so epochs stay; then epochs are multiplied by
-    the reduction of the arithmetic ("2x longer for half the GPUs, and then by the FLOPs reduction").
-
-    Args:
-        images_per_step: over all GPUs, 16 in the original.
+        base_iterations: Iterations of the full model at 16 images a step; the paper has 90,000.
+        images_per_step: Images of one step over all processes.
         macs_reduction: MACs of the full model over those of this one, at least 1.
-        base_iterations: of the original at 16 images.
 
     Raises:
         ValueError: for a reduction below 1 or no images.
     """
     if macs_reduction < 1 or images_per_step < 1:
         raise ValueError(f"expected at least 1 image a step and a reduction of at least 1, got {images_per_step} and {macs_reduction}")
-    iterations = round(base_iterations * BASE_IMAGES / images_per_step * macs_reduction)
-    return PaperSchedule(rate=linear_rate(images_per_step), iterations=iterations, steps=step_positions(iterations))
+    return round(base_iterations * BASE_IMAGES / images_per_step * macs_reduction)
+
+
+def run_length(config: TrainConfig, *, steps_per_epoch: int, images_per_step: int, macs_reduction: float) -> int:
+    """Length of a run by its settings, in optimiser steps.
+
+    ``schedule: paper`` multiplies the epochs by the MACs reduction, and counts ``base_steps`` by :func:`paper_iterations`.
+    """
+    if config.steps is not None:
+        return config.steps
+    if config.base_steps is not None:
+        return paper_iterations(config.base_steps, images_per_step=images_per_step, macs_reduction=macs_reduction)
+    steps = config.epochs * steps_per_epoch
+    if config.schedule == "paper":
+        # At equal epochs the number of iterations already follows the batch size; only the reduction remains to be applied.
+        return paper_iterations(steps, images_per_step=BASE_IMAGES, macs_reduction=macs_reduction)
+    return steps
 
 
 def step_positions(total_steps: int) -> tuple[int, int]:
-    """Where the rate falls: 2/3 and 8/9 of the run (60k and 80k of 90k)."""
+    """The steps at which the rate falls to a tenth and to a hundredth: 2/3 and 8/9 of the run (60k and 80k of 90k)."""
     return round(total_steps * 2 / 3), round(total_steps * 8 / 9)
 
 
 def rate_factor(step: int, *, total_steps: int, warmup_steps: int, schedule: Literal["cosine", "steps", "paper"]) -> float:
-    """Share of the peak rate at a step (0-based), warm-up included."""
+    """Share of the peak rate at a step (from 0), warm-up included."""
     warmup = 1.0
     if step < warmup_steps:
         warmup = WARMUP_START + (1 - WARMUP_START) * step / warmup_steps

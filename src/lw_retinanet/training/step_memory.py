@@ -5,7 +5,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.optimiser import trainable
-from lw_retinanet.training.step import accumulate_gradients
+from lw_retinanet.training.step import Teacher, accumulate_gradients
 
 _CACHED = type(functools.lru_cache(len))
 OPTIMISER_COPIES = {"sgd": 1, "adamw": 2}  # momentum; first and second moment
@@ -62,8 +62,7 @@ def step_memory(
     boxes_per_image: int = 32,
     processes: int = 1,
     use_bf16: bool = False,
-    teacher: RetinaNet | None = None,
-    teacher_full_head: bool = False,
+    teacher: Teacher | None = None,
 ) -> StepMemory:
     """Follow one real step, forward and backward, on fake tensors: nothing is computed, and every tensor's bytes are known.
 
@@ -74,8 +73,7 @@ def step_memory(
         boxes_per_image: rows of the padded targets.
         processes: more than one exchange gradients.
         use_bf16: under autocast.
-        teacher: as in training.
-        teacher_full_head: as in training.
+        teacher: As in training.
 
     Source: the fake tensors are torch's own, as its compiler traces with.
     """
@@ -86,7 +84,7 @@ def step_memory(
         with FakeTensorMode():
             student = _fake_copy(model).train()
             student.backbone.freeze(config.freeze or 0)
-            guide = _fake_copy(teacher).eval() if teacher else None
+            guide = replace(teacher, model=_fake_copy(teacher.model).eval()) if teacher else None
             with _LiveBytes() as live:
                 batches = [_batch(count, size_hw, boxes_per_image) for _ in range(config.accumulate)]
                 accumulate_gradients(
@@ -97,7 +95,6 @@ def step_memory(
                     world=World(),
                     use_bf16=use_bf16,
                     teacher=guide,
-                    teacher_full_head=teacher_full_head,
                 )
     finally:
         _forget_tensors()
@@ -106,7 +103,7 @@ def step_memory(
         weights=kept.weights,
         optimiser=kept.optimiser,
         average=kept.average,
-        teacher=_bytes([*teacher.parameters(), *teacher.buffers()]) if teacher else 0,
+        teacher=_bytes([*teacher.model.parameters(), *teacher.model.buffers()]) if teacher else 0,
         buckets=kept.gradients if processes > 1 else 0,
         step=live.peak,
     )

@@ -1,0 +1,224 @@
+"""A training in progress: all that an optimiser step reads and changes, and the step itself."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lw_retinanet.config import Config
+from lw_retinanet.data.loader import StepPlan, TrainingSet, make_loader
+from lw_retinanet.data.records import Records
+from lw_retinanet.devices import uses_bf16
+from lw_retinanet.errors import LwRetinaNetError
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.structures import Batch
+from lw_retinanet.training.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
+from lw_retinanet.training.distributed import World
+from lw_retinanet.training.ema import MovingAverage
+from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
+from lw_retinanet.training.schedule import run_length
+from lw_retinanet.training.step import Teacher, accumulate_gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What to learn from.
+
+    Args:
+        records: Training images and boxes, with known image sizes.
+        usable: (B,) bool, the boxes to train on.
+    """
+
+    records: Records
+    usable: NDArray[np.bool_]
+
+
+class Reading:
+    """Numbers on their way from the device to the host, which does not wait for them until it asks.
+
+    Args:
+        values: (n,) tensor on any device.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.detach().to("cpu", non_blocking=True)  # from a GPU into page-locked memory
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(values.device))
+
+    def numbers(self) -> list[float]:
+        """The values. Waits for the work that the device had been given before this copy, and for nothing after it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [float(value) for value in self._values.tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IssuedStep:
+    """A step that the device was told to do, and may have yet to finish.
+
+    Args:
+        step: Number of the step, from 1.
+        rate: Its learning rate.
+        images: Numbers of its images in the records.
+        reading: Its losses, the number of positive anchors, and the norm of the gradient before clipping.
+    """
+
+    step: int
+    rate: float
+    images: tuple[int, ...]
+    reading: Reading
+
+
+class Trainer:
+    """Trains a model step by step.
+
+    Args:
+        model: Network on ``world.device``; every process must hold the same weights. It is trained in place.
+        data: Training images and boxes.
+        config: Resolved settings.
+        world: Processes that train together.
+        macs_reduction: MACs of the full model over those of this one, for ``schedule: paper``.
+        teacher: Network on ``world.device`` to learn from beside the labels. It is put into evaluation mode, and is in no checkpoint.
+
+    Attributes:
+        done: Number of steps taken, which is also the position in the data.
+        total_steps: Length of the run.
+    """
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        data: TrainingData,
+        *,
+        config: Config,
+        world: World,
+        macs_reduction: float = 1.0,
+        teacher: Teacher | None = None,
+    ) -> None:
+        settings = config.train
+        self.model, self.data, self.config, self.world, self.teacher = model, data, config, world, teacher
+        self.done = 0
+        self.plan = step_plan(config, data.records.sizes_hw, model, rank=world.rank, processes=world.size)
+        self.total_steps = run_length(
+            settings,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            images_per_step=self.plan.images_per_step,
+            macs_reduction=macs_reduction,
+        )
+        self.use_bf16 = uses_bf16(settings.precision, world.device)
+        model.backbone.freeze(settings.freeze or 0)
+        model.to(memory_format=torch.channels_last)
+        optimiser = make_optimiser(model, settings, self.plan.images_per_step)
+        self.optimisation = Optimisation(
+            model,
+            optimiser,
+            set_rate=scheduled_rate(optimiser, settings, self.total_steps),
+            clip=settings.clip or float("inf"),
+            average=MovingAverage(model, settings.ema) if settings.ema else None,
+        )
+        self._wrapped: nn.Module = model
+        if world.size > 1:
+            self._wrapped = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+        if teacher:
+            teacher.model.eval().to(memory_format=torch.channels_last)
+        self._is_refused = torch.zeros((), device=world.device)
+
+    @property
+    def averaged(self) -> RetinaNet:
+        """The moving average of the weights if there is one, else the model."""
+        average = self.optimisation.average
+        return average.module if average else self.model  # type: ignore[return-value]
+
+    def batches(self) -> Iterator[Sequence[Batch]]:
+        """The micro-batches of each step that is left, in the same order however often the run is interrupted.
+
+        Raises:
+            LwRetinaNetError: for an image that cannot be used.
+        """
+        config, data, rule = self.config, self.data, self.model.conventions.input
+        dataset = TrainingSet(data.records, usable=data.usable, seed=config.train.seed, config=config.data, rule=rule)
+        plan = replace(self.plan, first_step=self.done, last_step=self.total_steps)
+        loader = make_loader(dataset, plan, workers=config.data.workers, pin=self.world.device.type == "cuda")
+        return _steps(iter(loader), config.train.accumulate)
+
+    def step(self, batches: Sequence[Batch]) -> IssuedStep:
+        """Take one step; the model must be in training mode. The host does not wait for the device.
+
+        From the first step on whose losses or gradient are not finite, the weights stay as they are; the reading tells.
+        """
+        optimisation = self.optimisation
+        optimisation.set_rate(self.done)
+        result = accumulate_gradients(
+            self._wrapped,
+            batches,
+            config=self.config.train,
+            conventions=self.model.conventions,
+            world=self.world,
+            use_bf16=self.use_bf16,
+            teacher=self.teacher,
+        )
+        norm = optimisation.clip_gradients()
+        outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()])
+        self._is_refused = torch.maximum(self._is_refused, (~outcome.isfinite()).any().float())
+        optimisation.apply(is_refused=self._is_refused)
+        self.done += 1
+        images = tuple(index for batch in batches for index in batch.indices)
+        return IssuedStep(step=self.done, rate=optimisation.optimiser.param_groups[0]["lr"], images=images, reading=Reading(outcome))
+
+    def snapshot(self) -> Checkpoint:
+        """All that :meth:`restore` needs to go on from here."""
+        optimisation = self.optimisation
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser_tensors(optimisation.optimiser).items()}
+        if optimisation.average:
+            tensors |= {f"ema.{name}": tensor for name, tensor in optimisation.average.state_dict().items()}
+        return Checkpoint(step=self.done, tensors=tensors, notes={})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a snapshot of a run with the same settings."""
+        self.done = checkpoint.step
+        self.model.load_state_dict(checkpoint.part("model"))
+        load_optimiser(self.optimisation.optimiser, checkpoint.part("optimiser"))
+        if self.optimisation.average:
+            self.optimisation.average.load_state_dict(checkpoint.part("ema"))
+
+
+def step_plan(config: Config, sizes_hw: NDArray[np.int32], model: RetinaNet, *, rank: int = 0, processes: int = 1) -> StepPlan:
+    """Which images make which step of a run; of no step yet: set ``first_step`` and ``last_step``.
+
+    Args:
+        config: Resolved settings.
+        sizes_hw: (I, 2) sizes of the training images.
+        model: Its conventions give the rule for the input size.
+        rank: Number of this process.
+        processes: Number of processes.
+    """
+    settings = config.train
+    return StepPlan(
+        sizes_hw=sizes_hw,
+        config=config.data,
+        rule=model.conventions.input,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        rank=rank,
+        world=processes,
+        last_step=0,
+    )
+
+
+def _steps(loader: "Iterable[Batch | LwRetinaNetError]", accumulate: int) -> Iterator[Sequence[Batch]]:
+    step: list[Batch] = []
+    for batch in loader:
+        if isinstance(batch, LwRetinaNetError):
+            raise batch
+        step.append(batch)
+        if len(step) == accumulate:
+            yield step
+            step = []
