@@ -25,7 +25,7 @@ from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.models.anchors import anchors_per_level, feature_sizes, make_anchors
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.structures import Predictions
-from lw_retinanet.weights.foreign.origins import TORCHVISION_V1
+from lw_retinanet.weights.foreign.torchvision import TORCHVISION_V1
 
 BOX, SCORE = 0.05, 1e-5
 WARM_UP = 3

@@ -30,7 +30,6 @@ from torch.profiler import ProfilerActivity, profile
 from lw_retinanet.benchmarking.gpu_cost import waits_and_peak
 from lw_retinanet.benchmarking.machine import IDLE_LOAD, machine, pinned_threads
 from lw_retinanet.benchmarking.realistic import make_realistic
-from lw_retinanet.benchmarking.twin import preset_conventions, torchvision_twin
 from lw_retinanet.config import TrainConfig, parse_config
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
@@ -48,6 +47,7 @@ from lw_retinanet.tables import aligned
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.optimiser import make_optimiser
 from lw_retinanet.training.step import accumulate_gradients, autocast
+from lw_retinanet.weights.foreign.torchvision_twin import preset_conventions, torchvision_twin
 
 SHIPPED = "torchvision as shipped, fp32"
 THEIRS = {SHIPPED: (False, False), "torchvision channels_last, fp32": (True, False), "torchvision channels_last, bf16": (True, True)}

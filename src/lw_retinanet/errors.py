@@ -52,3 +52,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean X?`` for the known name that is most like ``name``, or nothing if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,6 @@ from tests.exporting.fakes import CATEGORIES, TorchRuntime, manifest_of
 from torch import Tensor
 
 from lw_retinanet.benchmarking.parity import ParityError, check_torchvision, check_variant
-from lw_retinanet.benchmarking.twin import torchvision_twin
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.manifest import ExportPrecision, Outputs
@@ -17,6 +16,7 @@ from lw_retinanet.exporting.runtimes import exported_detector
 from lw_retinanet.heads import plan_of
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin
 
 
 def exported(

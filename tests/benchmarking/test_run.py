@@ -8,13 +8,13 @@ from tests.weights.model_files import write_model
 from lw_retinanet.benchmarking import counterpart, run, timing
 from lw_retinanet.benchmarking.parity import ParityError
 from lw_retinanet.benchmarking.run import BenchmarkSettings, benchmark
-from lw_retinanet.benchmarking.twin import torchvision_twin
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.counting.rounds import take_turns
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.exporting.run import ExportSettings, export_model
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin
 from lw_retinanet.weights.model_file import load_model, save_model
 
 SMALL: dict[str, Any] = {"size": 64, "rounds": 2, "warm_up": 0, "threads": 1, "backbone": "resnet18", "num_classes": 3, "candidates": 100}

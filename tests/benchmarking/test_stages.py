@@ -6,8 +6,8 @@ from tests.benchmarking.networks import network, pictures
 
 from lw_retinanet.benchmarking.contender import detector_by_stage, torchvision_by_stage
 from lw_retinanet.benchmarking.stages import STAGES, StageClock, in_order
-from lw_retinanet.benchmarking.twin import torchvision_twin
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin
 
 
 def ticking() -> Callable[[], float]:

@@ -64,7 +64,7 @@ def test_torchvisions_model_is_compared_on_given_pictures(cli: Any, data: Path, 
     assert parity["differences"]["anchors"] == 0
     assert [c["id"] for c in outcome.json["classes"]] == [1, 4, 8, 9]
     lines = cli("convert", tmp_path / "tv.pth", "--out", tmp_path / "m.safetensors", *sizes).out
-    assert "largest differences from torchvision itself, 2 made-up pictures at 64 pixels" in lines
+    assert "largest differences from torchvision itself, 2 drawn images at 64 pixels" in lines
 
 
 class Intruder:

@@ -19,11 +19,21 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Predictions
-from lw_retinanet.weights.foreign.origins import ORIGINS
+from lw_retinanet.weights.foreign import caffe2, detectron2, mmdet, odtk, torchvision
 
 NUM_CLASSES = 3
 SHORT, LONG = 96, 160  # 800 and 1333, scaled down
 CATEGORIES = tuple(Category(id=number, name=str(number)) for number in range(NUM_CLASSES))
+
+ORIGINS = {
+    "torchvision_v1": torchvision.TORCHVISION_V1,
+    "torchvision_v2": torchvision.TORCHVISION_V2,
+    "detectron2": detectron2.CONVENTIONS,
+    "mmdet": mmdet.CONVENTIONS,
+    "mmdet_caffe": mmdet.CAFFE_CONVENTIONS,
+    "odtk": odtk.CONVENTIONS,
+    "caffe2": caffe2.CONVENTIONS,
+}
 
 
 class Literal(NamedTuple):

@@ -18,7 +18,7 @@ from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.jobs.train import run_training
-from lw_retinanet.weights.foreign.origins import TORCHVISION_V1
+from lw_retinanet.weights.foreign.torchvision import TORCHVISION_V1
 from lw_retinanet.weights.model_file import load_model
 
 CPU = torch.device("cpu")

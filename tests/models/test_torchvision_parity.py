@@ -37,7 +37,7 @@ from lw_retinanet.structures import Batch, Predictions, Targets
 from lw_retinanet.training import step
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.step import accumulate_gradients
-from lw_retinanet.weights.foreign.origins import TORCHVISION_V1, TORCHVISION_V2
+from lw_retinanet.weights.foreign.torchvision import TORCHVISION_V1, TORCHVISION_V2
 
 NUM_CLASSES = 7
 SHORT_SIDE = 160

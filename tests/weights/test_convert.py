@@ -16,13 +16,14 @@ from tests.weights import foreign_states
 from tests.weights.foreign_states import STATES, State
 from torch import Tensor
 
+from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError, WeightsError
 from lw_retinanet.heads import HeadPlan, d_block
 from lw_retinanet.models.build import build
-from lw_retinanet.weights.foreign import origins
-from lw_retinanet.weights.foreign.conversion import Conversion
+from lw_retinanet.weights.foreign import caffe2, detectron2, mmdet, odtk, torchvision
+from lw_retinanet.weights.foreign.conversion import ConvertedModel
 from lw_retinanet.weights.foreign.convert import convert
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
@@ -44,7 +45,7 @@ def write(path: Path, state: State, form: str = "pth", **extras: Any) -> Path:
     return path
 
 
-def assert_landed(conversion: Conversion, state: State) -> None:
+def assert_landed(conversion: ConvertedModel, state: State) -> None:
     found = conversion.loaded.model.state_dict()
     for ours, theirs in state.landing.items():
         assert torch.equal(found[ours], state.tensors[theirs]), (ours, theirs)
@@ -53,7 +54,7 @@ def assert_landed(conversion: Conversion, state: State) -> None:
     assert all(conversion.report.unused.values())
 
 
-def assert_answers(conversion: Conversion) -> None:
+def assert_answers(conversion: ConvertedModel) -> None:
     """Through the file, as people use it: random weights have scores around a half, so there is plenty to find."""
     loaded = conversion.loaded
     small = loaded.model.conventions.model_copy(update={"input": loaded.model.conventions.input.model_copy(update={"size": 64})})
@@ -67,20 +68,20 @@ def assert_answers(conversion: Conversion) -> None:
         assert result.boxes[:, 2].max() <= 90
 
 
-CASES: list[tuple[str, str, dict[str, Any], str]] = [
-    ("torchvision", "pth", {}, "TORCHVISION_V1"),
-    ("torchvision", "old.pth", {"generation": 1}, "TORCHVISION_V1"),
-    ("torchvision", "safetensors", {"generation": 2}, "TORCHVISION_V1"),
-    ("torchvision", "pth", {"has_norm": True, "width": 64}, "TORCHVISION_V2"),
-    ("detectron2", "detectron2.pkl", {"backbone": "resnet18"}, "DETECTRON2"),
-    ("mmdet", "pth", {}, "MMDET"),
-    ("mmdet", "old.pth", {"has_norm": True, "width": 64}, "MMDET"),
-    ("odtk", "pth", {}, "ODTK"),
+CASES: list[tuple[str, str, dict[str, Any], Conventions]] = [
+    ("torchvision", "pth", {}, torchvision.TORCHVISION_V1),
+    ("torchvision", "old.pth", {"generation": 1}, torchvision.TORCHVISION_V1),
+    ("torchvision", "safetensors", {"generation": 2}, torchvision.TORCHVISION_V1),
+    ("torchvision", "pth", {"has_norm": True, "width": 64}, torchvision.TORCHVISION_V2),
+    ("detectron2", "detectron2.pkl", {"backbone": "resnet18"}, detectron2.CONVENTIONS),
+    ("mmdet", "pth", {}, mmdet.CONVENTIONS),
+    ("mmdet", "old.pth", {"has_norm": True, "width": 64}, mmdet.CONVENTIONS),
+    ("odtk", "pth", {}, odtk.CONVENTIONS),
 ]
 
 
-@pytest.mark.parametrize(("framework", "form", "options", "profile"), CASES)
-def test_every_tensor_lands_in_its_place(framework: str, form: str, options: dict[str, Any], profile: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("framework", "form", "options", "expected"), CASES)
+def test_every_tensor_lands_in_its_place(framework: str, form: str, options: dict[str, Any], expected: Conventions, tmp_path: Path) -> None:
     state = STATES[framework](**options)
     path = write(tmp_path / "weights.bin", state, form)
     before = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -89,7 +90,6 @@ def test_every_tensor_lands_in_its_place(framework: str, form: str, options: dic
     assert conversion.report.backbone == conversion.loaded.record.backbone == "resnet18"
     assert_landed(conversion, state)
     assert (conversion.loaded.record.plan == HeadPlan()) != options.get("has_norm", False)
-    expected = getattr(origins, profile)
     # Only basic blocks here, which cannot stride in a 1x1; and 3 rows are not torchvision's own file, whose epsilon is 0.
     expected = expected.model_copy(update={"stride_in": "3x3", "norm_eps": expected.norm_eps or 1e-5})
     assert conversion.loaded.model.conventions == conversion.loaded.record.conventions == expected
@@ -103,7 +103,7 @@ def test_bottlenecks_land_too(framework: str, form: str, tmp_path: Path) -> None
     conversion = convert(write(tmp_path / "weights", state, form))
     assert conversion.report.backbone == "resnet50"
     assert_landed(conversion, state)
-    assert conversion.loaded.model.conventions == (origins.CAFFE2 if framework == "caffe2" else origins.DETECTRON2)
+    assert conversion.loaded.model.conventions == (caffe2.CONVENTIONS if framework == "caffe2" else detectron2.CONVENTIONS)
     first = conversion.loaded.model.get_submodule("backbone.layer2.0.conv1")
     assert getattr(first, "stride") == (2, 2)  # noqa: B009  (mypy knows a Module only)
     if framework == "caffe2":
@@ -122,7 +122,7 @@ def test_a_file_of_real_shapes(tmp_path: Path) -> None:
     save_file(state.tensors, tmp_path / "coco.safetensors")
     conversion = convert(tmp_path / "coco.safetensors")
     record = conversion.loaded.record
-    assert record.conventions == origins.TORCHVISION_V1
+    assert record.conventions == torchvision.TORCHVISION_V1
     # 34.0 million parameters as torchvision counts them, less 11 of 91 class rows of 9 anchors.
     frozen = sum(tensor.numel() for name, tensor in conversion.loaded.model.state_dict().items() if "running" in name)
     buffers = sum(
@@ -191,7 +191,7 @@ def test_mean_of_a_detectron2_file_is_taken_and_its_anchors_are_compared(tmp_pat
     conversion = convert(write(tmp_path / "w.pth", state))
     assert conversion.loaded.record.conventions.input.mean == (1.0, 2.0, 3.0)
     state.tensors["anchor_generator.cell_anchors.2"] *= 1.1
-    with pytest.raises(WeightsError, match="holds other anchors of stride 32 than detectron2's; give them with --set anchors"):
+    with pytest.raises(WeightsError, match="holds other anchors of stride 32 than detectron2's; give them as anchors"):
         convert(write(tmp_path / "w.pth", state))
 
 
@@ -221,9 +221,9 @@ TOWER = "head.regression_head.conv.1.0.weight"
         (lambda t: t.update({"head.regression_head.bbox_reg.weight": torch.zeros(24, 32, 3, 3)}), "27 rows for 6 anchors"),
         (
             lambda t: t.update({"head.regression_head.bbox_reg.weight": torch.zeros(12, 32, 3, 3)}),
-            "is for 3 anchors a cell, torchvision has 9",
+            "is for 3 anchors in a cell, torchvision has 9",
         ),
-        (lambda t: t.update({"head.regression_head.bbox_reg.weight": torch.zeros(35, 32, 3, 3)}), "35 rows, not four an anchor"),
+        (lambda t: t.update({"head.regression_head.bbox_reg.weight": torch.zeros(35, 32, 3, 3)}), "35 rows, not four for each anchor"),
         (lambda t: t.update({"backbone.body.layer1.0.conv2.weight": torch.zeros(64, 2, 3, 3)}), r"is a ResNeXt \(32 groups\)"),
         (lambda t: t.update({"backbone.body.layer1.2.conv1.weight": torch.zeros(64, 64, 3, 3)}), r"has \(3, 2, 2, 2\) basic blocks"),
         (lambda t: [t.pop(k) for k in list(t) if "layer" in k and "body" in k], "backbone of .* is of an unknown kind, no ResNet"),
@@ -259,7 +259,7 @@ def test_frameworks_by_name(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no RetinaNet of mmdet: it looks like odtk"):
         convert(path, origin="mmdet")
     with pytest.raises(ConfigError, match=r"unknown framework 'mmdt'.*did you mean mmdet"):
-        convert(path, origin="mmdt")  # type: ignore[arg-type]
+        convert(path, origin="mmdt")
 
 
 def test_conventions_can_be_set(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_conventions_can_be_set(tmp_path: Path) -> None:
     for wrong, message in (
         ({"input.siz": 3}, "unknown convention 'input.siz'; did you mean input.size"),
         ({"input.size": "big"}, "input.size='big': "),
-        ({"norm_eps": True}, "norm_eps=True: expected no switch"),
+        ({"norm_eps": True}, "norm_eps=True: expected neither true nor false"),
         ({"backbone": "resnet51"}, "backbone=resnet51: only ResNets .* did you mean resnet50"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -288,7 +288,7 @@ def test_classes_name_rows_change_them_or_are_refused(tmp_path: Path) -> None:
     assert [(c.id, c.name) for c in named.loaded.record.categories] == [(1, "a"), (2, "b"), (3, "c")]
     theirs = torch.load(path, weights_only=True)["state_dict"]["head.classification_head.cls_logits.bias"]
     assert torch.equal(named.loaded.model.state_dict()["head.cls.shared_predict.bias"].view(9, 3), theirs.view(9, 4)[:, 1:])
-    with pytest.raises(WeightsError, match=r"--classes gives 2 classes, but the file has 4 class rows; give 3 \(row 0"):
+    with pytest.raises(WeightsError, match=r"the list of classes gives 2 classes, but the file has 4 class rows; give 3 \(row 0"):
         convert(path, classes="a,b")
     with pytest.raises(InputError, match="names 'a' twice"):
         convert(path, classes="a,a,b")
@@ -296,7 +296,7 @@ def test_classes_name_rows_change_them_or_are_refused(tmp_path: Path) -> None:
     changed = convert(write(tmp_path / "m.pth", foreign_states.mmdet(), meta=meta), classes="cat,fish")
     assert [c.name for c in changed.loaded.record.categories] == ["cat", "fish"]
     assert changed.loaded.record.notes["classes_changed"]["kept"] == ["cat"]
-    assert changed.origin is None
+    assert changed.source is None
 
 
 def test_the_written_file_is_the_model(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_the_written_file_is_the_model(tmp_path: Path) -> None:
     assert torch.equal(new.view(9, 2)[:, 0], old.view(9, 3)[:, 2])
     with pytest.raises(WeightsError, match="do not fit these conventions"):
         convert(tmp_path / "m.safetensors", overrides={"p6_source": "P5"})
-    with pytest.raises(ConfigError, match="says its backbone itself"):
+    with pytest.raises(ConfigError, match="names its own backbone"):
         convert(tmp_path / "m.safetensors", overrides={"backbone": "resnet50"})
 
 

@@ -18,8 +18,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import WeightsError
+from lw_retinanet.weights.foreign.comparison import Detections, Image, compare_with_framework, compare_with_torchvision
 from lw_retinanet.weights.foreign.convert import convert
-from lw_retinanet.weights.foreign.parity import Answer, Picture, check_parity, compare
 from lw_retinanet.weights.foreign.torchvision_model import convert_model, from_torchvision
 from lw_retinanet.weights.model_file import LoadedModel
 
@@ -61,7 +61,7 @@ def make(
     return model
 
 
-def answers(loaded: LoadedModel, images: Sequence[Picture]) -> Sequence[Answer]:
+def answers(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Detections]:
     return Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
 
 
@@ -83,7 +83,7 @@ def test_a_live_model_and_its_converted_form_answer_alike(settings: dict[str, An
     loaded = from_torchvision(model)
     assert model.training
     picture = np.random.default_rng(1).integers(0, 256, (97, 131, 3), np.uint8)
-    parity = compare(model, loaded, range(4), answers, [picture])
+    parity = compare_with_torchvision(model, loaded, range(4), answers, [picture])
     # Logits and deltas are sums of some hundred products of numbers around 1: 1e-4 is float32's share.
     assert parity.differences["logits"] < 1e-3
     assert parity.differences["deltas"] < 1e-3
@@ -104,7 +104,7 @@ def test_a_caffe_strided_body_is_seen() -> None:
     assert loaded.record.conventions.stride_in == "1x1"
     assert loaded.record.backbone == "resnet50"
     assert [(c.id, c.name) for c in loaded.record.categories] == [(1, "a"), (2, "b"), (3, "c")]
-    parity = compare(model, loaded, (1, 2, 3), answers)
+    parity = compare_with_torchvision(model, loaded, (1, 2, 3), answers)
     assert parity.differences["logits"] < 1e-3
     assert parity.differences["unmatched"] == 0
 
@@ -119,14 +119,14 @@ def test_a_wrong_conversion_is_seen_by_the_comparison() -> None:
         ({"output": wrong.output.model_copy(update={"nms_iou": 0.3})}, "unmatched"),
     ):
         loaded.model.conventions = wrong.model_copy(update=change)
-        differences = compare(
+        differences = compare_with_torchvision(
             model, loaded, range(4), answers, [np.random.default_rng(1).integers(0, 256, (297, 331, 3), np.uint8)]
         ).differences
         assert differences[row] > 1e-3, row
     loaded.model.conventions = wrong
     with torch.no_grad():
         loaded.model.state_dict()["head.cls.shared_predict.bias"][5] += 0.1
-    assert compare(model, loaded, range(4), answers).differences["logits"] == pytest.approx(0.1, abs=1e-3)
+    assert compare_with_torchvision(model, loaded, range(4), answers).differences["logits"] == pytest.approx(0.1, abs=1e-3)
 
 
 class Careful(RetinaNet):
@@ -185,8 +185,8 @@ def test_a_model_with_more_than_a_retinanet_is_refused() -> None:
 def test_a_file_is_compared_with_torchvisions_own_model(settings: dict[str, Any], tmp_path: Any) -> None:
     torch.save(make(**settings).state_dict(), tmp_path / "w.pth")
     small = {"input.size": 96, "input.max_size": 150}
-    conversion = check_parity(convert(tmp_path / "w.pth", overrides=small), answers)
-    parity = conversion.report.parity
+    conversion = compare_with_framework(convert(tmp_path / "w.pth", overrides=small), answers)
+    parity = conversion.report.comparison
     assert parity is not None
     assert parity.status == "checked"
     assert parity.differences["logits"] < 1e-3
@@ -196,6 +196,6 @@ def test_a_file_is_compared_with_torchvisions_own_model(settings: dict[str, Any]
     text = "\n".join(conversion.report.lines())
     assert "largest differences from torchvision itself" in text
     # And what torchvision cannot do is not compared.
-    conversion = check_parity(convert(tmp_path / "w.pth", overrides={**small, "input.antialias": True}), answers)
-    assert conversion.report.parity is not None
-    assert "cannot do" in conversion.report.parity.status
+    conversion = compare_with_framework(convert(tmp_path / "w.pth", overrides={**small, "input.antialias": True}), answers)
+    assert conversion.report.comparison is not None
+    assert "cannot do" in conversion.report.comparison.status

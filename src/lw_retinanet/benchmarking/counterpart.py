@@ -11,8 +11,8 @@ from lw_retinanet.benchmarking.entries import Entry, Timed, give_scores, made_up
 from lw_retinanet.benchmarking.parity import Parity, check_torchvision
 from lw_retinanet.benchmarking.peers import HOW, torchvision_contender, torchvision_size, with_compiled_parts
 from lw_retinanet.benchmarking.pictures import Pictures
-from lw_retinanet.benchmarking.twin import torchvision_twin, why_not_torchvision
 from lw_retinanet.counting.detector_cost import count_detector
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin, why_not_torchvision
 
 SHIPPED = "torchvision as shipped"
 

@@ -9,7 +9,6 @@ import torch
 
 from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.benchmarking.realistic import make_realistic
-from lw_retinanet.benchmarking.twin import preset_conventions
 from lw_retinanet.config import parse_config
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
@@ -19,6 +18,7 @@ from lw_retinanet.exporting.runtimes import exported_file, manifest_of, open_exp
 from lw_retinanet.heads import is_preset, known_presets
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
+from lw_retinanet.weights.foreign.torchvision_twin import preset_conventions
 from lw_retinanet.weights.model_file import ModelRecord, load_model
 
 NATIVE_SIZE = 800

@@ -9,13 +9,13 @@ from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetin
 
 from lw_retinanet.benchmarking.contender import as_picture, run_detector
 from lw_retinanet.benchmarking.pictures import Pictures
-from lw_retinanet.benchmarking.twin import torchvision_conventions
 from lw_retinanet.conventions import OutputRule
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.exporting.agreement import RMS_LIMITS
 from lw_retinanet.exporting.partners import MIN_SHARE, Detected, partners, shared
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_conventions
 
 LOGITS = 1e-4  # largest difference in fp32, relative to the largest value where that is above 1
 BOX_PIXELS, SCORE = 0.05, 1e-5

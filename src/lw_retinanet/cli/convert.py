@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from lw_retinanet.detection.result import Result
-    from lw_retinanet.weights.foreign.parity import Picture
+    from lw_retinanet.weights.foreign.comparison import Image
     from lw_retinanet.weights.model_file import LoadedModel
 
 
@@ -28,9 +28,9 @@ def convert_command(
     from lw_retinanet.data.image_files import find_images
     from lw_retinanet.data.images import decode
     from lw_retinanet.errors import OutputError
+    from lw_retinanet.weights.foreign.comparison import compare_with_framework
+    from lw_retinanet.weights.foreign.convention_overrides import parse_overrides
     from lw_retinanet.weights.foreign.convert import convert
-    from lw_retinanet.weights.foreign.overrides import parse_overrides
-    from lw_retinanet.weights.foreign.parity import check_parity
     from lw_retinanet.weights.model_file import save_model
 
     overrides = parse_overrides(set_)
@@ -39,8 +39,8 @@ def convert_command(
     if out.exists() and Path(weights).exists() and out.samefile(weights):
         raise OutputError(f"--out {out} is the file to convert itself; choose another name")
     files = find_images(check) if check else []
-    conversion = convert(weights, origin=origin, classes=classes, overrides=overrides)  # type: ignore[arg-type]  # checked there
-    conversion = check_parity(conversion, _answers, [decode(file) for file in files])
+    conversion = convert(weights, origin=origin, classes=classes, overrides=overrides)
+    conversion = compare_with_framework(conversion, _answers, [decode(file) for file in files])
     save_model(out, conversion.loaded.model, conversion.loaded.record)
     if json:
         print_json({"out": str(out), **conversion.report.as_dict()})
@@ -48,7 +48,7 @@ def convert_command(
         print("\n".join([*conversion.report.lines(), f"written: {out}"]))
 
 
-def _answers(loaded: "LoadedModel", images: "Sequence[Picture]") -> "Sequence[Result]":
+def _answers(loaded: "LoadedModel", images: "Sequence[Image]") -> "Sequence[Result]":
     """As every user of the model gets them."""
     from lw_retinanet.detection.detector import Detector
 

@@ -1,56 +1,53 @@
-"""What a conversion gives: the model, and the account of how it came about."""
+"""The result of a conversion: the model, and a report of what was read, left out and assumed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lw_retinanet.data.records import Category
-from lw_retinanet.weights.foreign.blueprint import Assumption, Blueprint, Structure
-from lw_retinanet.weights.foreign.state_file import ForeignFile
+from lw_retinanet.weights.foreign.network import Architecture
+from lw_retinanet.weights.foreign.weights_file import ForeignFile
+from lw_retinanet.weights.foreign.weights_format import Assumption, WeightsFormat
 from lw_retinanet.weights.model_file import LoadedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How far the converted model's answers are from its origin's.
+class FrameworkComparison:
+    """How far the converted model's predictions are from those of its original framework.
 
     Args:
-        status: ``checked``, or why there is no comparison.
-        pictures: how many were compared, and at what size.
-        differences: largest absolute difference of logits, deltas, anchors (pixels), boxes (pixels), scores; and ``unmatched``: detections
-            without a counterpart, ties at the cut aside.
-        detections: of the origin, on all pictures.
+        status: ``checked``, or the reason why there is no comparison.
+        images: How many images were compared, and at what size.
+        differences: Largest absolute difference of logits, deltas, anchors (pixels), boxes (pixels) and scores; and ``unmatched``, the
+            number of detections without a match. Detections at a threshold are not counted, since rounding decides them.
+        detections: Number of detections of the framework on all images.
     """
 
     status: str
-    pictures: str = ""
+    images: str = ""
     differences: Mapping[str, float]
     detections: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "status": self.status,
-            "pictures": self.pictures,
-            "detections": self.detections,
-            "differences": dict(self.differences),
-        }
+        """Return plain values."""
+        return {"status": self.status, "pictures": self.images, "detections": self.detections, "differences": dict(self.differences)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport:
-    """The account.
+    """What was read, left out and assumed.
 
     Args:
-        source: name of the file.
-        framework: where the weights come from.
-        generation: which of the framework's forms.
-        backbone: setting.
-        used: our tensor name -> the file's.
-        unused: the file's tensor name -> why it is left out.
-        assumed: what the file does not say.
-        classes: in the order of the labels.
-        class_note: how they are known and which rows were left out.
-        parity: None where nobody asked.
+        source: Name of the file.
+        framework: The framework that wrote it.
+        generation: Version or variant of the framework's format.
+        backbone: Name of the backbone, as the setting ``model.backbone`` takes it.
+        used: Name of each of our tensors -> name of the file's tensor that fills it.
+        unused: Name of each other tensor of the file -> the reason why it is left out.
+        assumed: What the file does not state.
+        classes: The classes, in the order of the labels.
+        class_note: How the classes are known and which rows were left out.
+        comparison: How far the predictions are from the framework's; None if this was not compared.
     """
 
     source: str
@@ -62,10 +59,10 @@ class ConversionReport:
     assumed: Sequence[Assumption]
     classes: tuple[Category, ...]
     class_note: str
-    parity: Parity | None = None
+    comparison: FrameworkComparison | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``--json``."""
+        """Return everything as plain values."""
         return {
             **self.summary(),
             "used": dict(self.used),
@@ -74,7 +71,7 @@ class ConversionReport:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Without the long lists, for a model's notes."""
+        """Return plain values without the long lists, for the notes of a model file."""
         return {
             "source": self.source,
             "framework": self.framework,
@@ -84,13 +81,13 @@ class ConversionReport:
             "tensors_unused": len(self.unused),
             "assumed": [{"setting": item.setting, "value": item.value, "why": item.why} for item in self.assumed],
             "class_note": self.class_note,
-            "parity": self.parity.as_dict() if self.parity else None,
+            "parity": self.comparison.as_dict() if self.comparison else None,
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the report as lines of text."""
         names = ", ".join(category.name for category in self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")
-        found = [
+        lines = [
             f"{self.source}: {self.framework} ({self.generation}), {self.backbone}, {len(self.classes)} classes ({names})",
             f"classes: {self.class_note}",
             f"tensors: {len(self.used)} used, {len(self.unused)} left out",
@@ -100,16 +97,17 @@ class ConversionReport:
             reasons.setdefault(reason, []).append(name)
         for reason, unused in reasons.items():
             listed = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-            found.append(f"  left out, {reason}: {listed}")
+            lines.append(f"  left out, {reason}: {listed}")
         if self.assumed:
-            found.append("assumed, since the file does not say (another value by --set NAME=VALUE):")
-            found += [f"  {item.setting} = {_short(item.value)}: {item.why}" for item in self.assumed]
-        if self.parity and self.parity.differences:
-            found.append(f"largest differences from {self.framework} itself, {self.parity.pictures}, {self.parity.detections} detections:")
-            found += [f"  {name:10} {_number(value)}" for name, value in self.parity.differences.items()]
-        elif self.parity:
-            found.append(f"not compared with {self.framework} itself: {self.parity.status}")
-        return found
+            lines.append("assumed, since the file does not state it (another value: set NAME=VALUE):")
+            lines += [f"  {item.setting} = {_short(item.value)}: {item.why}" for item in self.assumed]
+        compared = self.comparison
+        if compared and compared.differences:
+            lines.append(f"largest differences from {self.framework} itself, {compared.images}, {compared.detections} detections:")
+            lines += [f"  {name:10} {_number(value)}" for name, value in compared.differences.items()]
+        elif compared:
+            lines.append(f"not compared with {self.framework} itself: {compared.status}")
+        return lines
 
 
 def _short(value: Any) -> str:
@@ -123,39 +121,39 @@ def _number(value: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What the converted model was made of, for a comparison with the origin's own program.
+class ConversionSource:
+    """What a model was converted from, for a comparison with the framework itself.
 
     Args:
-        file: tensors as they were.
-        blueprint: their names.
-        structure: what their shapes mean.
-        rows: class rows that became classes, in the order of the labels.
+        file: The tensors as the file holds them.
+        layout: Their names.
+        architecture: What their shapes determine.
+        rows: The class rows that became classes, in the order of the labels.
     """
 
     file: ForeignFile
-    blueprint: Blueprint
-    structure: Structure
+    layout: WeightsFormat
+    architecture: Architecture
     rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class ConvertedModel:
     """A converted model.
 
     Args:
-        loaded: network and record, ready for :func:`~lw_retinanet.weights.model_file.save_model`.
-        report: the account, also in the record's notes under ``converted``.
-        origin: None where the source was a model file, or the classes were changed.
+        loaded: Network and record, ready for :func:`~lw_retinanet.weights.model_file.save_model`.
+        report: What was read, left out and assumed; a summary is in the record's notes under ``converted``.
+        source: What it was converted from; None if that was a model file, or if the classes were changed.
     """
 
     loaded: LoadedModel
     report: ConversionReport
-    origin: Origin | None = None
+    source: ConversionSource | None = None
 
-    def with_parity(self, parity: Parity) -> "Conversion":
-        """The same with a comparison, in the report and in the model's notes."""
-        report = replace(self.report, parity=parity)
+    def with_comparison(self, comparison: FrameworkComparison) -> "ConvertedModel":
+        """Return the same model with a comparison in its report and notes."""
+        report = replace(self.report, comparison=comparison)
         record = self.loaded.record
         noted = record.model_copy(update={"notes": {**record.notes, "converted": report.summary()}})
         return replace(self, loaded=LoadedModel(model=self.loaded.model, record=noted), report=report)

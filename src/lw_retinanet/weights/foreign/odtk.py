@@ -1,51 +1,61 @@
-"""NVIDIA's odtk (retinanet-examples)."""
+"""RetinaNet of NVIDIA's odtk (its repository is called retinanet-examples)."""
 
 import re
 from collections.abc import Collection
 
+from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.weights.foreign.blueprint import Assumption, Blueprint, Naming, fpn_part, head_part
-from lw_retinanet.weights.foreign.origins import ODTK
-from lw_retinanet.weights.foreign.state_file import ForeignFile
+from lw_retinanet.weights.foreign.weights_file import ForeignFile
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorName, WeightsFormat, parse_fpn_tensor, parse_head_tensor
+
+NAME = "odtk"
+# odtk places anchors around the centre of a cell but measures them with both border pixels, so the centres of its decoded boxes lie half
+# a pixel further. Its stride is the padded width over the feature map's width, which is the fixed stride when inputs are padded to 128.
+CONVENTIONS = Conventions(
+    anchors=AnchorRule(aspect_ratios=(1.0, 2.0, 0.5), order="scale_major", centre=0.5),
+    boxes=BoxRule(legacy_plus_one=True, clamp="none"),
+    input=InputRule(resize="short_side", size=800, rounding="floor", pad_multiple=128),
+    output=OutputRule(clip_to="padded_minus_one", scale_back="uniform"),
+)
 
 _HEADS = {"cls": "cls_head", "bbox": "box_head"}
-_PREDICTION = 8  # place in odtk's sequence of four convolutions with their ReLUs
+_PREDICTION = 8  # index in odtk's nn.Sequential, after four convolutions and their ReLUs
 _STEM = re.compile(r"backbones\.(\w+)\.features\.conv1\.weight")
 
 
 def recognises(names: Collection[str]) -> bool:
+    """Return whether these are names of odtk's tensors."""
     return "cls_head.0.weight" in names and any(name.startswith("backbones.") for name in names)
 
 
-def blueprint(file: ForeignFile) -> Blueprint:
-    """How to read a file of odtk's.
+def describe(file: ForeignFile) -> WeightsFormat:
+    """Return how to read a file of odtk.
 
     Raises:
-        WeightsError: for several backbones, one that is no ResNet, or rotated boxes.
+        WeightsError: For several backbones, a backbone that is not a ResNet, or rotated boxes.
     """
     found = sorted({name.split(".")[1] for name in file.tensors if name.startswith("backbones.") and name.count(".") > 1})
     if len(found) != 1 or not any(_STEM.fullmatch(name) for name in file.tensors):
         raise WeightsError(f"{file.where} has the backbone {' and '.join(found)[:80]}; of odtk's, one ResNet with FPN can be converted")
     scales, ratios = _numbers(file.extras.get("scales")), _numbers(file.extras.get("ratios"))
-    conventions, assumed = ODTK, []
+    anchors, assumed = CONVENTIONS.anchors, []
     if scales:
-        octaves = tuple(scale / conventions.anchors.base_size for scale in scales)
-        conventions = conventions.model_copy(update={"anchors": conventions.anchors.model_copy(update={"octave_scales": octaves})})
+        anchors = anchors.model_copy(update={"octave_scales": tuple(scale / anchors.base_size for scale in scales)})
     if ratios:
-        conventions = conventions.model_copy(update={"anchors": conventions.anchors.model_copy(update={"aspect_ratios": ratios})})
+        anchors = anchors.model_copy(update={"aspect_ratios": ratios})
     if file.extras.get("rotated_bbox") or file.extras.get("angles"):
         raise WeightsError(f"{file.where} was trained for rotated boxes, which cannot be converted")
     for setting, values in (("anchors.octave_scales", scales), ("anchors.aspect_ratios", ratios)):
         if not values:
-            value = list(getattr(conventions.anchors, setting.partition(".")[2]))
+            value = list(getattr(anchors, setting.partition(".")[2]))
             assumed.append(Assumption(setting=setting, value=value, why="odtk's default; the file does not say"))
-    rule = conventions.input
+    rule = CONVENTIONS.input
     assumed.append(Assumption(setting="input.size", value=rule.size, why=f"odtk's default; longer side at most {rule.max_size}"))
-    return Blueprint(
-        framework="odtk",
+    return WeightsFormat(
+        framework=NAME,
         generation=found[0],
-        conventions=conventions,
-        name=naming(found[0]),
+        conventions=CONVENTIONS.model_copy(update={"anchors": anchors}),
+        tensor_name=_tensor_name(found[0]),
         unused=((r"backbones\.\w+\.features\.fc\..*", "the classifier of the backbone's first training"),),
         assumed=tuple(assumed),
     )
@@ -57,19 +67,19 @@ def _numbers(values: object) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def naming(backbone: str) -> Naming:
-    """Our names -> odtk's, for its name of the backbone (``ResNet50FPN``)."""
+def _tensor_name(backbone: str) -> TensorName:
+    """Return the function from our names to odtk's; ``backbone`` is odtk's name of it, such as ``ResNet50FPN``."""
 
     def name(ours: str) -> str | None:
         place = f"backbones.{backbone}."
         if ours.startswith("backbone."):
             return f"{place}features.{ours.removeprefix('backbone.')}"
-        if part := fpn_part(ours):
+        if part := parse_fpn_tensor(ours):
             kind, which, parameter = part
             if kind == "extra_blocks":
                 return f"{place}pyramid{which.removeprefix('p')}.{parameter}"
             return f"{place}{'lateral' if kind == 'inner_blocks' else 'smooth'}{int(which) + 3}.{parameter}"
-        if (head := head_part(ours)) and head.layer == 0:
+        if (head := parse_head_tensor(ours)) and head.layer == 0:
             if head.unit is not None and 2 * head.unit >= _PREDICTION:
                 return None
             return f"{_HEADS[head.branch]}.{_PREDICTION if head.unit is None else 2 * head.unit}.{head.parameter}"

@@ -1,4 +1,4 @@
-"""Pickles of NumPy arrays, as Detectron and Detectron2 publish their models, read without running anything that they name."""
+"""Reads pickles of NumPy arrays, the form of Detectron's and Detectron2's models, without running any function that they name."""
 
 import io
 import math
@@ -11,19 +11,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.errors import WeightsError
+from lw_retinanet.errors import WeightsError, first_line
 
 _SCALAR_TYPES = re.compile(r"[biuf](1|2|4|8)|b1")
-_OLD_TORCH = 0x1950A86A20F9469CFC6C  # the whole first pickle of a file in torch's older form
-_OLD_TORCH_PICKLES = 5  # this number, version, machine, object, names of its tensors
+_OLD_TORCH = 0x1950A86A20F9469CFC6C  # the only content of the first pickle of a file of torch before 1.6
+_OLD_TORCH_PICKLES = 5  # this number, version, machine, object, keys of its tensors
 _NUMPY_HOMES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
 class PickledArray:
-    """One array of a pickle. NumPy's own state reader never sees what the file says.
+    """An array of a pickle, which is checked here before NumPy sees it.
 
     Args:
-        values: None until the pickle has given the content.
+        values: The array; None until the pickle has given its content.
     """
 
     __slots__ = ("values",)
@@ -54,16 +54,16 @@ class _Dtype:
         return np.dtype(self.order.replace("|", "<") + self.code)
 
 
-# Stand-ins are classes, and not functions, since a pickle could hang values on a function for good.
+# Stand-ins are classes instead of functions: a pickle could set attributes of a function, which would outlive the reading.
 class _Reconstruct:
-    """``numpy.core.multiarray._reconstruct``: an empty array, filled by its state."""
+    """Stands in for ``numpy.core.multiarray._reconstruct``: an empty array, which its state then fills."""
 
     def __new__(cls, *_: object) -> PickledArray:  # type: ignore[misc]
         return PickledArray()
 
 
 class _FromBuffer:
-    """``numpy.core.numeric._frombuffer``, of pickles of protocol 5."""
+    """Stands in for ``numpy.core.numeric._frombuffer``, which pickles of protocol 5 use."""
 
     def __new__(cls, content: object, dtype: object, shape: Any, order: object = "C") -> PickledArray:  # type: ignore[misc]
         array = PickledArray()
@@ -72,14 +72,14 @@ class _FromBuffer:
 
 
 class _Scalar:
-    """``numpy.core.multiarray.scalar``."""
+    """Stands in for ``numpy.core.multiarray.scalar``."""
 
     def __new__(cls, dtype: object, content: object = b"") -> Any:
         return _array(content, dtype, (), "C").item()
 
 
 class _Encode:
-    """``_codecs.encode``: how Python 3 writes bytes in protocol 2."""
+    """Stands in for ``_codecs.encode``, with which Python 3 writes bytes in protocol 2."""
 
     def __new__(cls, text: str, encoding: str = "latin1") -> bytes:  # type: ignore[misc]
         if encoding not in ("latin1", "latin-1"):
@@ -101,6 +101,7 @@ _STAND_INS: dict[tuple[str, str], type] = {
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name in the pickle, and refuse every other name."""
         try:
             return _STAND_INS[module, name]
         except KeyError:
@@ -108,28 +109,27 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickled_arrays(content: bytes, where: str) -> Any:
-    """The object of a pickle; its arrays are :class:`PickledArray`, text of Python 2 is read as latin1.
+    """Return the object of a pickle. Its arrays are :class:`PickledArray`; text of Python 2 is read as latin1.
 
     Raises:
-        WeightsError: if it names anything beside arrays of numbers and ordered dicts, or is damaged. Nothing of it is ever run.
+        WeightsError: If it names anything but arrays of numbers and ordered dicts, or is damaged. No function that it names is run.
     """
-    foreign = [name for name in globals_of(content, where) if tuple(name.rsplit(".", 1)) not in _STAND_INS]
-    if foreign:
+    unknown = [name for name in names_in_pickles(content, where) if tuple(name.rsplit(".", 1)) not in _STAND_INS]
+    if unknown:
         raise WeightsError(
-            f"{where} wants to use {_some(foreign)}, and nothing was run; give a pickle of NumPy arrays or a .safetensors file"
+            f"{where} wants to use {list_names(unknown)}, and nothing was run; give a pickle of NumPy arrays or a .safetensors file"
         )
     try:
         return _Reader(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a hostile pickle can call the stand-ins with anything
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise WeightsError(f"{where} is a pickle that cannot be read ({reason[0][:200]}); get the file anew") from None
+        raise WeightsError(f"{where} is a pickle that cannot be read ({first_line(error)[:200]}); get the file anew") from None
 
 
-def globals_of(content: bytes, where: str) -> list[str]:
-    """Dotted names of all that the pickles one after the other in ``content`` refer to, found by reading and not by running.
+def names_in_pickles(content: bytes, where: str) -> list[str]:
+    """Return the dotted names of all functions and classes that the consecutive pickles in ``content`` refer to, without running them.
 
     Raises:
-        WeightsError: if it is damaged, or made to fill the memory.
+        WeightsError: If the content is damaged, or made to fill the memory.
     """
     stream = io.BytesIO(content)
     found: dict[str, None] = {}
@@ -140,24 +140,23 @@ def globals_of(content: bytes, where: str) -> list[str]:
             number += 1
             for opcode, argument, _ in pickletools.genops(stream):
                 if "PUT" in opcode.name and isinstance(argument, int) and argument > len(content):
-                    # The unpickler would make room for as many.
+                    # The unpickler would allocate a memo of this size.
                     raise ValueError(f"it wants {argument:,} places")
                 is_old_torch = is_old_torch or (number == 1 and argument == _OLD_TORCH)
                 name = names.see(opcode.name, argument)
                 if name is not None:
                     found[name] = None
-            # What follows the pickles of torch's older form are the tensors, of which the first may well begin like a pickle.
+            # In files of torch before 1.6 the tensors follow the pickles, and the first of them may begin like a pickle.
             if (is_old_torch and number == _OLD_TORCH_PICKLES) or stream.read(1) != b"\x80":
                 break
             stream.seek(-1, io.SEEK_CUR)
-    except Exception as error:  # pickletools raises whatever the damaged place leads to
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise WeightsError(f"{where} is a pickle that cannot be read ({reason[0][:200]}); get the file anew") from None
+    except Exception as error:  # pickletools raises many types for a damaged pickle
+        raise WeightsError(f"{where} is a pickle that cannot be read ({first_line(error)[:200]}); get the file anew") from None
     return list(found)
 
 
 class _Names:
-    """Follows the texts of a pickle, since newer protocols take a global's module and name from the stack."""
+    """Follows the strings of a pickle, since newer protocols take the module and name of a global from the stack."""
 
     def __init__(self) -> None:
         self.texts: list[str] = ["", ""]
@@ -165,7 +164,7 @@ class _Names:
         self.last: str | None = None
 
     def see(self, opcode: str, argument: Any) -> str | None:
-        """Take note of an operation; a dotted name if it refers to a global."""
+        """Record an operation, and return the dotted name of the global that it refers to, if it does."""
         if opcode in ("GLOBAL", "INST"):
             self.last = None
             return _modern(str(argument).replace(" ", ".", 1))
@@ -184,7 +183,7 @@ class _Names:
 
 
 def _modern(name: str) -> str:
-    """The name that a module of Python 2 has in Python 3."""
+    """The dotted name with the name that its module has in Python 3."""
     module, _, rest = name.partition(".")
     return f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{rest}"
 
@@ -200,5 +199,6 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
     return np.frombuffer(raw, resolved).reshape(sides, order=order)
 
 
-def _some(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
+    """Return the first names and the number of the others, for messages."""
     return ", ".join(name[:80] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,13 +1,29 @@
-"""torchvision's RetinaNet: files of its three generations of names, and live models."""
+"""torchvision's RetinaNet: weights files of its three generations of tensor names, and its own trained weights by name."""
 
 from collections.abc import Collection
 
-from lw_retinanet.errors import WeightsError
-from lw_retinanet.weights.foreign.blueprint import Assumption, Blueprint, Naming, fpn_part, head_part
-from lw_retinanet.weights.foreign.coco_classes import TORCHVISION_COCO_ROWS
-from lw_retinanet.weights.foreign.origins import TORCHVISION_V1, TORCHVISION_V2
-from lw_retinanet.weights.foreign.state_file import ForeignFile
+from torchvision.models import get_model_weights
 
+from lw_retinanet.conventions import AnchorRule, Conventions, InputRule, OutputRule
+from lw_retinanet.errors import WeightsError, first_line, nearest
+from lw_retinanet.weights.foreign.coco_classes import TORCHVISION_COCO_ROWS
+from lw_retinanet.weights.foreign.weights_file import ForeignFile, unwrap
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorName, WeightsFormat, parse_fpn_tensor, parse_head_tensor
+
+NAME = "torchvision"
+# torchvision 0.13 and later. It sets the epsilon of the norms to 0 when it loads its own v1 weights; a network that somebody trained
+# from this class may have 1e-5, which the weights do not tell.
+TORCHVISION_V1 = Conventions(
+    norm_eps=0.0,
+    p6_source="P5",
+    anchors=AnchorRule(rounding="torchvision", stride_rule="padded_over_feature"),
+    input=InputRule(resize="short_side", size=800, rounding="floor", antialias=False, resample_as="float32"),
+    output=OutputRule(max_detections=300),
+)
+TORCHVISION_V2 = TORCHVISION_V1.model_copy(update={"norm_eps": 1e-5, "p6_source": "C5"})
+DOWNLOAD = "torchvision:"
+
+_DOWNLOADABLE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2")
 _HEADS = {"cls": "head.classification_head", "bbox": "head.regression_head"}
 _PREDICTORS = {"cls": "cls_logits", "bbox": "bbox_reg"}
 UNUSED = (
@@ -17,14 +33,15 @@ UNUSED = (
 
 
 def recognises(names: Collection[str]) -> bool:
+    """Return whether these are names of the tensors of torchvision's RetinaNet."""
     return "head.classification_head.cls_logits.weight" in names and "head.regression_head.bbox_reg.weight" in names
 
 
-def blueprint(file: ForeignFile) -> Blueprint:
-    """How to read a file of torchvision's, or of a product built on its class.
+def describe(file: ForeignFile) -> WeightsFormat:
+    """Return how to read a file of torchvision, or of a program that uses torchvision's class.
 
     Raises:
-        WeightsError: for a head that is not RetinaNet's.
+        WeightsError: For the head of another detector.
     """
     names = file.tensors.keys()
     if "head.regression_head.bbox_ctrness.weight" in names:
@@ -32,14 +49,12 @@ def blueprint(file: ForeignFile) -> Blueprint:
     has_plain_pyramid = "backbone.fpn.inner_blocks.0.weight" in names
     has_flat_towers = "head.classification_head.conv.2.weight" in names
     has_norm = "head.classification_head.conv.0.1.weight" in names
-    num_rows, is_cocos = _rows(file), False
-    counts = any(name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names)
+    has_counters = any(name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names)
     if has_norm:
         conventions = TORCHVISION_V2
         assumed = [_eps(1e-5, "v2 is trained with ordinary batch norm")]
     else:
-        is_cocos = num_rows == TORCHVISION_COCO_ROWS and not counts
-        if is_cocos:
+        if _num_rows(file) == TORCHVISION_COCO_ROWS and not has_counters:
             assumed = [_eps(0.0, f"{TORCHVISION_COCO_ROWS} class rows and frozen norms, as in torchvision's own file of COCO")]
         else:
             assumed = [_eps(1e-5, "torchvision's default for a model that is not its own file of COCO")]
@@ -50,33 +65,33 @@ def blueprint(file: ForeignFile) -> Blueprint:
     generation = "v2" if has_norm else "v1"
     if has_plain_pyramid or has_flat_towers:
         generation += ", names of before 0.13" if has_plain_pyramid else ", names of 0.13 to 0.14"
-    return Blueprint(
-        framework="torchvision",
+    return WeightsFormat(
+        framework=NAME,
         generation=generation,
         conventions=conventions,
-        name=naming(has_plain_pyramid=has_plain_pyramid, has_flat_towers=has_flat_towers),
+        tensor_name=tensor_name(has_plain_pyramid=has_plain_pyramid, has_flat_towers=has_flat_towers),
         unused=UNUSED,
         assumed=tuple(assumed),
-        counts_background=True,
+        has_background_row=True,
     )
 
 
-def naming(*, has_plain_pyramid: bool = False, has_flat_towers: bool = False) -> Naming:
-    """Our names -> torchvision's.
+def tensor_name(*, has_plain_pyramid: bool = False, has_flat_towers: bool = False) -> TensorName:
+    """Return the function from our names to torchvision's.
 
     Args:
-        has_plain_pyramid: ``inner_blocks.0.weight``, and not ``inner_blocks.0.0.weight``.
-        has_flat_towers: towers as ``conv.{0,2,4,6}``, and not ``conv.{0,1,2,3}.0``.
+        has_plain_pyramid: The FPN has ``inner_blocks.0.weight`` instead of ``inner_blocks.0.0.weight``.
+        has_flat_towers: The towers have ``conv.{0,2,4,6}`` instead of ``conv.{0,1,2,3}.0``.
     """
 
     def name(ours: str) -> str | None:
         if ours.startswith("backbone."):
             return f"backbone.body.{ours.removeprefix('backbone.')}"
-        if part := fpn_part(ours):
+        if part := parse_fpn_tensor(ours):
             kind, which, parameter = part
             inner = "" if has_plain_pyramid or kind == "extra_blocks" else ".0"
             return f"backbone.fpn.{kind}.{which}{inner}.{parameter}"
-        if head := head_part(ours):
+        if head := parse_head_tensor(ours):
             place = _HEADS[head.branch]
             if head.unit is None:
                 return f"{place}.{_PREDICTORS[head.branch]}.{head.parameter}"
@@ -88,7 +103,7 @@ def naming(*, has_plain_pyramid: bool = False, has_flat_towers: bool = False) ->
     return name
 
 
-def _rows(file: ForeignFile) -> int:
+def _num_rows(file: ForeignFile) -> int:
     boxes = file.tensors["head.regression_head.bbox_reg.weight"].shape
     rows = file.tensors["head.classification_head.cls_logits.weight"].shape
     return rows[0] // max(1, boxes[0] // 4) if boxes and rows else 0
@@ -96,3 +111,20 @@ def _rows(file: ForeignFile) -> int:
 
 def _eps(value: float, why: str) -> Assumption:
     return Assumption(setting="norm_eps", value=value, why=why)
+
+
+def download(name: str) -> ForeignFile:
+    """Return the tensors of torchvision's best weights of this name, from torch's cache or downloaded and checked by their hash.
+
+    Raises:
+        WeightsError: For another name, or if there is neither a network nor a cached file.
+    """
+    if name not in _DOWNLOADABLE:
+        raise WeightsError(f"torchvision has no RetinaNet called {name!r}; known: {', '.join(_DOWNLOADABLE)}{nearest(name, _DOWNLOADABLE)}")
+    try:
+        state = get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a checksum that is wrong, a cached file that is damaged: half a dozen types
+        raise WeightsError(
+            f"cannot get torchvision's weights of {name} ({first_line(error)}); download them where there is a network and give the file"
+        ) from None
+    return unwrap(state, f"{DOWNLOAD}{name}")

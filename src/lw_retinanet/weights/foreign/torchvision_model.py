@@ -1,4 +1,4 @@
-"""A live torchvision RetinaNet in, one of our models out."""
+"""A torchvision RetinaNet in memory in, one of our models out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,53 +14,59 @@ from lw_retinanet.conventions import STRIDES, AnchorRule, Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.models.anchors import cell_anchors
-from lw_retinanet.weights.foreign.blueprint import Blueprint
-from lw_retinanet.weights.foreign.class_list import read_class_list
-from lw_retinanet.weights.foreign.conversion import Conversion
-from lw_retinanet.weights.foreign.convert import assemble
-from lw_retinanet.weights.foreign.origins import TORCHVISION_V1
-from lw_retinanet.weights.foreign.state_file import unwrap
-from lw_retinanet.weights.foreign.torchvision import UNUSED, naming
+from lw_retinanet.weights.foreign.class_rows import read_classes
+from lw_retinanet.weights.foreign.conversion import ConvertedModel
+from lw_retinanet.weights.foreign.convert import convert_file
+from lw_retinanet.weights.foreign.torchvision import NAME, TORCHVISION_V1, UNUSED, tensor_name
+from lw_retinanet.weights.foreign.weights_file import unwrap
+from lw_retinanet.weights.foreign.weights_format import WeightsFormat
 from lw_retinanet.weights.model_file import LoadedModel
 
 _WHERE = "this torchvision model"
 
 
 def from_torchvision(model: nn.Module, categories: Sequence[Category] | Sequence[str] | None = None) -> LoadedModel:
-    """The same detector as one of our models: its weights, anchors, sizes, thresholds, norms and stride as they stand in the module.
+    """Convert a torchvision RetinaNet in memory: weights, anchors, sizes, thresholds, norms and stride are read from the module.
 
     Args:
-        model: torchvision's ``RetinaNet`` with a ResNet and FPN, or a subclass that changes none of its arithmetic; stays as it is.
-        categories: names or categories: as many as the class rows, or one fewer where row 0 is the background; ids of categories that
-            reach exactly to the last row are taken for rows. None: COCO's for 91 rows, else ``class_0``...
+        model: torchvision's ``RetinaNet`` with a ResNet and an FPN, or a subclass with the same arithmetic. It stays as it is.
+        categories: Names or categories. There are as many as class rows, or one fewer where row 0 is the background. If the largest id of
+            the categories is that of the last row, ids are taken for rows. None takes COCO's classes for 91 rows, else ``class_0``, ...
 
     Raises:
-        WeightsError: for what cannot be carried over, by name.
+        WeightsError: If something of the model cannot be converted; the message names it.
+
+    Example:
+        >>> import torchvision, lw_retinanet as lw
+        >>> model = torchvision.models.detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+        >>> loaded = lw.from_torchvision(model, ["cat", "dog"])  # class row 0 is torchvision's background
+        >>> loaded.model.num_classes, loaded.record.conventions.input.size
+        (2, 800)
     """
     return convert_model(model, categories).loaded
 
 
-def convert_model(model: nn.Module, categories: Sequence[Category] | Sequence[str] | None = None) -> Conversion:
-    """As :func:`from_torchvision`, with the account of every tensor."""
+def convert_model(model: nn.Module, categories: Sequence[Category] | Sequence[str] | None = None) -> ConvertedModel:
+    """As :func:`from_torchvision`, with a report on every tensor."""
     if not isinstance(model, RetinaNet):
         raise WeightsError(f"a torchvision RetinaNet is expected, got {type(model).__name__}; other detectors cannot be converted")
     _refuse_own_arithmetic(model)
     file = unwrap({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, _WHERE)
     has_norm = "head.classification_head.conv.0.1.weight" in file.tensors
-    blueprint = Blueprint(
-        framework="torchvision",
+    layout = WeightsFormat(
+        framework=NAME,
         generation=f"a live {type(model).__name__}, {'v2' if has_norm else 'v1'}",
         conventions=_conventions(model),
-        name=naming(),
+        tensor_name=tensor_name(),
         unused=UNUSED,
-        counts_background=True,
+        has_background_row=True,
     )
-    given = None if categories is None else read_class_list(categories)
-    return assemble(file, blueprint, given=given, source=type(model).__name__)
+    given = None if categories is None else read_classes(categories)
+    return convert_file(file, layout, given=given, source=type(model).__name__)
 
 
 def _refuse_own_arithmetic(model: Any) -> None:
-    """Subclasses may do anything; what they do in these places is not in the weights."""
+    """Refuse a subclass that changes the arithmetic: the weights do not contain what its methods do."""
     head = model.head
     usual: list[tuple[object, type, str]] = [
         (model, RetinaNet, "forward"),
@@ -72,7 +78,7 @@ def _refuse_own_arithmetic(model: Any) -> None:
     for part, home, method in usual:
         if not isinstance(part, home) or getattr(type(part), method) is not getattr(home, method):
             raise WeightsError(
-                f"{type(part).__name__}.{method} is not torchvision's own {home.__name__}.{method}, and what it does cannot be converted"
+                f"{type(part).__name__}.{method} is not torchvision's own {home.__name__}.{method}, so the model cannot be converted"
             )
     extra = getattr(getattr(model.backbone, "fpn", None), "extra_blocks", None)
     if not isinstance(extra, LastLevelP6P7) or not hasattr(model.backbone, "body"):
@@ -92,7 +98,7 @@ def _conventions(model: Any) -> Conventions:
     values["p6_source"] = "P5" if model.backbone.fpn.extra_blocks.use_P5 else "C5"
     values["anchors"] = _anchors(model.anchor_generator).model_dump()
     values["input"].update(
-        size=int(transform.min_size[-1]),  # in evaluation torchvision takes the last of several
+        size=int(transform.min_size[-1]),  # in evaluation mode torchvision takes the last of several
         max_size=int(transform.max_size),
         pad_multiple=int(transform.size_divisible),
         mean=tuple(map(float, transform.image_mean)),
@@ -141,7 +147,7 @@ def _anchors(generator: Any) -> AnchorRule:
         aspect_ratios = tuple(float(ratio) for ratio in ratios[0])
         smallest = sizes[0][0]
         guesses: list[Mapping[str, Any]] = [{}]
-        # The finest level shows the base, the coarsest one the scales with the least rounding.
+        # The sizes are rounded: the finest level gives the base size, and the coarsest one the most exact scales.
         guesses.append({"base_size": smallest / STRIDES[0], "octave_scales": tuple(size / sizes[-1][0] for size in sizes[-1])})
         for guess in guesses:
             rule = AnchorRule.model_validate({**usual.model_dump(), **guess, "aspect_ratios": aspect_ratios})

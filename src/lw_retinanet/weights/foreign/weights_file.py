@@ -1,4 +1,4 @@
-"""Weights files of other programs: tensors by name and what else stands beside them, whatever wraps them, without running a file's code."""
+"""Reads weights files of other programs without running code from them: the tensors by name, and what else the file holds."""
 
 import contextlib
 import re
@@ -14,36 +14,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lw_retinanet.errors import WeightsError
-from lw_retinanet.weights.foreign.pickled_arrays import PickledArray, globals_of, read_pickled_arrays
+from lw_retinanet.errors import WeightsError, first_line
+from lw_retinanet.weights.foreign.pickled_arrays import PickledArray, list_names, names_in_pickles, read_pickled_arrays
 
-# The first pickle of torch's form from before 1.6: one number.
+# Files of torch before 1.6 start with this pickle: one number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ENVELOPES = ("state_dict", "model", "model_state", "model_state_dict", "blobs", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "detector.")
-# What the trainers whose files these are keep beside the tensors. Each becomes an inert placeholder, so the list is one of courtesy: it
-# tells a usual checkpoint from a strange one.
-_TRAINERS = re.compile(
+# Classes of objects that training programs store beside the tensors. Objects of these classes become inert placeholders; a file that
+# names any other class is refused.
+_KNOWN_PROGRAMS = re.compile(
     r"(mmengine|mmdet|mmcv|detectron2|fvcore|yacs|omegaconf|lightning|pytorch_lightning|lightning_fabric|torchmetrics|deepforest|numpy|pandas)\..*"
     r"|collections\.\w+|pathlib\.\w+|argparse\.Namespace|typing\.Any|datetime\.\w+|copyreg\._reconstructor"
     r"|builtins\.(getattr|object|dict|list|tuple|set|str|int|float|bool|slice)"
 )
-# What torch itself rebuilds; whether it really does is its own decision.
-_TORCHS_OWN = re.compile(
+# What torch's own reader may rebuild; torch decides by itself whether it does.
+_TORCH = re.compile(
     r"torch\.(_utils\._rebuild_\w+|_tensor\.\w+|storage\.\w+|nn\.parameter\.Parameter|Size|device|\w+Storage|[a-z]+\d+\w*|bool)"
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|bytearray|complex)"
 )
-_WAY_OUT = "give a .safetensors file or one saved with torch.save(model.state_dict(), FILE)"
+_REMEDY = "give a .safetensors file or one saved with torch.save(model.state_dict(), FILE)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignFile:
-    """What a file holds.
+    """The content of a weights file.
 
     Args:
-        where: the file, for messages.
-        tensors: by name, without the prefixes of wrappers (``module.``, ``model.``).
-        extras: everything else that stood at the top, mostly plain values; objects of other programs are inert placeholders.
+        where: Name of the file, for messages.
+        tensors: The tensors by name, without prefixes that wrappers add (``module.``, ``model.``).
+        extras: Everything else at the top level, mostly plain values; objects of other programs are inert placeholders.
     """
 
     where: str
@@ -51,12 +51,12 @@ class ForeignFile:
     extras: Mapping[str, Any]
 
 
-def read_foreign(path: Path) -> ForeignFile:
-    """Read safetensors, torch's checkpoints (new and old form) and pickles of NumPy arrays, told apart by content.
+def read_weights_file(path: Path) -> ForeignFile:
+    """Read a safetensors file, a file of ``torch.save`` (of any version), or a pickle of NumPy arrays; the content decides which it is.
 
     Raises:
-        WeightsError: if the file is missing, empty, damaged, of another kind, holds no named tensors, or names something that only
-            running it could resolve; nothing of it is run.
+        WeightsError: If the file is missing, empty, damaged, of another kind, holds no named tensors, or could only be read by running
+            code that it names. No code is run.
     """
     where = str(path)
     if not path.is_file():
@@ -77,15 +77,19 @@ def read_foreign(path: Path) -> ForeignFile:
     elif start[8:9] == b"{":
         content = _read_safetensors(path)
     else:
-        raise WeightsError(f"{where} is no weights file: neither safetensors, nor a torch checkpoint, nor a pickle; {_WAY_OUT}")
+        raise WeightsError(f"{where} is no weights file: neither safetensors, nor a torch file, nor a pickle; {_REMEDY}")
     return unwrap(content, where)
 
 
 def unwrap(content: object, where: str) -> ForeignFile:
-    """Find the state dict in what a checkpoint holds.
+    """Find the state dict in the content of a file.
+
+    Args:
+        content: What the reader of the file returned, or a state dict.
+        where: Name of the file, for messages.
 
     Raises:
-        WeightsError: if there is none.
+        WeightsError: If there is no state dict.
     """
     extras: dict[str, Any] = {}
     for _ in range(3):
@@ -97,7 +101,7 @@ def unwrap(content: object, where: str) -> ForeignFile:
         extras.update({str(key): value for key, value in content.items() if key != inner})
         content = content[inner]
     if not isinstance(content, Mapping) or not _has_tensors(content):
-        raise WeightsError(f"{where} holds no named tensors; {_WAY_OUT}")
+        raise WeightsError(f"{where} holds no named tensors; {_REMEDY}")
     tensors: dict[str, Tensor] = {}
     for key, value in content.items():
         tensor = _as_tensor(value, f"{key} of {where}")
@@ -121,7 +125,7 @@ def _as_tensor(value: object, where: str) -> Tensor | None:
         return None
     tensor = value.detach()
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.is_quantized:
-        raise WeightsError(f"{where} is no plain tensor (sparse, quantised or without values); save the model in float32")
+        raise WeightsError(f"{where} is not a plain tensor (sparse, quantised or without values); save the model in float32")
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise WeightsError(f"{where} claims the shape {tuple(tensor.shape)} but has fewer values; get the file anew")
     return tensor
@@ -131,7 +135,7 @@ def _without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {name: name for name in tensors}
     while True:
         prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in names.values())), None)
-        # Only a wrapper's prefix: a name that lacks it stays as it is, and is accounted for as any other.
+        # A wrapper prefixes most names. A name without the prefix stays as it is, and is reported like any other.
         if prefix is None or sum(name.startswith(prefix) for name in names.values()) * 2 < len(names):
             return {name: tensors[original] for original, name in names.items()}
         shorter = {original: name.removeprefix(prefix) for original, name in names.items()}
@@ -145,48 +149,47 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"cannot read weights file {path}: {_first_line(error)}; get the file anew") from None
+        raise WeightsError(f"cannot read weights file {path}: {first_line(error)[:200]}; get the file anew") from None
 
 
 def _pickle_of_zip(path: Path) -> bytes:
-    """The part of a torch checkpoint that could run code."""
+    """The part of a torch file that could run code."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
             if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-                raise WeightsError(f"{path} is a TorchScript program, whose code is not run here; {_WAY_OUT}")
+                raise WeightsError(f"{path} is a TorchScript program, whose code is not run here; {_REMEDY}")
             pickles = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
             if len(pickles) != 1:
-                raise WeightsError(f"{path} is a zip archive, but no torch checkpoint; {_WAY_OUT}")
-            # torch packs without compression, so that what is unpacked is never larger than the file.
+                raise WeightsError(f"{path} is a zip archive, but not a torch file; {_REMEDY}")
+            # torch does not compress, so the content is never larger than the file: a zip bomb is refused.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise WeightsError(f"{path} is a compressed zip archive, which torch does not write; unpack it, and give what is inside")
             return archive.read(pickles[0])
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
-        raise WeightsError(f"weights file {path} is cut short or damaged ({_first_line(error)}); get the file anew") from None
+        raise WeightsError(f"weights file {path} is cut short or damaged ({first_line(error)[:200]}); get the file anew") from None
 
 
 def _read_torch(path: Path, pickled: bytes) -> object:
     where = str(path)
-    names = globals_of(pickled, where)
-    unknown = [name for name in names if not _TRAINERS.fullmatch(name) and not _TORCHS_OWN.fullmatch(name)]
+    names = names_in_pickles(pickled, where)
+    unknown = [name for name in names if not _KNOWN_PROGRAMS.fullmatch(name) and not _TORCH.fullmatch(name)]
     if unknown:
-        listed = ", ".join(name[:80] for name in unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        raise WeightsError(f"{where} wants to use {listed}, and nothing was run; {_WAY_OUT}")
-    placeholders: list[Any] = [(_placeholder(name), name) for name in names if not _TORCHS_OWN.fullmatch(name)]
+        raise WeightsError(f"{where} wants to use {list_names(unknown)}, and nothing was run; {_REMEDY}")
+    placeholders: list[Any] = [(_placeholder(name), name) for name in names if not _TORCH.fullmatch(name)]
     guard: Any = torch.serialization.safe_globals(placeholders) if placeholders else contextlib.nullcontext()
     try:
         with guard, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on how the file was written
+            warnings.simplefilter("ignore")  # torch warns about how the file was written
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for a damaged file
-        reason = "it is damaged, or holds more than tensors" if type(error).__name__ == "UnpicklingError" else _first_line(error)
-        raise WeightsError(f"cannot read weights file {where}: {reason}; {_WAY_OUT}") from None
+        reason = "it is damaged, or holds more than tensors" if type(error).__name__ == "UnpicklingError" else first_line(error)[:200]
+        raise WeightsError(f"cannot read weights file {where}: {reason}; {_REMEDY}") from None
 
 
 def _placeholder(name: str) -> type:
-    """A class that takes anything and does nothing, in place of another program's."""
+    """A class that accepts any arguments and does nothing, in place of another program's class."""
 
     def accept(self: object, *_: object, **__: object) -> None:
         pass
@@ -195,7 +198,3 @@ def _placeholder(name: str) -> type:
         return object.__new__(cls)
 
     return type(name.rpartition(".")[2], (), {"__new__": make, "__init__": accept, "__setstate__": accept, "__slots__": ()})
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

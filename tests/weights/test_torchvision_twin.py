@@ -3,7 +3,6 @@ from typing import Any
 import pytest
 import torch
 
-from lw_retinanet.benchmarking.twin import preset_conventions, torchvision_conventions, torchvision_twin, why_not_torchvision
 from lw_retinanet.conventions import BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import HeadPlan, TowerPlan, plan_of
@@ -11,6 +10,7 @@ from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.torchvision_model import from_torchvision
+from lw_retinanet.weights.foreign.torchvision_twin import preset_conventions, torchvision_conventions, torchvision_twin, why_not_torchvision
 
 OWN = Conventions(
     norm_eps=1e-3,
@@ -69,7 +69,7 @@ def test_what_torchvision_cannot_hold() -> None:
     changes: dict[str, dict[str, Any]] = {
         "ReLU": {"p7_relu": False},
         "decodes": {"boxes": BoxRule(clamp="none")},
-        "pictures": {"input": InputRule(channel_order="bgr")},
+        "normalises": {"input": InputRule(channel_order="bgr")},
         "anchors": {"anchors": OWN.anchors.model_copy(update={"order": "scale_major"})},
     }
     for word, change in changes.items():

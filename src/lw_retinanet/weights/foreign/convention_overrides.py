@@ -1,4 +1,4 @@
-"""Conventions that people set by hand: ``stride_in=1x1``, ``input.size=416``."""
+"""Conventions that the caller sets instead of the framework's: ``stride_in=1x1``, ``input.size=416``."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,16 +13,16 @@ BACKBONE = "backbone"
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` texts as plain values, the last one winning.
+    """Read texts of the form ``name=value``; of two with the same name the later one counts.
 
     Raises:
-        ConfigError: for a text without ``=``.
+        ConfigError: For a text without ``=``.
     """
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {setting!r}: expected name=value, for example input.size=416{nearest(key, convention_names())}")
+            raise ConfigError(f"{setting!r}: expected name=value, for example input.size=416{nearest(key, convention_names())}")
         try:
             values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -30,11 +30,11 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def override_conventions(conventions: Conventions, overrides: Mapping[str, Any]) -> Conventions:
-    """Conventions with other values at dotted names; ``backbone`` is passed over.
+def apply_overrides(conventions: Conventions, overrides: Mapping[str, Any]) -> Conventions:
+    """Return the conventions with other values at dotted names; ``backbone``, which is no convention, is ignored.
 
     Raises:
-        ConfigError: for an unknown name, with the nearest known one, or a value that does not go there.
+        ConfigError: For an unknown name (the message has the nearest known one), or a value that the field does not accept.
     """
     values = conventions.model_dump()
     for key, value in overrides.items():
@@ -45,7 +45,7 @@ def override_conventions(conventions: Conventions, overrides: Mapping[str, Any])
         section, _, name = key.rpartition(".")
         place = values[section] if section else values
         if isinstance(value, bool) != isinstance(place[name], bool):  # pydantic reads true as 1
-            raise ConfigError(f"{key}={value}: expected {'true or false' if isinstance(place[name], bool) else 'no switch'}")
+            raise ConfigError(f"{key}={value}: expected {'true or false' if isinstance(place[name], bool) else 'neither true nor false'}")
         place[name] = value
     try:
         return Conventions.model_validate(values)
@@ -57,7 +57,7 @@ def override_conventions(conventions: Conventions, overrides: Mapping[str, Any])
 
 
 def convention_names() -> list[str]:
-    """Every name that can be set, ``backbone`` first."""
+    """Return every name that can be set, ``backbone`` first."""
     names = [BACKBONE]
     for name, field in Conventions.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -8,12 +8,12 @@ import pytest
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import DataError, InputError, WeightsError
-from lw_retinanet.weights.foreign.blueprint import Blueprint
-from lw_retinanet.weights.foreign.class_list import assign_rows, read_class_list
+from lw_retinanet.weights.foreign.class_rows import assign_classes, read_classes
 from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES
+from lw_retinanet.weights.foreign.weights_format import WeightsFormat
 
-TORCHVISION = Blueprint(framework="torchvision", generation="", conventions=Conventions(), name=str, counts_background=True)
-OTHER = Blueprint(framework="mmdet", generation="", conventions=Conventions(), name=str)
+TORCHVISION = WeightsFormat(framework="torchvision", generation="", conventions=Conventions(), tensor_name=str, has_background_row=True)
+OTHER = WeightsFormat(framework="mmdet", generation="", conventions=Conventions(), tensor_name=str)
 
 
 def with_ids(*ids: int | str) -> list[Category]:
@@ -36,7 +36,7 @@ def test_cocos_classes_are_those_of_its_own_file(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blueprint", "num_rows", "classes", "rows", "ids"),
+    ("layout", "num_rows", "classes", "rows", "ids"),
     [
         (TORCHVISION, 91, None, [c.id for c in COCO_CLASSES], [c.id for c in COCO_CLASSES]),
         (OTHER, 80, None, range(80), [c.id for c in COCO_CLASSES]),
@@ -58,10 +58,10 @@ def test_cocos_classes_are_those_of_its_own_file(shared: Path) -> None:
     ],
 )
 def test_rows_become_classes(
-    blueprint: Blueprint, num_rows: int, classes: list[str] | list[Category] | None, rows: list[int], ids: list[int | str]
+    layout: WeightsFormat, num_rows: int, classes: list[str] | list[Category] | None, rows: list[int], ids: list[int | str]
 ) -> None:
-    given = None if classes is None else read_class_list(classes)
-    found, change = assign_rows(num_rows, blueprint, given)
+    given = None if classes is None else read_classes(classes)
+    found, change = assign_classes(num_rows, layout, given)
     assert change is None
     assert list(found.rows) == list(rows)
     assert [category.id for category in found.categories] == list(ids)
@@ -71,42 +71,42 @@ def test_rows_become_classes(
         assert [category.name for category in found.categories] == ["n7", "n8", "n9"]
 
 
-@pytest.mark.parametrize(("blueprint", "num_rows"), [(TORCHVISION, 91), (OTHER, 80)])
-def test_cocos_rows_with_a_list_of_another_length_are_changed(blueprint: Blueprint, num_rows: int) -> None:
-    found, change = assign_rows(num_rows, blueprint, read_class_list(["person", "fish"]))
+@pytest.mark.parametrize(("layout", "num_rows"), [(TORCHVISION, 91), (OTHER, 80)])
+def test_cocos_rows_with_a_list_of_another_length_are_changed(layout: WeightsFormat, num_rows: int) -> None:
+    found, change = assign_classes(num_rows, layout, read_classes(["person", "fish"]))
     assert found.categories == COCO_CLASSES
     assert change is not None
     assert [c.name for c in change.categories] == ["person", "fish"]
 
 
 @pytest.mark.parametrize(
-    ("blueprint", "message"), [(TORCHVISION, r"give 6 \(row 0 being the background\) or 7 names"), (OTHER, "give 7 names")]
+    ("layout", "message"), [(TORCHVISION, r"give 6 \(row 0 being the background\) or 7 names"), (OTHER, "give 7 names")]
 )
 @pytest.mark.parametrize("count", [5, 8])
-def test_a_list_of_no_fitting_length_is_refused(blueprint: Blueprint, message: str, count: int) -> None:
+def test_a_list_of_no_fitting_length_is_refused(layout: WeightsFormat, message: str, count: int) -> None:
     with pytest.raises(WeightsError, match=f"the list of classes gives {count} classes, but the file has 7 class rows; {message}"):
-        assign_rows(7, blueprint, read_class_list([str(i) for i in range(count)]))
+        assign_classes(7, layout, read_classes([str(i) for i in range(count)]))
 
 
 def test_the_forms_of_a_list(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\n\n b c \n", encoding="utf-8-sig")
-    assert [c.name for c in read_class_list(tmp_path / "names.txt").categories] == ["a", "b c"]
-    assert [c.name for c in read_class_list(" a, b c").categories] == ["a", "b c"]
-    assert [c.name for c in read_class_list("fish").categories] == ["fish"]
+    assert [c.name for c in read_classes(tmp_path / "names.txt").categories] == ["a", "b c"]
+    assert [c.name for c in read_classes(" a, b c").categories] == ["a", "b c"]
+    assert [c.name for c in read_classes("fish").categories] == ["fish"]
     table = {"images": [], "annotations": [], "categories": [{"id": 4, "name": "x"}, {"id": 2, "name": "y"}]}
     (tmp_path / "instances.json").write_text(json.dumps(table))
-    found = read_class_list(tmp_path / "instances.json")
+    found = read_classes(tmp_path / "instances.json")
     assert found.has_ids
     assert [(c.id, c.name) for c in found.categories] == [(4, "x"), (2, "y")]
     for wrong, error, message in (
-        ("classes.txt", InputError, "--classes classes.txt: there is no such file"),
-        ("a,,b", InputError, "--classes holds an empty name"),
+        ("classes.txt", InputError, "classes classes.txt: there is no such file"),
+        ("a,,b", InputError, "the list of classes holds an empty name"),
         ("a,b,a", InputError, "names 'a' twice"),
         ([], InputError, "holds no classes"),
         (tmp_path / "empty folder", InputError, "there is no such file"),
     ):
         with pytest.raises(error, match=message):
-            read_class_list(wrong)
+            read_classes(wrong)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(DataError):
-        read_class_list(tmp_path / "broken.json")
+        read_classes(tmp_path / "broken.json")

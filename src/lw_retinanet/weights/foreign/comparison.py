@@ -1,0 +1,190 @@
+"""Predictions of a converted model compared with those of its original framework, where that is installed."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lw_retinanet.conventions import Conventions
+from lw_retinanet.data.sample import draw_scene
+from lw_retinanet.models.anchors import make_anchors
+from lw_retinanet.weights.foreign import torchvision
+from lw_retinanet.weights.foreign.conversion import ConvertedModel, FrameworkComparison
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_conventions, torchvision_of_file
+from lw_retinanet.weights.model_file import LoadedModel
+
+Image = NDArray[np.uint8]
+DRAWN_HW = ((240, 320), (331, 217))
+SIDE = 320  # drawn images are compared at this shorter side: at full size two networks take a minute on two cores
+_TIE = 1e-4  # rounding decides on which side of a threshold a score as close as this lies
+_SAME_PX, _SAME_SCORE = 2.0, 0.01  # detections that are further apart than this are different ones
+_TIED_PX = 0.05  # the same at a threshold, where another detection of almost this score may have been kept instead
+_NEVER = -1e4  # logit of a class row that is never detected
+
+
+class Detections(Protocol):
+    """Detections in one image, sorted by descending score."""
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """(N, 4) xyxy, pixels of the image."""
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(N,) from 0 to 1."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) from 0 to K-1."""
+
+
+Predict = Callable[[LoadedModel, Sequence[Image]], Sequence[Detections]]
+
+
+def compare_with_framework(converted: ConvertedModel, predict: Predict, images: Sequence[Image] = ()) -> ConvertedModel:
+    """Run the original framework and the converted model on the same images, and note how far their predictions are apart.
+
+    Args:
+        converted: The result of :func:`~lw_retinanet.weights.foreign.convert.convert`.
+        predict: Returns what the converted model detects in images, each by itself.
+        images: (H, W, 3) uint8 RGB, compared at the model's full size. Two drawn images are always compared, at a smaller size.
+
+    Returns:
+        The converted model with the comparison in its report and notes, or with the reason why there is none.
+    """
+    source = converted.source
+    if converted.report.framework != torchvision.NAME:
+        return converted.with_comparison(FrameworkComparison(status="its own library was not asked", differences={}))
+    if source is None:
+        return converted.with_comparison(FrameworkComparison(status="its classes differ from the original's", differences={}))
+    conventions = converted.loaded.model.conventions
+    if torchvision_conventions(conventions) != conventions:
+        status = "a convention was set to something that torchvision cannot do"
+        return converted.with_comparison(FrameworkComparison(status=status, differences={}))
+    reference = torchvision_of_file(source, conventions)
+    return converted.with_comparison(compare_with_torchvision(reference, converted.loaded, source.rows, predict, images))
+
+
+def compare_with_torchvision(
+    reference: nn.Module, loaded: LoadedModel, rows: Sequence[int], predict: Predict, images: Sequence[Image] = ()
+) -> FrameworkComparison:
+    """Compare a torchvision RetinaNet with its converted form.
+
+    Args:
+        reference: The torchvision network, which stays as it is.
+        loaded: The converted model.
+        rows: The class rows of the reference that became classes.
+        predict: As in :func:`compare_with_framework`.
+        images: As in :func:`compare_with_framework`.
+    """
+    silenced = _with_rows_silenced(reference, rows, loaded.model.num_classes)
+    rng = np.random.default_rng(0)
+    rule = loaded.model.conventions.input
+    small = _at_size(loaded, min(SIDE, rule.size))
+    differences = dict.fromkeys(("logits", "deltas", "anchors", "boxes", "scores", "unmatched"), 0.0)
+    detections = 0
+    cases = [(small, draw_scene(rng, size_hw).image) for size_hw in DRAWN_HW] + [(loaded, image) for image in images]
+    for case, image in cases:
+        size = case.model.conventions.input
+        transform: Any = silenced.transform
+        transform.min_size, transform.max_size = (size.size,), size.max_size
+        found, number = _compare_one(silenced, case, rows, predict, image)
+        detections += number
+        for name, value in found.items():
+            differences[name] = differences[name] + value if name == "unmatched" else max(differences[name], value)
+    compared = f"{len(DRAWN_HW)} drawn images at {small.model.conventions.input.size} pixels"
+    if images:
+        compared += f" and {len(images)} given ones at {rule.size}"
+    return FrameworkComparison(status="checked", images=compared, differences=differences, detections=detections)
+
+
+def _with_rows_silenced(reference: nn.Module, rows: Sequence[int], num_classes: int) -> nn.Module:
+    """A copy that never detects the class rows that the converted model lacks."""
+    model: Any = copy.deepcopy(reference).eval()
+    predictor = model.head.classification_head.cls_logits
+    others = torch.ones(model.head.classification_head.num_classes, dtype=torch.bool)
+    others[list(rows)] = False
+    with torch.no_grad():
+        predictor.weight.view(-1, len(others), *predictor.weight.shape[1:])[:, others] = 0
+        predictor.bias.view(-1, len(others))[:, others] = _NEVER
+    assert len(rows) == num_classes
+    module: nn.Module = model
+    return module
+
+
+def _at_size(loaded: LoadedModel, size: int) -> LoadedModel:
+    """The same weights with images resized to a smaller side."""
+    conventions = loaded.model.conventions
+    longest = max(1, conventions.input.max_size * size // conventions.input.size)
+    rule = conventions.input.model_copy(update={"size": size, "max_size": longest})
+    model = copy.copy(loaded.model)
+    model.conventions = conventions.model_copy(update={"input": rule})
+    return LoadedModel(model=model, record=loaded.record)
+
+
+@torch.inference_mode()
+def _compare_one(reference: Any, loaded: LoadedModel, rows: Sequence[int], predict: Predict, image: Image) -> tuple[dict[str, float], int]:
+    """The differences on one image, and the number of the reference's detections."""
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    conventions = loaded.model.conventions
+    inputs, _ = reference.transform([tensor])
+    features = list(reference.backbone(inputs.tensors).values())
+    theirs = reference.head(features)
+    ours = loaded.model(inputs.tensors)
+    their_anchors = reference.anchor_generator(inputs, features)[0]
+    height, width = inputs.tensors.shape[-2:]
+    our_anchors = make_anchors((height, width), conventions.anchors, their_anchors.device)
+    detections = predict(loaded, [image])[0]
+    expected = reference([tensor])[0]
+    labels = {row: label for label, row in enumerate(rows)}
+    boxes, scores, unmatched = _match(
+        (expected["boxes"].numpy(), expected["scores"].numpy(), np.array([labels[row] for row in expected["labels"].tolist()], np.int64)),
+        (detections.boxes, detections.scores, detections.labels),
+        conventions,
+    )
+    differences = {
+        "logits": _largest(theirs["cls_logits"][..., list(rows)], ours.logits),
+        "deltas": _largest(theirs["bbox_regression"], ours.deltas),
+        "anchors": _largest(their_anchors, our_anchors),
+        "boxes": boxes,
+        "scores": scores,
+        "unmatched": float(unmatched),
+    }
+    return differences, len(expected["scores"])
+
+
+def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).abs().max()) if a.shape == b.shape else float("inf")
+
+
+Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+
+
+def _match(expected: Arrays, found: Arrays, conventions: Conventions) -> tuple[float, float, int]:
+    """The largest box and score difference of matches, and the number of detections without a match, those at a threshold left out."""
+    boxes, scores, labels = found
+    thresholds = [conventions.output.score_threshold]
+    thresholds += [float(kept.min()) for kept in (scores, expected[1]) if len(kept) == conventions.output.max_detections]
+
+    def is_at_a_threshold(score: float) -> bool:
+        return any(abs(score - threshold) <= _TIE for threshold in thresholds)
+
+    free = np.ones(len(scores), bool)
+    box_difference = score_difference = 0.0
+    alone: list[float] = []
+    for box, score, label in zip(*expected, strict=True):
+        candidates = np.flatnonzero(free & (labels == label) & (np.abs(scores - score) <= _SAME_SCORE))
+        distances = np.abs(boxes[candidates] - box).max(axis=1) if len(candidates) else np.zeros(0)
+        if len(candidates) == 0 or distances.min() > (_TIED_PX if is_at_a_threshold(score) else _SAME_PX):
+            alone.append(float(score))
+            continue
+        best = candidates[distances.argmin()]
+        free[best] = False
+        box_difference = max(box_difference, float(distances.min()))
+        score_difference = max(score_difference, float(abs(scores[best] - score)))
+    alone += scores[free].tolist()
+    return box_difference, score_difference, sum(not is_at_a_threshold(score) for score in alone)
