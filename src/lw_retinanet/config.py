@@ -1,6 +1,7 @@
 """Settings: one schema for ``--set``, YAML files and the ``config.yaml`` that a run writes back."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -311,7 +312,7 @@ def parse_config(values: Mapping[str, Any], where: str = "settings") -> Config:
     try:
         return Config.model_validate({section: settings for section, settings in values.items() if section != "run"})
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        raise ConfigError(f"{where}: {explain(error, [*_SECTIONS, *setting_names()], what='setting')}") from None
 
 
 def load_config(file: Path) -> dict[str, Any]:
@@ -370,26 +371,26 @@ def setting_names() -> list[str]:
 _SECTIONS: dict[str, type[_Settings]] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, known: Sequence[str] = (), *, what: str = "field") -> str:
+    """One line about the first problem that pydantic found: the place, the value, what is wrong with it, and the nearest known name.
+
+    Args:
+        error: What validation raised.
+        known: The names that exist, either all as ``section.name`` or all without their section. Used to correct an unknown name.
+        what: What the schema calls a name: a field, a setting.
+    """
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    place, value = ".".join(map(str, problem["loc"])), problem["input"]
     if problem["type"] == "extra_forbidden":
-        known = setting_names() if "." in key else ["model", "data", "train"]
-        return f"unknown setting {key!r}{nearest(key, known)}"
-    if problem["type"] == "literal_error":
-        value = problem["input"]
-        choices = _choices(key)
-        return f"{key}={value!r} is not one of {', '.join(map(str, choices))}{nearest(str(value), [str(c) for c in choices])}"
+        name = place if any("." in each for each in known) else str(problem["loc"][-1])
+        return f"unknown {what} {place!r}{nearest(name, known)}"
+    choices = re.findall("'([^']*)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
+    if choices:
+        return f"{place}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
     message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], Mapping):
-        return f"{key}: {message[0].lower()}{message[1:]}"
-    return f"{key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+    where = place if isinstance(value, Mapping | BaseModel) or not place else f"{place}={_shortened(repr(value))}"
+    return f"{where}{': ' if where else ''}{message[0].lower()}{message[1:]}"
 
 
-def _choices(key: str) -> list[str]:
-    section, _, name = key.partition(".")
-    annotation = _SECTIONS[section].model_fields[name.split(".")[0]].annotation
-    found: list[str] = []
-    for argument in get_args(annotation):
-        found += [str(choice) for choice in get_args(argument)] or ([argument] if isinstance(argument, str) else [])
-    return found
+def _shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from lw_retinanet.config import Config, load_config, parse_config
+from lw_retinanet.config import Config, explain, load_config, parse_config
 from lw_retinanet.errors import ConfigError, InputError, nearest
 
 Regime = Literal["full", "head", "lighten"]
@@ -213,22 +213,11 @@ def parse_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
     try:
         experiment = Experiment.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        known = [*Experiment.model_fields, *Line.model_fields, *Variant.model_fields]
+        raise ConfigError(f"{where}: {explain(error, known)}") from None
     for cell in experiment.cells():  # finds unknown presets and settings before the first hour of work
         try:
             experiment.config(cell, experiment.seeds[0])
         except InputError as error:
             raise ConfigError(f"{where}, line {cell.line}: {error}") from None
     return experiment
-
-
-def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = [*Experiment.model_fields, *Line.model_fields, *Variant.model_fields]
-        return f"unknown field {place!r}{nearest(str(problem['loc'][-1]), known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], Mapping | Experiment) or not place:
-        return f"{place + ': ' if place else ''}{message[0].lower()}{message[1:]}"
-    return f"{place}={problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lw_retinanet import __version__
+from lw_retinanet.config import explain
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category, Id
 from lw_retinanet.errors import ConfigError, WeightsError
@@ -166,9 +167,8 @@ def load_model(path: Path) -> LoadedModel:
     try:
         record = ModelRecord.model_validate(json.loads(metadata[KEY]))
     except (ValidationError, json.JSONDecodeError, RecursionError) as error:
-        raise WeightsError(
-            f"the record of model file {path} cannot be used: {_reason(error)}; a newer version may have written it"
-        ) from None
+        reason = explain(error) if isinstance(error, ValidationError) else "it is not JSON"
+        raise WeightsError(f"the record of model file {path} cannot be used: {reason}; a newer version may have written it") from None
     try:
         model = build_network(record)
     except ConfigError as error:
@@ -179,13 +179,6 @@ def load_model(path: Path) -> LoadedModel:
     wanted = model.state_dict()
     model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}, assign=True)
     return LoadedModel(model=model.eval(), record=record)
-
-
-def _reason(error: ValidationError | ValueError | RecursionError) -> str:
-    if not isinstance(error, ValidationError):
-        return "it is not JSON"
-    problem = error.errors()[0]
-    return f"{'.'.join(str(part) for part in problem['loc']) or 'the whole'}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _misfits(model: RetinaNet, tensors: Mapping[str, torch.Tensor]) -> str:

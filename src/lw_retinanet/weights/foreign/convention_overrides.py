@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lw_retinanet.config import explain
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.errors import ConfigError, nearest
 
@@ -50,10 +51,7 @@ def apply_overrides(conventions: Conventions, overrides: Mapping[str, Any]) -> C
     try:
         return Conventions.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or ", ".join(overrides)
-        message = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{key}={overrides.get(key, problem['input'])!r}: {message[0].lower()}{message[1:]}") from None
+        raise ConfigError(explain(error)) from None
 
 
 def convention_names() -> list[str]:
