@@ -14,7 +14,20 @@ from lw_retinanet.config import setting_names
 PACKAGE = Path(lw_retinanet.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # May be imported by all, and import only one another.
-FOUNDATION = {"errors", "heads", "config", "conventions", "structures", "boxes", "files", "devices", "drawing", "tables", "progress"}
+FOUNDATION = {
+    "errors",
+    "backbones",
+    "heads",
+    "config",
+    "conventions",
+    "structures",
+    "boxes",
+    "files",
+    "devices",
+    "drawing",
+    "tables",
+    "progress",
+}
 STAGES = {
     "data": 1,
     "models": 2,

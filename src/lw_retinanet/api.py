@@ -34,7 +34,7 @@ def create(
     Args:
         preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ``both-narrow64``, ... (:func:`lw_retinanet.heads.plan_of`).
         num_classes: K.
-        backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
+        backbone: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``, ``mobilenet_v2`` or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` or a file with torchvision's parameter names; with weights the backbone's norms are frozen.
         head_width: channels of the pyramid and of the head's towers.
         image_size: longer side of the pictures it will see, pixels.

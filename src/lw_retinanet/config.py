@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from lw_retinanet.backbones import BACKBONES, BACKBONES_IN_WORDS, is_backbone
 from lw_retinanet.errors import ConfigError, nearest
 from lw_retinanet.heads import is_preset, known_presets
 
@@ -37,7 +38,6 @@ Preset = Annotated[str, AfterValidator(_known_preset)]
 Resize = Literal["long_side", "short_side"]
 IMAGE_SIZE = 640
 MAX_SIZE = 1333
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2")
 
 
 def _takes_number(annotation: Any) -> bool:
@@ -61,7 +61,7 @@ class ModelConfig(_Settings):
 
     Args:
         preset: the head, by name (:mod:`lw_retinanet.heads`): a row of the paper, or a block and the branches of D3 that own it.
-        backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
+        backbone: A name from :data:`~lw_retinanet.backbones.BACKBONES`, or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` (torchvision's or timm's, downloaded or from its cache) or a file.
         head_width: channels of the pyramid and of the head's towers.
         anchors: of a cell: ``nine`` (RetinaNet's), or ``one`` square of eight strides (ATSS's).
@@ -86,9 +86,9 @@ class ModelConfig(_Settings):
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, backbone: str) -> str:
-        if backbone in BACKBONES or (backbone.startswith("timm:") and len(backbone) > len("timm:")):
-            return backbone
-        raise ValueError(f"unknown backbone {backbone!r}{nearest(backbone, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME")
+        if not is_backbone(backbone):
+            raise ValueError(f"unknown backbone{nearest(backbone, BACKBONES)}; known: {BACKBONES_IN_WORDS}")
+        return backbone
 
     @model_validator(mode="after")
     def _start_stands_alone(self) -> Self:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lw_retinanet.backbones import BACKBONES_IN_WORDS
+
 if TYPE_CHECKING:
     from lw_retinanet.benchmarking.run import BenchmarkSettings
 
@@ -27,7 +29,7 @@ def benchmark_command(
     compile: bool = typer.Option(False, "--compile", help="Networks through torch.compile as well: minutes of compiling."),  # noqa: A002
     openvino: bool = typer.Option(False, "--openvino", help="PyTorch's networks in OpenVINO as well, also in int8."),
     classes: int = typer.Option(80, help="Classes of presets."),
-    backbone: str = typer.Option("resnet50", help="Backbone of presets."),
+    backbone: str = typer.Option("resnet50", help=f"Backbone of presets: {BACKBONES_IN_WORDS}."),
     out: Path | None = typer.Option(None, help="Folder for benchmark.json, benchmark.md and benchmark.png."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lw_retinanet.backbones import BACKBONES_IN_WORDS
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -25,7 +27,7 @@ def profile_command(
     classes: int | None = typer.Option(
         None, min=1, max=100_000, help="Number of classes of a preset [80], or of torchvision:NAME with the background as one [91]."
     ),
-    backbone: str | None = typer.Option(None, help="resnet18|34|50|101, mobilenet_v2 or timm:NAME (presets only) [default: resnet50]."),
+    backbone: str | None = typer.Option(None, help=f"{BACKBONES_IN_WORDS} (presets only) [default: resnet50]."),
     width: int | None = typer.Option(None, min=8, max=4096, help="Channels of pyramid and towers (presets only) [default: 256]."),
     anchors: str | None = typer.Option(None, help="Anchors of a cell: nine, or ATSS's one (presets only) [default: nine]."),
     stride_in: str | None = typer.Option(None, help="Convolution of a bottleneck that strides: 3x3 or 1x1 (presets only) [default: 3x3]."),

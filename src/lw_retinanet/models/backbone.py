@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, resnet101, resnet152
+from torchvision import models
 
+from lw_retinanet.backbones import BACKBONES, BACKBONES_IN_WORDS, TIMM
 from lw_retinanet.errors import ConfigError, MissingExtraError
 from lw_retinanet.models.frozen_norm import FrozenNorm, fold_frozen_norms, freeze_batch_norms
 
 Norm = Literal["frozen", "batch", "group"]
-RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101, "resnet152": resnet152}
-BACKBONES = (*RESNETS, "mobilenet_v2")
+RESNETS = tuple(name for name in BACKBONES if name.startswith("resnet"))
 GROUPS = 32
 _PROBE_HW = (224, 288)  # multiples of 32, as pictures are padded to, but not of 64
 
@@ -55,13 +55,13 @@ class ResNetBackbone(Backbone):
     Args:
         name: a key of ``RESNETS``.
         norm: ``frozen`` statistics and affine (for pretrained weights), ``batch`` or ``group`` normalisation (for training from nothing).
-        stride_in: ``3x3`` as in torchvision, or ``1x1`` as in Caffe's and Detectron's weights; only bottlenecks (50, 101) have the choice.
+        stride_in: ``3x3`` as in torchvision, or ``1x1`` as in Caffe's and Detectron's weights; a choice of ResNets with bottlenecks.
         norm_eps: of frozen and batch normalisation.
     """
 
     def __init__(self, name: str, *, norm: Norm = "frozen", stride_in: Literal["3x3", "1x1"] = "3x3", norm_eps: float = 1e-5) -> None:
         super().__init__()
-        network = RESNETS[name](weights=None, norm_layer=_norm_layer(norm, norm_eps))
+        network = getattr(models, name)(weights=None, norm_layer=_norm_layer(norm, norm_eps))
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = network.layer1, network.layer2, network.layer3, network.layer4
         if stride_in == "1x1":
@@ -88,7 +88,7 @@ class MobileNetV2Backbone(Backbone):
 
     def __init__(self, *, norm: Norm = "frozen", norm_eps: float = 1e-5) -> None:
         super().__init__()
-        network = mobilenet_v2(weights=None, norm_layer=_norm_layer(norm, norm_eps))
+        network = models.mobilenet_v2(weights=None, norm_layer=_norm_layer(norm, norm_eps))
         self.features = network.features[:18]
         self.channels = (32, 96, 320)
         fold_frozen_norms(self)
@@ -168,9 +168,9 @@ def make_backbone(name: str, *, norm: Norm, stride_in: Literal["3x3", "1x1"], no
         raise ConfigError(f"only ResNets have a choice of stride, not {name}; set model.stride_in=3x3")
     if name == "mobilenet_v2":
         return MobileNetV2Backbone(norm=norm, norm_eps=norm_eps)
-    if name.startswith("timm:"):
-        return TimmBackbone(name.removeprefix("timm:"), norm=norm)
-    raise ConfigError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}, timm:NAME")
+    if name.startswith(TIMM):
+        return TimmBackbone(name.removeprefix(TIMM), norm=norm)
+    raise ConfigError(f"unknown backbone {name!r}; known: {BACKBONES_IN_WORDS}")
 
 
 def _norm_layer(norm: Norm, eps: float) -> Callable[[int], nn.Module]:

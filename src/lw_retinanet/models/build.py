@@ -24,7 +24,7 @@ def build(
     Args:
         plan: of the head; :data:`~lw_retinanet.heads.PRESETS` has the paper's.
         num_classes: K, at least 1.
-        backbone: ``resnet18|34|50|101``, ``mobilenet_v2`` or ``timm:NAME``.
+        backbone: A name from :data:`~lw_retinanet.backbones.BACKBONES`, or ``timm:NAME``.
         width: channels of the pyramid and of the head's towers.
         norm: of the backbone.
         init: of the head.
