@@ -62,10 +62,10 @@ def make_file(path: Path, *, num_images: int, num_boxes: int, num_points: int, s
 
 
 def open_file(path: Path) -> None:
-    from lw_retinanet.data.coco_json import read_coco
+    from lw_retinanet.data.formats.coco import FORMAT as COCO
 
     before, cpu_before = time.perf_counter(), time.process_time()
-    records = read_coco(path)
+    records = COCO.read(path)
     seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - cpu_before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     times = f"{seconds:.1f} s ({cpu_seconds:.1f} s of processor)"

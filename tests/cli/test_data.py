@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lw_retinanet.data.formats.table import FORMATS
 from lw_retinanet.data.sample import CATEGORIES
 
 
@@ -39,7 +40,7 @@ def test_preview_draws(cli: Any, data: Path, tmp_path: Path) -> None:
     assert names[-1] == "contact_sheet.jpg"
 
 
-@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_convert_and_read_back(cli: Any, data: Path, form: str, tmp_path: Path) -> None:
     outcome = cli("data", "convert", data, "--to", form, "--out", tmp_path / form)
     assert outcome.code == 0

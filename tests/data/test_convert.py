@@ -12,6 +12,7 @@ from PIL import Image
 from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.convert import convert
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.data.formats.table import FORMATS, load_format
 from lw_retinanet.data.records import Category, Id, Records
 from lw_retinanet.errors import DataError, ImageError
 
@@ -98,6 +99,46 @@ def test_ordinary_data_loses_nothing(tmp_path: Path) -> None:
     assert convert(records, "voc", tmp_path / "voc").losses == ()
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_a_format_says_it_keeps_is_what_reading_gives(make: Maker, tmp_path: Path, form: str) -> None:
+    names = ("a.png", "b.png", "sub/c.png")  # YOLO reads images in the order of their names
+    splits = {"train": make("one", names), "val": make("two", names)}
+    done = convert(splits, form, tmp_path / "out")
+    kept = load_format(form).kept(splits)
+    for split, expected in kept.items():
+        again = Dataset.open(tmp_path / "out").read(split)
+        assert again.categories == expected.categories
+        assert again.image_ids == expected.image_ids
+        assert again.sizes_hw.tolist() == expected.sizes_hw.tolist()
+        assert [Path(name).stem[-1] for name in again.file_names] == [Path(name).stem[-1] for name in expected.file_names]
+        assert again.offsets.tolist() == expected.offsets.tolist()
+        np.testing.assert_allclose(again.boxes_xywh, expected.boxes_xywh, atol=1e-8)  # ten digits of 40 pixels
+        np.testing.assert_allclose(again.areas, expected.areas, rtol=1e-6, atol=1e-6)
+        for column in ("labels", "is_crowd", "is_difficult"):
+            assert getattr(again, column).tolist() == getattr(expected, column).tolist()
+    assert done.boxes == sum(records.num_boxes for records in kept.values())
+
+
+def test_csv_says_what_it_loses_and_keeps_names_with_commas(make: Maker, tmp_path: Path) -> None:
+    records = make(names=("a, b.png", "c.png", "d.png"))
+    done = convert(records, "csv", tmp_path / "out")
+    assert [loss.split(":")[0] for loss in done.losses] == [
+        "1 crowd regions are left out",
+        "1 difficult boxes are ordinary boxes now",
+        "1 boxes of zero or negative size are left out",
+        "image ids are lost",
+        "category ids are lost",
+        "supercategories are lost",
+        "1 classes without boxes are lost",
+    ]
+    again = Dataset.open(tmp_path / "out").read("train")
+    assert again.file_names == ("a, b.png", "c.png", "d.png")
+    assert again.boxes_xywh[0].tolist() == pytest.approx([1.1, 2.2, 3.3, 4.4], rel=1e-15)
+    spaced = make("spaced", names=(" a.png", "b.png", "c.png"))
+    with pytest.raises(DataError, match="outer spaces"):
+        convert(spaced, "csv", tmp_path / "spaced out")
+
+
 def test_equal_names_of_different_images_are_kept_apart(make: Maker, tmp_path: Path) -> None:
     first, second = make("one"), make("two")
     convert({"train": first, "val": second}, "coco", tmp_path / "out")
@@ -110,7 +151,7 @@ def test_equal_names_of_different_images_are_kept_apart(make: Maker, tmp_path: P
 @pytest.mark.parametrize("form", ["yolo", "voc"])
 def test_names_that_differ_in_the_suffix_only(make: Maker, tmp_path: Path, form: str) -> None:
     records = make(names=("a.png", "a.bmp"))
-    convert(records, form, tmp_path / "out")  # type: ignore[arg-type]
+    convert(records, form, tmp_path / "out")
     again = Dataset.open(tmp_path / "out").read("train")
     assert sorted(again.file_names) == ["a.png", "a_2.bmp"]
     assert again.num_boxes == (2 if form == "yolo" else 4)
@@ -167,8 +208,8 @@ def test_a_missing_image_is_found_before_anything_is_written(make: Maker, tmp_pa
 
 def test_refusals(make: Maker, tmp_path: Path) -> None:
     records = make()
-    with pytest.raises(DataError, match="unknown form"):
-        convert(records, "pascal", tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="unknown annotation format"):
+        convert(records, "pascal", tmp_path / "out")
     with pytest.raises(DataError, match="cannot be a file name"):
         convert({"../x": records}, "coco", tmp_path / "out")
     assert not (tmp_path / "out").exists()

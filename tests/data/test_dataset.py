@@ -141,7 +141,7 @@ def test_the_only_json_of_a_folder(tmp_path: Path) -> None:
         (b"", "empty"),
         (b'[{"image_id": 1}]', "detections"),
         (b"\x89PNG\0\0", "not a text file"),
-        (b"hello\nworld", "not a known annotation form"),
+        (b"hello\nworld", "not a known annotation format"),
         (b"names: [a]\n", "names no images"),
     ],
 )

@@ -145,9 +145,9 @@ def test_another_limit_of_detections(box: Any, make_records: Any) -> None:
     ],
 )
 def test_published_numbers(truth: str, results: str, published: str, shared: Path) -> None:
-    from lw_retinanet.data.coco_json import read_coco
+    from lw_retinanet.data.formats.coco import FORMAT as COCO
 
-    records = read_coco(shared / "fixtures" / truth)
+    records = COCO.read(shared / "fixtures" / truth)
     detections = read_results(shared / "fixtures" / results, records)
     metrics = evaluate(records, detections)
     digits = published.split()

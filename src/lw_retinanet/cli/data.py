@@ -1,23 +1,16 @@
 """``lw-retinanet data``: look at a data set before training on it."""
 
-import enum
 import sys
 from pathlib import Path
 
 import typer
 
+from lw_retinanet.data.formats.table import FORMATS
+
 app = typer.Typer(help="Check, look at and convert data sets.", no_args_is_help=True)
 
 
-class Form(enum.StrEnum):
-    """Forms that ``convert`` writes."""
-
-    coco = "coco"
-    yolo = "yolo"
-    voc = "voc"
-
-
-_DATA = typer.Argument(help="Folder or annotation file: COCO, VOC, YOLO or CSV, recognised by content.")
+_DATA = typer.Argument(help=f"Folder or annotation file: {', '.join(FORMATS).upper()}, recognised by content.")
 
 
 @app.command("check")
@@ -77,18 +70,18 @@ def preview_command(
 @app.command("convert")
 def convert_command(
     data: Path = _DATA,
-    to: Form = typer.Option(..., help="Target form."),
+    to: str = typer.Option(..., help=f"Target format: {', '.join(FORMATS)}."),
     out: Path = typer.Option(..., help="New or empty folder."),
     copy_images: bool = typer.Option(True, help="Copy the pictures too."),
 ) -> None:
-    """Write a data set in another form, and say what that form cannot carry."""
+    """Write a data set in another format, and say what that format cannot carry."""
     from lw_retinanet.cli.console import existing
     from lw_retinanet.data.convert import convert
     from lw_retinanet.data.dataset import Dataset
 
     dataset = Dataset.open(existing(data, "data set"))
     records = {split: dataset.read(split) for split in dataset.splits} or dataset.read()
-    conversion = convert(records, to.value, out, copy_images=copy_images)
+    conversion = convert(records, to, out, copy_images=copy_images)
     print(f"{conversion.images:,} images, {conversion.boxes:,} boxes as {conversion.form} in {conversion.out}")
     for loss in conversion.losses:
         print(f"  {loss}")

@@ -11,10 +11,10 @@ from lw_retinanet.data.box_quality import clipped_sides, image_of_box
 from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.check_report import ClassCount, Report, SplitReport
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.data.formats.annotation_format import WHOLE, Part
 from lw_retinanet.data.image_root import is_safe_name
 from lw_retinanet.data.image_sizes import header_sizes
 from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
-from lw_retinanet.data.recognition import WHOLE, Part
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError, ImageError
 
@@ -49,9 +49,9 @@ def _read(part: Part) -> tuple[Records, Problems]:
         problems.add("broken_file", str(error))
         records = build_records(root=part.path.parent, file_names=(), sizes_hw=(), image_of_box=(), boxes_xywh=(), labels=(), categories=())
         return records, problems
-    _check_boxes(records, problems, has_ids=part.form == "coco")
-    _check_tables(records, problems, has_ids=part.form == "coco")
-    if part.form in ("coco", "voc"):  # the other readers take the sizes from the headers and have reported them
+    _check_boxes(records, problems, has_ids=part.format.has_annotation_ids)
+    _check_tables(records, problems, has_ids=part.format.has_annotation_ids)
+    if not part.format.takes_sizes_from_images:  # else the reader has reported images that are missing or unreadable
         _check_images(records, problems)
     return records, problems
 
@@ -151,7 +151,7 @@ def _report(name: str, part: Part, records: Records, problems: Problems) -> Spli
     sizes = np.searchsorted(_COCO_LIMITS, records.areas[counts], side="left")
     return SplitReport(
         split=None if name == WHOLE else name,
-        form=part.form,
+        form=part.format.name,
         path=str(part.path),
         images=records.num_images,
         boxes=records.num_boxes,

@@ -1,117 +1,109 @@
-"""Write a data set in another form: lossless to COCO, and said plainly what YOLO and VOC cannot carry."""
+"""Converting a data set to another annotation format, without loss to COCO; what another format cannot carry is reported."""
 
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lw_retinanet.data.formats.annotation_format import Content, Files
+from lw_retinanet.data.formats.table import load_format
 from lw_retinanet.data.image_root import is_safe_name
 from lw_retinanet.data.records import Records
-from lw_retinanet.data.target_forms import Content, Form, Plan, has_yolo_form, plan_coco, plan_voc, plan_yolo
 from lw_retinanet.errors import DataError, ImageError
 from lw_retinanet.files import replacing
 
-_MANIFEST = ".lw_retinanet_convert.json"  # makes a folder ours: the form, and the files that we wrote
-_PLANS = {"coco": plan_coco, "yolo": plan_yolo, "voc": plan_voc}
+_MANIFEST = ".lw_retinanet_convert.json"  # the format and the files of a conversion, so that another one can replace them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class DataConversion:
     """What was written.
 
     Args:
-        losses: one sentence for each thing that the target form could not carry; empty for COCO.
+        out: The folder.
+        form: The name of the annotation format.
+        images: How many images the annotations name.
+        boxes: How many boxes were written.
+        losses: One sentence for each thing that the format could not carry; empty for COCO.
     """
 
     out: Path
-    form: Form
+    form: str
     images: int
     boxes: int
     losses: tuple[str, ...]
 
 
-def convert(records: Records | Mapping[str, Records], to: Form, out: Path, *, copy_images: bool = True) -> Conversion:
-    """Write a data set in COCO (our folder form), YOLO or VOC form.
+def convert(records: Records | Mapping[str, Records], to: str, out: Path, *, copy_images: bool = True) -> DataConversion:
+    """Write a data set in another annotation format.
 
-    Boxes are written as they are, those outside their image too. A file appears whole or not at all; a second conversion of the same
-    form into the same folder replaces the first one, files that no longer belong to it included.
+    Boxes are written as they are, those outside their image too. A file appears whole or not at all; a second conversion to the same
+    format into the same folder replaces the first one, files that no longer belong to it included.
 
     Args:
-        records: one data set, written as the split ``train``, or split name -> data set.
-        to: the target form.
-        out: a new or empty folder, or the folder of an earlier conversion to this form.
-        copy_images: write the images too; without them the annotations still name them.
+        records: One data set, written as the split ``train``, or split name -> data set.
+        to: The name of the format, one of `FORMATS`; COCO is written in our layout.
+        out: A new or empty folder, or the folder of an earlier conversion to this format.
+        copy_images: Write the images too; without them the annotations still name them.
 
     Raises:
-        DataError: if ``out`` holds anything else, or the data cannot be written in this form. Nothing is written then.
+        DataError: if ``out`` holds anything else, or the data cannot be written in this format. Nothing is written then.
         ImageError: if an image to copy does not exist. Nothing is written then.
     """
-    if to not in _PLANS:
-        raise DataError(f"unknown form {to!r}; the forms are {', '.join(_PLANS)}")
+    target = load_format(to)
     splits = {"train": records} if isinstance(records, Records) else dict(records)
-    _check_splits(splits, to)
-    plan = _PLANS[to](splits)
-    if not copy_images:
-        plan = {name: content for name, content in plan.items() if not isinstance(content, Path)}
-    missing = [content for content in plan.values() if isinstance(content, Path) and not content.is_file()]
-    if missing:
-        raise ImageError(f"{missing[0]}: no such image ({len(missing):,} missing in all); restore the files or remove their entries")
-    _write(plan, to, out)
-    return Conversion(
-        out=out,
-        form=to,
-        images=sum(one.num_images for one in splits.values()),
-        boxes=sum(int(has_yolo_form(one).sum()) if to == "yolo" else one.num_boxes for one in splits.values()),
-        losses=tuple(_losses(list(splits.values()), to)),
-    )
-
-
-def _check_splits(splits: Mapping[str, Records], to: Form) -> None:
     if not splits:
         raise DataError("no split to convert; pass at least one data set")
     for split in splits:
         if not re.fullmatch(r"\w[\w.-]*", split):
             raise DataError(f"split {split!r} cannot be a file name; use letters, digits, '_', '-' and '.'")
-    if to == "coco":
-        return
-    first_split, first = next(iter(splits.items()))
-    for split, records in splits.items():
-        if to == "yolo" and records.class_names != first.class_names:
-            raise DataError(f"the classes of {split!r} and {first_split!r} differ, and YOLO has one list for all; convert them separately")
-        if len(set(records.class_names)) != len(records.categories):
-            raise DataError(f"{split}: two classes share one name, which {to.upper()} cannot tell apart; rename one")
-        odd = next((name for name in records.class_names if re.search(r"[\x00-\x1f]", name) or name != name.strip()), None)
-        if odd is not None:
-            raise DataError(f"{split}: the class name {odd!r} has control characters or outer spaces; rename it")
+    files = target.files(splits)
+    if not copy_images:
+        files = {name: content for name, content in files.items() if not isinstance(content, Path)}
+    missing = [content for content in files.values() if isinstance(content, Path) and not content.is_file()]
+    if missing:
+        raise ImageError(f"{missing[0]}: no such image ({len(missing):,} missing in all); restore the files or remove their entries")
+    _write(files, to, out)
+    before, after = list(splits.values()), list(target.kept(splits).values())
+    held = np.concatenate([target.holds(records) for records in before])
+    return DataConversion(
+        out=out,
+        form=to,
+        images=sum(records.num_images for records in before),
+        boxes=int(held.sum()),
+        losses=tuple(_losses(before, held, after, to.upper())),
+    )
 
 
-def _write(plan: Plan, to: Form, out: Path) -> None:
+def _write(files: Files, to: str, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; name a folder")
     manifest = out / _MANIFEST
     earlier = _earlier_files(manifest, to, out)
-    foreign = [name for name in plan if name not in earlier and (out / name).exists()]
+    foreign = [name for name in files if name not in earlier and (out / name).exists()]
     if foreign:
         raise DataError(f"{out / foreign[0]}: exists and was not written by a conversion; name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Both lists first, so that a conversion that is broken off can be repeated.
-        _write_file(manifest, _manifest(to, [*plan, *(name for name in earlier if name not in plan)]))
-        for name, content in plan.items():
+        _write_file(manifest, _manifest(to, [*files, *(name for name in earlier if name not in files)]))
+        for name, content in files.items():
             _write_file(out / name, content)
-        for name in earlier - plan.keys():
+        for name in earlier - files.keys():
             (out / name).unlink(missing_ok=True)
-        _write_file(manifest, _manifest(to, list(plan)))
+        _write_file(manifest, _manifest(to, list(files)))
     except OSError as error:
         raise DataError(f"{error.filename or out}: cannot be written ({error.strerror}); check the folder and the free space") from error
 
 
-def _earlier_files(manifest: Path, to: Form, out: Path) -> set[str]:
-    """Names of the files of an earlier conversion to the same form."""
+def _earlier_files(manifest: Path, to: str, out: Path) -> set[str]:
+    """Names of the files of an earlier conversion to the same format."""
     if not out.is_dir() or not any(out.iterdir()):
         return set()
     try:
@@ -124,7 +116,7 @@ def _earlier_files(manifest: Path, to: Form, out: Path) -> set[str]:
     return {name for name in files if isinstance(name, str) and is_safe_name(name)}
 
 
-def _manifest(to: Form, files: list[str]) -> Content:
+def _manifest(to: str, files: list[str]) -> Content:
     return lambda: iter([json.dumps({"form": to, "files": files}).encode()])
 
 
@@ -137,43 +129,38 @@ def _write_file(path: Path, content: Content) -> None:
                 file.writelines(content())
 
 
-def _losses(splits: list[Records], to: Form) -> Iterator[str]:
-    if to == "coco":
-        return
-    num_crowds = sum(int(records.is_crowd.sum()) for records in splits)
-    num_difficult = sum(int(records.is_difficult.sum()) for records in splits)
-    if to == "yolo":
-        num_empty = sum(int((~has_yolo_form(records) & ~records.is_crowd).sum()) for records in splits)
-        if num_crowds:
-            yield f"{num_crowds:,} crowd regions are left out: YOLO would take them for objects"
-        if num_difficult:
-            yield f"{num_difficult:,} difficult boxes are ordinary boxes now"
-        if num_empty:
-            yield f"{num_empty:,} boxes of zero or negative size are left out"
-    elif num_crowds:
-        yield f"{num_crowds:,} crowd regions are difficult boxes now"
-    if any(_has_own_areas(records, to) for records in splits):
+def _losses(before: Sequence[Records], held: NDArray[np.bool_], after: Sequence[Records], form: str) -> Iterator[str]:
+    """What differs between the splits as they were and as they are when they are read again.
+
+    Args:
+        before: What was converted.
+        held: (B,) Which boxes of all splits were written.
+        after: What reading gives.
+        form: What sentences call the format.
+    """
+
+    def column(splits: Sequence[Records], name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(records, name) for records in splits])
+
+    is_crowd, is_difficult = column(before, "is_crowd"), column(before, "is_difficult")
+    for count, sentence in (
+        (is_crowd & ~held, f"crowd regions are left out: {form} would take them for objects"),
+        (is_crowd[held] & ~column(after, "is_crowd"), "crowd regions are difficult boxes now"),
+        (is_difficult[held] & ~column(after, "is_difficult"), "difficult boxes are ordinary boxes now"),
+        (~is_crowd & ~held, "boxes of zero or negative size are left out"),
+    ):
+        if count.any():
+            yield f"{int(count.sum()):,} {sentence}"
+    if not np.allclose(column(before, "areas")[held], column(after, "areas"), rtol=1e-9):
         yield "object areas are those of the boxes now, so small, medium and large are counted differently"
-    if any(list(records.image_ids) != list(range(1, records.num_images + 1)) for records in splits):
+    if any(list(old.image_ids) != list(new.image_ids) for old, new in zip(before, after, strict=True)):
         yield "image ids are lost: reading it again numbers the images 1, 2, 3..."
-    if any(_ids_when_read_again(records, to) != dict(zip(records.class_names, records.category_ids, strict=True)) for records in splits):
-        yield f"category ids are lost: reading it again numbers the classes from {0 if to == 'yolo' else 1}"
-    if any(category.supercategory for records in splits for category in records.categories):
+    classes, classes_now = ({category for records in splits for category in records.categories} for splits in (before, after))
+    ids_now = {(category.name, category.id) for category in classes_now}
+    if not ids_now <= {(category.name, category.id) for category in classes}:
+        yield f"category ids are lost: reading it again numbers the classes from {min(number for _, number in ids_now)}"
+    if any(category.supercategory for category in classes) and not any(category.supercategory for category in classes_now):
         yield "supercategories are lost"
-    if to == "voc":
-        unused = sum(int((np.bincount(records.labels, minlength=len(records.categories)) == 0).sum()) for records in splits)
-        if unused:
-            yield f"{unused:,} classes without boxes are lost"
-
-
-def _ids_when_read_again(records: Records, to: Form) -> dict[str, int]:
-    if to == "yolo":
-        return {name: label for label, name in enumerate(records.class_names)}
-    return {name: number for number, name in enumerate(sorted(records.class_names), start=1)}
-
-
-def _has_own_areas(records: Records, to: Form) -> bool:
-    """Whether an object that is written has another area than its box, as objects with masks have."""
-    kept = has_yolo_form(records) if to == "yolo" else np.ones(records.num_boxes, dtype=np.bool_)
-    boxes = records.boxes_xywh[kept]
-    return not np.allclose(records.areas[kept], boxes[:, 2] * boxes[:, 3], rtol=1e-9)
+    unused = {category.name for category in classes} - {category.name for category in classes_now}
+    if unused:
+        yield f"{len(unused):,} classes without boxes are lost"

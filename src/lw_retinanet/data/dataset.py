@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lw_retinanet.data.box_quality import require_boxes
 from lw_retinanet.data.category_match import match_categories
+from lw_retinanet.data.formats import table
+from lw_retinanet.data.formats.annotation_format import WHOLE, Part, Parts, Sign
 from lw_retinanet.data.image_sizes import require_files, require_sizes, with_sizes
-from lw_retinanet.data.recognition import WHOLE, Part, recognise
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.errors import DataError
 
@@ -41,7 +42,7 @@ class Dataset:
             DataError: if the path does not exist or holds no known annotation format.
         """
         parts: dict[str, Part] = {}
-        for name, part in recognise(path).items():
+        for name, part in _recognise(path).items():
             parts.setdefault(_OWN_NAMES.get(name, name), part)
         return cls(path=path, parts=parts)
 
@@ -116,3 +117,41 @@ class Dataset:
             match_categories(classes, records)
         require_sizes(records)
         return records
+
+
+def _recognise(path: Path) -> Parts:
+    if path.is_file():
+        return _recognise_file(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; check the path to the data set")
+    if not path.is_dir():
+        raise DataError(f"{path}: neither a file nor a folder; pass a data set")
+    for sign in Sign:
+        for name in table.FORMATS:
+            found = table.load_format(name).recognise_folder(path, sign)
+            if found:
+                return _recognise_file(found) if isinstance(found, Path) else found
+    raise DataError(f"{path}: no annotations recognised; expected {_layouts()}")
+
+
+def _recognise_file(path: Path) -> Parts:
+    try:
+        with path.open("rb") as file:
+            head = file.read(65536)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    text = head.decode("utf-8-sig", errors="replace").lstrip()
+    if not text:
+        raise DataError(f"{path}: the file is empty; pass an annotation file")
+    if b"\0" in head:
+        raise DataError(f"{path}: not a text file; pass {_layouts()}")
+    for name in table.FORMATS:
+        parts = table.load_format(name).recognise_file(path, text)
+        if parts:
+            return parts
+    raise DataError(f"{path}: not a known annotation format; pass {_layouts()}")
+
+
+def _layouts() -> str:
+    *layouts, last = (table.load_format(name).layouts for name in table.FORMATS)
+    return f"{', '.join(layouts)} or {last}"

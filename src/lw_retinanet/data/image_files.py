@@ -1,4 +1,4 @@
-"""Which image files a person means by files, folders and patterns."""
+"""Finding image files: those of a folder, and those that a user means by files, folders and patterns."""
 
 import glob
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from lw_retinanet.data.images import printable
 from lw_retinanet.errors import InputError
 
-# Only for picking files out of a folder or a pattern; what a file is, its content says.
+# The suffix only selects files of a folder or a pattern; what a file is follows from its content.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
 
 
@@ -32,7 +32,7 @@ def _images_of(source: str | Path) -> list[Path]:
     path, shown = Path(source).expanduser(), printable(source)
     try:
         if path.is_dir():
-            images = sorted(_walk(path))
+            images = sorted(walk_images(path))
             if not images:
                 raise InputError(f"{shown}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))}); name another one")
             return images
@@ -53,8 +53,11 @@ def _images_of(source: str | Path) -> list[Path]:
     raise InputError(f"{shown}: {what}; check the path")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Image files below ``folder``; linked folders are followed, each real folder once, so that a circle of links ends."""
+def walk_images(folder: Path) -> Iterator[Path]:
+    """Files with a usual image suffix below ``folder``, hidden files and folders left out.
+
+    Linked folders are followed, each real folder once, so that a circle of links ends.
+    """
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)

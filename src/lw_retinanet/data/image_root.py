@@ -57,18 +57,3 @@ def root_candidates(path: Path) -> list[Path]:
         above / "images" / split,
         above,
     ]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All image files under a folder, by suffix, sorted, hidden ones left out."""
-    from lw_retinanet.data.image_files import SUFFIXES
-
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
-
-
-def images_by_stem(folder: Path) -> dict[str, str]:
-    """Names of the image files directly in a folder, by their name without suffix."""
-    from lw_retinanet.data.image_files import SUFFIXES
-
-    return {path.stem: path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}

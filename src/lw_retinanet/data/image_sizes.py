@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.data.images import read_size
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError, ImageError
@@ -18,8 +19,6 @@ _NUM_THREADS = 8  # the wait is for the disk or the network, not for the process
 
 
 def _header_size(path: Path) -> HeaderSize:
-    from lw_retinanet.data.images import read_size
-
     if not path.is_file():
         return None
     try:

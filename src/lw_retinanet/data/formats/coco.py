@@ -1,8 +1,10 @@
-"""COCO JSON -> `Records`: any ids, any order, crowds and images without boxes, at COCO's own size."""
+"""COCO JSON: any ids, any order, crowds and images without boxes, in files of COCO's own size."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.data.box_quality import image_of_box
 from lw_retinanet.data.builder import MAX_COORDINATE, build_records
+from lw_retinanet.data.formats.annotation_format import SPLIT_FOLDERS, WHOLE, AnnotationFormat, Files, Part, Parts, Sign, existing_splits
+from lw_retinanet.data.formats.json_sections import iterate_sections
+from lw_retinanet.data.formats.target_files import known_sizes, target_names
 from lw_retinanet.data.image_root import find_root, is_safe_name, root_candidates
-from lw_retinanet.data.json_sections import iterate_sections
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Id, Records
 from lw_retinanet.errors import DataError
@@ -20,54 +25,98 @@ from lw_retinanet.errors import DataError
 _NUMBERS = frozenset({int, float})
 
 
-def read_coco(path: Path, root: Path | None = None, *, problems: Problems | None = None) -> Records:
-    """Read a COCO annotation file (``images``, ``annotations``, ``categories``; all else is ignored, masks too).
+class Coco(AnnotationFormat):
+    """COCO JSON: one file a split, with the lists ``images``, ``annotations`` and ``categories``; all else is ignored, masks too.
 
-    A missing ``iscrowd`` is 0, a missing ``area`` the area of the box, ``ignore`` becomes `Records.is_difficult`. Boxes of zero or
-    negative size are kept as annotated.
-
-    Args:
-        path: the file.
-        root: folder of the images; found by looking for the first few files if not given.
-        problems: collects what is wrong, and the entries concerned are left out. Without it the first kind of error is raised.
-
-    Raises:
-        DataError: if the file is not a COCO annotation file, or has errors and ``problems`` is not given.
+    A missing ``iscrowd`` is 0, a missing ``area`` the area of the box, and ``ignore`` becomes `Records.is_difficult`. Boxes of zero or
+    negative size are kept as annotated. Writing and reading again loses nothing.
     """
-    found = Problems(path) if problems is None else problems
-    images, categories, annotations = _Images(found), _Categories(found), _Annotations(found)
-    sinks: Mapping[str, Callable[[Sequence[Any]], None]] = {
-        "images": images.extend,
-        "categories": categories.extend,
-        "annotations": annotations.extend,
-    }
-    seen: set[str] = set()
-    with _paused_collector():
-        for key, batch in iterate_sections(path):
-            if key in sinks and batch is not None:
-                seen.add(key)
-                sinks[key](batch)
-    if "images" not in seen:
-        raise DataError(f"{path}: not a COCO annotation file: it has no list 'images'; pass the ground truth's annotation file")
-    image_rows, labels = annotations.resolve(images.rows, categories.rows)
-    if problems is None:
-        found.raise_errors()
-    keep = (image_rows >= 0) & (labels >= 0)
-    ids = annotations.ids()
-    return build_records(
-        root=find_root(images.names, root_candidates(path)) if root is None else root,
-        file_names=images.names,
-        image_ids=images.ids,
-        sizes_hw=images.sizes_hw,
-        image_of_box=image_rows[keep],
-        boxes_xywh=annotations.boxes()[keep],
-        labels=labels[keep],
-        categories=categories.found,
-        areas=annotations.areas()[keep],
-        is_crowd=annotations.is_crowd()[keep],
-        is_difficult=annotations.is_difficult()[keep],
-        annotation_ids=None if ids is None else ids[keep],
-    )
+
+    name = "coco"
+    layouts = "train.json and val.json with images/, COCO's annotations/ folder, a Roboflow export"
+    has_annotation_ids = True
+
+    def recognise_file(self, path: Path, head: str) -> Parts:
+        """A JSON object; a JSON list is COCO's format of detections, and refused."""
+        if head[0] == "[":
+            raise DataError(f"{path}: a JSON list, as detections are written; pass the ground truth's annotation file")
+        return {WHOLE: Part(format=self, path=path)} if head[0] == "{" else {}
+
+    def recognise_folder(self, folder: Path, sign: Sign) -> Parts | Path:
+        """Our own layout, COCO's own, Roboflow's export, or a folder with one JSON file."""
+        if sign is Sign.STRUCTURE:
+            return self._own_layout(folder) or self._coco_layout(folder) or self._roboflow_layout(folder)
+        files = sorted(folder.glob("*.json")) if sign is Sign.ANY_FILE else []
+        if len(files) > 1:
+            shown = ", ".join(path.name for path in files[:5])
+            raise DataError(f"{folder}: several JSON files ({shown}), none called train.json or val.json; pass the one to use")
+        return files[0] if files else {}
+
+    def _own_layout(self, folder: Path) -> Parts:
+        root = folder / "images" if (folder / "images").is_dir() else None
+        return {split: Part(format=self, path=path, root=root) for split, path in existing_splits(folder, "{}.json").items()}
+
+    def _coco_layout(self, folder: Path) -> Parts:
+        annotations = folder / "annotations"
+        by_split: dict[str, Path] = {}
+        for path in sorted(annotations.glob("instances_*.json"), reverse=True):  # the newest year of a split comes first
+            by_split.setdefault(path.stem.removeprefix("instances_").rstrip("0123456789").rstrip("_-"), path)
+        by_split = by_split or existing_splits(annotations, "{}.json")
+        order = sorted(by_split, key=lambda split: (SPLIT_FOLDERS.index(split) if split in SPLIT_FOLDERS else len(SPLIT_FOLDERS), split))
+        return {split: Part(format=self, path=by_split[split]) for split in order}
+
+    def _roboflow_layout(self, folder: Path) -> Parts:
+        if (folder / "_annotations.coco.json").is_file():
+            return {WHOLE: Part(format=self, path=folder / "_annotations.coco.json", root=folder)}
+        paths = existing_splits(folder, "{}/_annotations.coco.json")
+        return {split: Part(format=self, path=path, root=path.parent) for split, path in paths.items()}
+
+    def parse(self, path: Path, root: Path | None, split: str | None, problems: Problems) -> Records:
+        """See `AnnotationFormat.read`; a file is one split."""
+        images, categories, annotations = _Images(problems), _Categories(problems), _Annotations(problems)
+        sinks: Mapping[str, Callable[[Sequence[Any]], None]] = {
+            "images": images.extend,
+            "categories": categories.extend,
+            "annotations": annotations.extend,
+        }
+        seen: set[str] = set()
+        with _paused_collector():
+            for key, batch in iterate_sections(path):
+                if key in sinks and batch is not None:
+                    seen.add(key)
+                    sinks[key](batch)
+        if "images" not in seen:
+            raise DataError(f"{path}: not a COCO annotation file: it has no list 'images'; pass the ground truth's annotation file")
+        image_rows, labels = annotations.resolve(images.rows, categories.rows)
+        keep = (image_rows >= 0) & (labels >= 0)
+        ids = annotations.ids()
+        return build_records(
+            root=find_root(images.names, root_candidates(path)) if root is None else root,
+            file_names=images.names,
+            image_ids=images.ids,
+            sizes_hw=images.sizes_hw,
+            image_of_box=image_rows[keep],
+            boxes_xywh=annotations.boxes()[keep],
+            labels=labels[keep],
+            categories=categories.found,
+            areas=annotations.areas()[keep],
+            is_crowd=annotations.is_crowd()[keep],
+            is_difficult=annotations.is_difficult()[keep],
+            annotation_ids=None if ids is None else ids[keep],
+        )
+
+    def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
+        """All of it."""
+        return dict(splits)
+
+    def files(self, splits: Mapping[str, Records]) -> Files:
+        """``{split}.json`` and ``images/``."""
+        files: Files = {}
+        names = target_names(splits)
+        for split, records in splits.items():
+            files |= {f"images/{name}": records.path(row) for row, name in enumerate(names[split])}
+            files[f"{split}.json"] = partial(_json_text, records, names[split])
+        return files
 
 
 @contextmanager
@@ -271,3 +320,51 @@ class _Annotations:
 
     def is_difficult(self) -> NDArray[np.bool_]:
         return np.concatenate([np.zeros(0, dtype=np.bool_), *self._difficult])
+
+
+def _json_text(records: Records, names: list[str]) -> Iterator[bytes]:
+    sizes_hw = known_sizes(records).tolist()
+    yield b'{"images": ['
+    yield from _json_lines(
+        {"id": image_id, "file_name": name} | ({"width": width, "height": height} if width and height else {})
+        for image_id, name, (height, width) in zip(records.image_ids, names, sizes_hw, strict=True)
+    )
+    yield b'], "annotations": ['
+    columns = zip(
+        records.annotation_ids.tolist(),
+        image_of_box(records).tolist(),
+        records.labels.tolist(),
+        records.boxes_xywh.tolist(),
+        records.areas.tolist(),
+        records.is_crowd.tolist(),
+        records.is_difficult.tolist(),
+        strict=True,
+    )
+    yield from _json_lines(
+        {
+            "id": annotation_id,
+            "image_id": records.image_ids[row],
+            "category_id": records.categories[label].id,
+            "bbox": bbox,
+            "area": area,
+            "iscrowd": int(is_crowd),
+        }
+        | ({"ignore": 1} if is_difficult else {})
+        for annotation_id, row, label, bbox, area, is_crowd, is_difficult in columns
+    )
+    yield b'], "categories": ['
+    yield from _json_lines(
+        {"id": category.id, "name": category.name} | ({} if category.supercategory is None else {"supercategory": category.supercategory})
+        for category in records.categories
+    )
+    yield b"]}\n"
+
+
+def _json_lines(objects: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
+    separator = "\n"
+    for one in objects:
+        yield (separator + json.dumps(one)).encode()
+        separator = ",\n"
+
+
+FORMAT = Coco()

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from lw_retinanet.data.image_root import list_images
-from lw_retinanet.data.json_sections import read_text
+from lw_retinanet.data.formats.annotation_format import read_text
+from lw_retinanet.data.image_files import walk_images
 from lw_retinanet.errors import DataError
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -136,7 +136,7 @@ def images_and_labels(data: YoloFile, split: str) -> list[ImageAndLabel]:
         if place is None:
             raise DataError(f"{data.path}: {split}: {entry}: no such folder or list under {data.folder}; correct the path")
         if place.is_dir():
-            found = [ImageAndLabel(image=image, label=_label_of(image)) for image in list_images(place)]
+            found = [ImageAndLabel(image=image, label=_label_of(image)) for image in sorted(walk_images(place)) if image.is_file()]
         else:
             found = _from_list(place, data.folder)
         pairs |= {pair.image: pair for pair in found}

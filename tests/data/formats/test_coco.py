@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lw_retinanet.data.coco_json import read_coco
-from lw_retinanet.data.json_sections import iterate_sections
+from lw_retinanet.data.formats.coco import FORMAT as COCO
+from lw_retinanet.data.formats.json_sections import iterate_sections
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.errors import DataError
 
@@ -41,7 +41,7 @@ def write(folder: Path, content: Any) -> Path:
 
 
 def test_odd_ids_out_of_order(tmp_path: Path) -> None:
-    records = read_coco(write(tmp_path, coco()))
+    records = COCO.read(write(tmp_path, coco()))
     assert records.image_ids == (5, 2**40, -3)
     assert records.category_ids == (90, "z")
     assert records.categories[0].supercategory == "animal"
@@ -58,11 +58,11 @@ def test_odd_ids_out_of_order(tmp_path: Path) -> None:
 def test_byte_order_mark_and_pretty_printing(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(coco(), indent=4).encode())
-    assert read_coco(path).num_boxes == 3
+    assert COCO.read(path).num_boxes == 3
 
 
 def test_no_annotations_at_all(tmp_path: Path) -> None:
-    records = read_coco(write(tmp_path, {"images": [{"id": 1, "file_name": "a.jpg"}]}))
+    records = COCO.read(write(tmp_path, {"images": [{"id": 1, "file_name": "a.jpg"}]}))
     assert (records.num_images, records.num_boxes, records.boxes_xywh.shape) == (1, 0, (0, 4))
 
 
@@ -71,7 +71,7 @@ def test_images_are_found_beside_or_in_images(tmp_path: Path, name: str) -> None
     root = tmp_path / "images" if name == "images" else tmp_path
     (tmp_path / "images").mkdir()
     (root / "b.jpg").touch()
-    assert read_coco(write(tmp_path, coco())).root == root.resolve()
+    assert COCO.read(write(tmp_path, coco())).root == root.resolve()
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_bad_box_names_its_annotation(tmp_path: Path, bbox: object, kind: str)
     bad = {"id": 77, "image_id": 5, "category_id": 90, "bbox": bbox}
     path = write(tmp_path, coco(annotations=[*coco()["annotations"], bad]))
     with pytest.raises(DataError, match="annotation 77"):
-        read_coco(path)
+        COCO.read(path)
     problems = Problems(path)
-    assert read_coco(path, problems=problems).num_boxes == 3  # the sound ones of the batch are kept
+    assert COCO.read(path, problems=problems).num_boxes == 3  # the sound ones of the batch are kept
     assert problems.count(kind) == 1
 
 
@@ -108,7 +108,7 @@ def test_a_bad_box_names_its_annotation(tmp_path: Path, bbox: object, kind: str)
 def test_a_bad_field_names_its_annotation(tmp_path: Path, field: str, value: object) -> None:
     bad = {"id": 78, "image_id": 5, "category_id": 90, "bbox": [0, 0, 1, 1]} | {field: value}
     with pytest.raises(DataError, match=f"annotation 78: {field}"):
-        read_coco(write(tmp_path, coco(annotations=[bad])))
+        COCO.read(write(tmp_path, coco(annotations=[bad])))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_a_bad_field_names_its_annotation(tmp_path: Path, field: str, value: obj
 )
 def test_errors_of_the_tables(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_coco(write(tmp_path, coco(**changes)))
+        COCO.read(write(tmp_path, coco(**changes)))
 
 
 def test_one_line_counts_all_and_shows_five(tmp_path: Path) -> None:
     lost = [{"id": i, "image_id": 999, "category_id": 90, "bbox": [0, 0, 1, 1]} for i in range(12)]
     with pytest.raises(DataError) as caught:
-        read_coco(write(tmp_path, coco(annotations=lost)))
+        COCO.read(write(tmp_path, coco(annotations=lost)))
     assert "12 (annotation 0: " in str(caught.value)
     assert "annotation 4" in str(caught.value)
     assert "annotation 5" not in str(caught.value)
@@ -145,7 +145,7 @@ def test_string_annotation_ids_are_numbered(tmp_path: Path) -> None:
     content = coco()
     content["annotations"][1]["id"] = "second"
     problems = Problems("x")
-    records = read_coco(write(tmp_path, content), problems=problems)
+    records = COCO.read(write(tmp_path, content), problems=problems)
     assert records.annotation_ids.tolist() == [1, 2, 3]
     assert problems.count("renumbered_annotation_ids") == 1
 
@@ -166,21 +166,21 @@ def test_string_annotation_ids_are_numbered(tmp_path: Path) -> None:
 )
 def test_malformed_json_is_located(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_coco(write(tmp_path, text))
+        COCO.read(write(tmp_path, text))
 
 
 def test_the_garbage_collector_is_on_again(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        read_coco(write(tmp_path, "{"))
+        COCO.read(write(tmp_path, "{"))
     assert gc.isenabled()
 
 
 def test_not_utf_8_and_missing(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"images": "\xff"}')
     with pytest.raises(DataError, match="byte 12"):
-        read_coco(tmp_path / "a.json")
+        COCO.read(tmp_path / "a.json")
     with pytest.raises(DataError, match="no such file"):
-        read_coco(tmp_path / "b.json")
+        COCO.read(tmp_path / "b.json")
 
 
 json_values = st.recursive(
@@ -198,7 +198,7 @@ def test_sections_equal_the_json_module(
     path.write_text(json.dumps(content, indent=indent), encoding="utf-8")
     found: dict[str, list[object] | None] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lw_retinanet.data.json_sections._BATCH", batch)
+        patch.setattr("lw_retinanet.data.formats.json_sections._BATCH", batch)
         for key, elements in iterate_sections(path):
             found[key] = None if elements is None else [*(found.get(key) or []), *elements]
     assert found == {key: value if isinstance(value, list) else None for key, value in content.items()}
@@ -207,7 +207,7 @@ def test_sections_equal_the_json_module(
 @pytest.mark.real
 def test_coco_itself(shared: Path) -> None:
     path = shared / "data" / "coco_cc" / "train.json"
-    records = read_coco(path)
+    records = COCO.read(path)
     content = json.loads(path.read_text())
     assert (records.num_images, int((~records.is_crowd).sum())) == (678, 6093)
     by_id = {annotation["id"]: annotation for annotation in content["annotations"]}

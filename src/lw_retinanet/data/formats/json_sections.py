@@ -5,26 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lw_retinanet.data.formats.annotation_format import read_text
 from lw_retinanet.errors import DataError
 
 _BATCH = 16384
 _skip_space = re.compile(r"[ \t\n\r]*").match
-
-
-def read_text(path: Path) -> str:
-    """A text file as UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: if the file is missing, unreadable or not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def iterate_sections(path: Path) -> Iterator[tuple[str, list[object] | None]]:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lw_retinanet.data.formats.voc import FORMAT as VOC
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.voc_xml import read_voc
 from lw_retinanet.errors import DataError
 
 
@@ -42,7 +42,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_whole_folder(voc: Path) -> None:
-    records = read_voc(voc)
+    records = VOC.read(voc)
     assert records.root == (voc / "JPEGImages").resolve()
     assert records.file_names == ("a.jpg", "b.jpg", "c.jpg")
     assert records.class_names == ("ant", "cat", "dog")
@@ -53,36 +53,32 @@ def test_whole_folder(voc: Path) -> None:
 
 
 def test_a_split_keeps_the_classes_of_all_files(voc: Path) -> None:
-    records = read_voc(voc, split="train")
+    records = VOC.read(voc, split="train")
     assert records.file_names == ("b.jpg", "a.jpg")
     assert records.class_names == ("ant", "cat", "dog")
-
-
-def test_one_based_moves_the_minima_only(voc: Path) -> None:
-    assert read_voc(voc / "Annotations" / "c.xml", one_based=True).boxes_xywh.tolist() == [[0, 1, 11, 21]]
 
 
 def test_a_list_that_names_no_file(voc: Path) -> None:
     (voc / "ImageSets" / "Main" / "val.txt").write_text("zebra\n")
     with pytest.raises(DataError, match=r"zebra\.xml does not exist"):
-        read_voc(voc, split="val")
+        VOC.read(voc, split="val")
 
 
 def test_a_stale_filename_gives_way_to_the_xml_name(tmp_path: Path) -> None:
     write(tmp_path, "x", voc_object(), filename="C:\\old\\one.jpg")
     save_image(tmp_path, "x.PNG")
-    assert read_voc(tmp_path).file_names == ("x.PNG",)
+    assert VOC.read(tmp_path).file_names == ("x.PNG",)
 
 
 @pytest.mark.parametrize("filename", ["../../x.jpg", "/etc/x.jpg", "http://host/x.jpg"])
 def test_an_unsafe_filename_is_refused(tmp_path: Path, filename: str) -> None:
     with pytest.raises(DataError, match="leave the image folder"):
-        read_voc(write(tmp_path, "x", filename=filename))
+        VOC.read(write(tmp_path, "x", filename=filename))
 
 
 def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
     part = f"<part><name>head</name>{voc_object('head')}</part>"
-    records = read_voc(write(tmp_path, "x", voc_object("person", more=part)))
+    records = VOC.read(write(tmp_path, "x", voc_object("person", more=part)))
     assert records.class_names == ("person",)
 
 
@@ -98,24 +94,24 @@ def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
 )
 def test_bad_objects_are_located(tmp_path: Path, objects: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"x\.xml.*{message}"):
-        read_voc(write(tmp_path, "x", objects))
+        VOC.read(write(tmp_path, "x", objects))
 
 
 def test_entities_are_forbidden(tmp_path: Path) -> None:
     bomb = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
     (tmp_path / "x.xml").write_text(bomb)
     with pytest.raises(DataError, match="forbidden XML"):
-        read_voc(tmp_path / "x.xml")
+        VOC.read(tmp_path / "x.xml")
 
 
 def test_the_tolerant_reader_keeps_the_rest(tmp_path: Path) -> None:
     write(tmp_path, "a", voc_object())
     (tmp_path / "b.xml").write_text("<svg/>")
     problems = Problems(tmp_path)
-    assert read_voc(tmp_path, problems=problems).num_boxes == 1
+    assert VOC.read(tmp_path, problems=problems).num_boxes == 1
     assert problems.count("broken_file") == 1
 
 
 def test_a_folder_without_xml(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no XML files"):
-        read_voc(tmp_path)
+        VOC.read(tmp_path)

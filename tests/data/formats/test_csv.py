@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lw_retinanet.data.csv_table import read_csv, split_names
+from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.data.formats.csv import FORMAT as CSV
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.errors import DataError
 
@@ -24,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_boxes_of_an_image_need_not_stand_together(folder: Path) -> None:
-    records = read_csv(write(folder, HEADER + "b.png,1,2,11.5,22,dog\na.png,0,0,5,5,cat\n\nb.png,3,3,4,4,cat\n"))
+    records = CSV.read(write(folder, HEADER + "b.png,1,2,11.5,22,dog\na.png,0,0,5,5,cat\n\nb.png,3,3,4,4,cat\n"))
     assert records.file_names == ("b.png", "a.png")
     assert records.boxes_xywh.tolist() == [[1, 2, 10.5, 20], [3, 3, 1, 1], [0, 0, 5, 5]]
     assert [records.class_names[label] for label in records.labels] == ["dog", "cat", "cat"]
@@ -33,15 +34,15 @@ def test_boxes_of_an_image_need_not_stand_together(folder: Path) -> None:
 
 @pytest.mark.parametrize("row", ["a.png,,,,,", "a.png,,,,,Tree", "a.png,0,0,0,0,Tree"])
 def test_images_without_objects(folder: Path, row: str) -> None:
-    records = read_csv(write(folder, f"image_path,xmin,ymin,xmax,ymax,label\n{row}\nb.png,1,1,2,2,Bird\n"))
+    records = CSV.read(write(folder, f"image_path,xmin,ymin,xmax,ymax,label\n{row}\nb.png,1,1,2,2,Bird\n"))
     assert records.offsets.tolist() == [0, 0, 1]
     assert records.class_names == ("Bird",)
 
 
 def test_split_column_and_odd_column_order(folder: Path) -> None:
     path = write(folder, "\ufefflabel;split;ymax;xmax;ymin;xmin;image\ncat;train;4;3;2;1;a.png\ndog;val;4;3;2;1;b.png\n")
-    assert split_names(path) == ("train", "val")
-    records = read_csv(path, split="val")
+    assert Dataset.open(path).splits == ("train", "val")
+    records = CSV.read(path, split="val")
     assert records.file_names == ("b.png",)
     assert records.boxes_xywh.tolist() == [[1, 2, 2, 2]]
     assert records.class_names == ("cat", "dog")
@@ -63,17 +64,17 @@ def test_split_column_and_odd_column_order(folder: Path) -> None:
 def test_a_bad_line_is_located(folder: Path, row: str, message: str) -> None:
     path = write(folder, f"{HEADER}b.png,1,1,2,2,cat\n{row}\n")
     with pytest.raises(DataError, match=message):
-        read_csv(path)
-    assert read_csv(path, problems=Problems("x")).boxes(0).tolist() == [[1, 1, 2, 2]]
+        CSV.read(path)
+    assert CSV.read(path, problems=Problems("x")).boxes(0).tolist() == [[1, 1, 2, 2]]
 
 
 def test_an_unreadable_image_is_named(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"cannot be read: 1 \(.*b\.png"):
-        read_csv(write(folder, HEADER + "b.png,1,1,2,2,cat\n"))
+        CSV.read(write(folder, HEADER + "b.png,1,1,2,2,cat\n"))
 
 
 @pytest.mark.parametrize("text", ["", "a,b,c\n1,2,3\n", "image,xmin,ymin,xmax,label\n"])
 def test_another_table_is_refused(folder: Path, text: str) -> None:
     with pytest.raises(DataError, match="first line must name the columns"):
-        read_csv(write(folder, text))
+        CSV.read(write(folder, text))

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lw_retinanet.data.formats.yolo import FORMAT as YOLO
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.yolo_txt import read_yolo
 from lw_retinanet.errors import DataError
 
 
@@ -30,7 +30,7 @@ def yolo(tmp_path: Path) -> Path:
 
 
 def test_boxes_in_pixels_and_negatives(yolo: Path) -> None:
-    records = read_yolo(yolo, split="train")
+    records = YOLO.read(yolo, split="train")
     assert records.file_names == ("a.png", "b.png", "c.png")
     assert records.offsets.tolist() == [0, 0, 2, 2]
     # 200 x 100: centre (100, 50), 20 x 40 px; the second fills the left half
@@ -42,7 +42,7 @@ def test_boxes_in_pixels_and_negatives(yolo: Path) -> None:
 
 def test_a_polygon_becomes_its_bounding_box(yolo: Path) -> None:
     save_text(yolo.parent / "labels" / "train" / "b.txt", "0 0.1 0.2 0.5 0.3 0.2 0.8\n")
-    assert read_yolo(yolo, split="train").boxes_xywh[0] == pytest.approx([20, 20, 80, 60])
+    assert YOLO.read(yolo, split="train").boxes_xywh[0] == pytest.approx([20, 20, 80, 60])
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_a_polygon_becomes_its_bounding_box(yolo: Path) -> None:
 def test_a_bad_line_is_located(yolo: Path, line: str, message: str) -> None:
     save_text(yolo.parent / "labels" / "train" / "b.txt", f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(DataError, match=rf"b\.txt.*{message}"):
-        read_yolo(yolo, split="train")
-    assert read_yolo(yolo, split="train", problems=Problems("x")).num_boxes == 1
+        YOLO.read(yolo, split="train")
+    assert YOLO.read(yolo, split="train", problems=Problems("x")).num_boxes == 1
 
 
 def test_names_as_a_list_and_a_list_of_folders(yolo: Path) -> None:
     save_image(yolo.parent / "more" / "images" / "d.png")
     save_text(yolo.parent / "more" / "labels" / "d.txt", "1 0.5 0.5 1 1")
     save_text(yolo, "train: [images/train, more/images]\nnames: [cat, ant, dog]\nnc: 3\n")
-    records = read_yolo(yolo)
+    records = YOLO.read(yolo)
     assert records.class_names == ("cat", "ant", "dog")
     assert records.root == yolo.parent
     assert records.file_names[-1] == "more/images/d.png"
@@ -78,7 +78,7 @@ def test_a_path_that_was_right_elsewhere(yolo: Path) -> None:
     save_text(yolo, "train: ../train/images\nnames: [cat]\n")
     save_image(yolo.parent / "train" / "images" / "x.png")
     save_text(yolo.parent / "train" / "labels" / "x.txt", "0 0.5 0.5 1 1")
-    assert read_yolo(yolo).num_boxes == 1
+    assert YOLO.read(yolo).num_boxes == 1
 
 
 def test_a_list_of_absolute_paths(yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -87,7 +87,7 @@ def test_a_list_of_absolute_paths(yolo: Path, tmp_path_factory: pytest.TempPathF
     save_text(elsewhere / "x.txt", "0 0.5 0.5 1 1")
     save_text(yolo.parent / "list.txt", f"{elsewhere / 'x.png'}\n{yolo.parent}/images/train/b.png\n")
     save_text(yolo, "train: list.txt\nnames: [cat, ant, dog]\n")
-    records = read_yolo(yolo)
+    records = YOLO.read(yolo)
     assert records.num_boxes == 3
     assert records.path(0) == elsewhere / "x.png"
 
@@ -99,7 +99,7 @@ def test_darknet(tmp_path: Path) -> None:
     save_image(tmp_path / "obj_train_data" / "a.png")
     save_image(tmp_path / "obj_train_data" / "b.png")
     save_text(tmp_path / "obj_train_data" / "b.txt", "1 0.5 0.5 0.5 0.5\n")
-    records = read_yolo(tmp_path / "obj.data")
+    records = YOLO.read(tmp_path / "obj.data")
     assert records.class_names == ("cat", "dog")
     assert records.offsets.tolist() == [0, 0, 1]
 
@@ -108,7 +108,7 @@ def test_a_missing_image_is_named(yolo: Path) -> None:
     save_text(yolo.parent / "list.txt", "images/train/b.png\nimages/train/lost.png\n")
     save_text(yolo, "train: list.txt\nnames: {0: cat, 2: dog}\n")
     with pytest.raises(DataError, match=r"images that do not exist: 1 \(.*lost\.png"):
-        read_yolo(yolo)
+        YOLO.read(yolo)
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_missing_image_is_named(yolo: Path) -> None:
 )
 def test_bad_data_files(yolo: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_yolo(save_text(yolo, text))
+        YOLO.read(save_text(yolo, text))

@@ -1,0 +1,115 @@
+"""What the writers of annotation files share: names that are sound in the target folder, image sizes, and what a plain format loses."""
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lw_retinanet.data.box_quality import image_of_box
+from lw_retinanet.data.builder import build_records
+from lw_retinanet.data.image_root import is_safe_name
+from lw_retinanet.data.image_sizes import header_sizes
+from lw_retinanet.data.records import Category, Records
+from lw_retinanet.errors import DataError
+
+
+def plain_objects(records: Records) -> NDArray[np.bool_]:
+    """(B,) which boxes are objects of at least some size: a format that knows nothing else would make objects of crowd regions, too."""
+    return (records.boxes_xywh[:, 2:] > 0).all(axis=1) & ~records.is_crowd
+
+
+def without_details(
+    records: Records,
+    keep: NDArray[np.bool_],
+    class_names: Sequence[str],
+    *,
+    first_id: int = 1,
+    is_difficult: NDArray[np.bool_] | None = None,
+) -> Records:
+    """What a format keeps that has boxes and class names only: no ids, no crowds, no areas of their own.
+
+    Args:
+        records: What is written.
+        keep: (B,) the boxes that are written.
+        class_names: The names of the classes when the files are read again.
+        first_id: The id of the first class then; the others follow.
+        is_difficult: (B,) Which boxes are marked as difficult then.
+    """
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of.get(name, -1) for name in records.class_names], dtype=np.int32)
+    return build_records(
+        root=records.root,
+        file_names=records.file_names,
+        sizes_hw=records.sizes_hw,
+        image_of_box=image_of_box(records)[keep],
+        boxes_xywh=records.boxes_xywh[keep],
+        labels=labels[records.labels[keep]],
+        is_difficult=None if is_difficult is None else is_difficult[keep],
+        categories=[Category(id=label + first_id, name=name) for label, name in enumerate(class_names)],
+    )
+
+
+def used_class_names(splits: Mapping[str, Records], keep: Mapping[str, NDArray[np.bool_]]) -> list[str]:
+    """The sorted names of the classes that have a box in any split: what is left of a list of classes that is nowhere written down."""
+    return sorted({records.class_names[label] for split, records in splits.items() for label in np.unique(records.labels[keep[split]])})
+
+
+def require_plain_class_names(splits: Mapping[str, Records], form: str) -> None:
+    """Refuse class names that a format of plain text cannot tell apart or give back.
+
+    Raises:
+        DataError: naming the class.
+    """
+    for split, records in splits.items():
+        if len(set(records.class_names)) != len(records.categories):
+            raise DataError(f"{split}: two classes share one name, which {form} cannot tell apart; rename one")
+        odd = next((name for name in records.class_names if re.search(r"[\x00-\x1f]", name) or name != name.strip()), None)
+        if odd is not None:
+            raise DataError(f"{split}: the class name {odd!r} has control characters or outer spaces; rename it")
+
+
+def known_sizes(records: Records) -> NDArray[np.int32]:
+    """(I, 2) sizes, taken from the image header where the annotations do not say, (0, 0) where that fails too."""
+    sizes_hw = records.sizes_hw.copy()
+    unknown = np.flatnonzero(~sizes_hw.all(axis=1)).tolist()
+    for row, size in zip(unknown, header_sizes([records.path(row) for row in unknown]), strict=True):
+        sizes_hw[row] = size if isinstance(size, tuple) else (0, 0)
+    return sizes_hw
+
+
+def target_names(splits: Mapping[str, Records]) -> dict[str, list[str]]:
+    """File names for the target, unchanged unless two different images of different splits share one; those go to a folder a split."""
+    names: dict[str, list[str]] = {}
+    home: dict[str, str] = {}
+    is_shared = False
+    for split, records in splits.items():
+        unsafe = next((name for name in records.file_names if not is_safe_name(name)), None)
+        if unsafe is not None:
+            raise DataError(f"{records.root}: {unsafe!r} leaves the image folder; write file names relative to it")
+        names[split] = [posixpath.normpath(name.replace("\\", "/")) for name in records.file_names]
+        for row, name in enumerate(names[split]):
+            path = os.fspath(records.path(row))
+            is_shared |= home.setdefault(name, path) != path
+    return {split: [f"{split}/{name}" for name in own] for split, own in names.items()} if is_shared else names
+
+
+def with_unique_stems(names: list[str], split: str, taken: set[str] | None = None) -> list[str]:
+    """The names, changed where two differ in nothing but the suffix: their annotation files would be one."""
+    stems = {posixpath.splitext(name)[0] for name in taken or ()}
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{split}: {twice} is listed twice, and this form has one annotation file an image; merge the entries")
+    unique = []
+    for name in names:
+        stem, suffix = posixpath.splitext(name)
+        number = 1
+        while stem in stems:
+            number += 1
+            stem = f"{posixpath.splitext(name)[0]}_{number}"
+        stems.add(stem)
+        unique.append(stem + suffix)
+    return unique

@@ -1,0 +1,185 @@
+"""YOLO label files: centre, width and height of each box as fractions of the image."""
+
+import math
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from lw_retinanet.data.builder import build_records
+from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign, read_text
+from lw_retinanet.data.formats.target_files import (
+    known_sizes,
+    plain_objects,
+    require_plain_class_names,
+    target_names,
+    with_unique_stems,
+    without_details,
+)
+from lw_retinanet.data.formats.yolo_lists import images_and_labels, read_yolo_file
+from lw_retinanet.data.image_sizes import measure_sizes
+from lw_retinanet.data.problems import Problems
+from lw_retinanet.data.records import Category, Records
+from lw_retinanet.errors import DataError
+
+_MAX_FRACTION = 2.0  # boxes may reach out of the image, but pixels in place of fractions must not pass
+
+
+class Yolo(AnnotationFormat):
+    """YOLO: one text file of labels an image, with the classes and splits in ``data.yaml`` or darknet's ``obj.data``.
+
+    Lines are boxes (``class cx cy w h``, in fractions of the image) or polygons, of which the bounding box is taken. An empty or missing
+    label file is an image without objects. Category ids are YOLO's own class numbers, image ids 1..I in the order of the list or of the
+    file names. What is written has no crowd regions and no boxes without an area.
+    """
+
+    name = "yolo"
+    layouts = "a YOLO data.yaml or obj.data"
+    takes_sizes_from_images = True
+
+    def recognise_file(self, path: Path, head: str) -> Parts:
+        """A YAML file with ``names``, or darknet's data file."""
+        try:
+            splits = read_yolo_file(path).splits
+        except DataError:
+            if path.suffix.lower() in (".yaml", ".yml", ".data"):
+                raise
+            return {}
+        if not splits:
+            raise DataError(f"{path}: names no images; add 'train' and 'val' with a folder or a list of images")
+        return {split: Part(format=self, path=path, split=split) for split in splits}
+
+    def recognise_folder(self, folder: Path, sign: Sign) -> Parts | Path:
+        """The data file by its usual name, or the only one there is."""
+        if sign is not Sign.STRUCTURE:
+            return {}
+        named = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml", "obj.data") if (folder / name).is_file()]
+        if named:
+            return named[0]
+        others = sorted(path for pattern in ("*.yaml", "*.yml", "*.data") for path in folder.glob(pattern))
+        return others[0] if len(others) == 1 else {}
+
+    def parse(self, path: Path, root: Path | None, split: str | None, problems: Problems) -> Records:
+        """See `AnnotationFormat.read`; a split is a key of the data file, and the images lie where it says."""
+        data = read_yolo_file(path)
+        if split is None and len(data.splits) == 1:
+            split = next(iter(data.splits))
+        if split is None or split not in data.splits:
+            raise DataError(f"{path}: the splits are {', '.join(data.splits) or 'missing'}, not {split!r}; name one of them")
+        pairs = images_and_labels(data, split)
+        images = [Path(os.path.abspath(pair.image)) for pair in pairs]  # noqa: PTH100 - resolve() would follow links out of the data set
+        folder = Path(os.path.commonpath([image.parent for image in images])) if images else data.folder
+        names = [image.relative_to(folder).as_posix() for image in images]
+        sizes_hw = measure_sizes(folder, names, problems)
+
+        label_of = {number: label for label, number in enumerate(data.names)}
+        rows: list[int] = []
+        labels: list[int] = []
+        fractions: list[tuple[float, float, float, float]] = []
+        for row, pair in enumerate(pairs):
+            for number, box in _read_labels(pair.label, problems) if pair.label is not None else ():
+                if number not in label_of:
+                    problems.add("unknown_category", f"{pair.label}: class {number}")
+                elif sizes_hw[row].all():
+                    rows.append(row)
+                    labels.append(label_of[number])
+                    fractions.append(box)
+        centres_and_sides = np.array(fractions, dtype=np.float64).reshape(-1, 4)
+        sizes_wh = sizes_hw[np.array(rows, dtype=np.int64)][:, ::-1].astype(np.float64)
+        sides = centres_and_sides[:, 2:] * sizes_wh
+        return build_records(
+            root=folder,
+            file_names=names,
+            sizes_hw=sizes_hw,
+            image_of_box=rows,
+            boxes_xywh=np.hstack([centres_and_sides[:, :2] * sizes_wh - sides / 2, sides]),
+            labels=labels,
+            categories=[Category(id=number, name=name) for number, name in data.names.items()],
+        )
+
+    def holds(self, records: Records) -> NDArray[np.bool_]:
+        """Objects with an area."""
+        return plain_objects(records)
+
+    def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
+        """Boxes and the names of all classes."""
+        return {split: without_details(records, self.holds(records), records.class_names, first_id=0) for split, records in splits.items()}
+
+    def files(self, splits: Mapping[str, Records]) -> Files:
+        """``data.yaml``, ``images/{split}/`` and ``labels/{split}/``."""
+        require_plain_class_names(splits, "YOLO")
+        first_split, first = next(iter(splits.items()))
+        content = {"path": "."} | {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(first.class_names))}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+        files: Files = {"data.yaml": partial(iter, [text])}
+        for split, records in splits.items():
+            if records.class_names != first.class_names:
+                raise DataError(
+                    f"the classes of {split!r} and {first_split!r} differ, and YOLO has one list for all; convert them separately"
+                )
+            names = with_unique_stems(target_names({split: records})[split], split)
+            sizes_hw = known_sizes(records)
+            if not sizes_hw.all():
+                row = int(np.flatnonzero(~sizes_hw.all(axis=1))[0])
+                raise DataError(
+                    f"{records.path(row)}: the image size is neither annotated nor readable, and YOLO needs it; restore the image"
+                )
+            keep = self.holds(records)
+            for row, name in enumerate(names):
+                files[f"images/{split}/{name}"] = records.path(row)
+                files[f"labels/{split}/{posixpath.splitext(name)[0]}.txt"] = partial(_label_text, records, row, keep, sizes_hw[row])
+        return files
+
+
+def _read_labels(path: Path, problems: Problems) -> list[tuple[int, tuple[float, float, float, float]]]:
+    """(class number, (cx, cy, w, h)) of each sound line."""
+    try:
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        problems.add("broken_file", str(error))
+        return []
+    rows = []
+    for line, text in enumerate(lines, start=1):
+        fields = text.split()
+        if not fields:
+            continue
+        where = f"{path} line {line}"
+        try:
+            number, values = float(fields[0]), [float(field) for field in fields[1:]]
+        except ValueError:
+            problems.add("malformed_box", f"{where}: {text.strip()[:60]!r} is not numbers")
+            continue
+        is_box, is_polygon = len(values) == 4, len(values) >= 6 and len(values) % 2 == 0
+        if not number.is_integer() or not (is_box or is_polygon):
+            problems.add("malformed_box", f"{where}: {len(fields)} numbers; a class number with 4 (a box) or 6, 8, ... (a polygon) is due")
+        elif not all(map(math.isfinite, values)):
+            problems.add("non_finite_box", where)
+        elif max(map(abs, values)) > _MAX_FRACTION:
+            problems.add("malformed_box", f"{where}: {max(values, key=abs):g} is no fraction of the image; divide by its width or height")
+        else:
+            rows.append((int(number), (values[0], values[1], values[2], values[3]) if is_box else _bounding_box(values)))
+    return rows
+
+
+def _bounding_box(polygon: Sequence[float]) -> tuple[float, float, float, float]:
+    xmin, xmax = min(polygon[::2]), max(polygon[::2])
+    ymin, ymax = min(polygon[1::2]), max(polygon[1::2])
+    return (xmin + xmax) / 2, (ymin + ymax) / 2, xmax - xmin, ymax - ymin
+
+
+def _label_text(records: Records, row: int, keep: NDArray[np.bool_], size_hw: NDArray[np.int32]) -> Iterator[bytes]:
+    rows = records.rows(row)
+    boxes = records.boxes_xywh[rows]
+    size_wh = size_hw[::-1].astype(np.float64)
+    fractions = np.hstack([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]]) / np.tile(size_wh, 2)
+    for label, values in zip(records.labels[rows][keep[rows]].tolist(), fractions[keep[rows]].tolist(), strict=True):
+        # Ten digits: below a millionth of a pixel for any image.
+        yield (f"{label} " + " ".join(f"{value:.10f}" for value in values) + "\n").encode()
+
+
+FORMAT = Yolo()
