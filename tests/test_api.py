@@ -1,3 +1,4 @@
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,12 @@ import torch
 from PIL import Image
 
 import lw_retinanet as lw
+from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.data.records import Category
 from lw_retinanet.heads import PRESETS
+from lw_retinanet.lightening.calibration_images import MAX_FILES
+from lw_retinanet.lightening.filling import checked_steps
+from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.weights.model_file import make_record, save_model
 
 
@@ -114,8 +119,8 @@ def test_lighten_a_model_file(full: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.fromarray(array).save(tmp_path / "pictures" / "a.png")
     before = full.read_bytes()
-    blind = lw.lighten(full)
-    seeing = lw.lighten(lw.load(full, device="cpu"), images=tmp_path / "pictures", fit_steps=2)
+    blind = lw.lighten(full, "lw-v3")
+    seeing = lw.lighten(lw.load(full, device="cpu"), "lw-v3", images=tmp_path / "pictures", fit_steps=2)
     assert full.read_bytes() == before
     for light in (blind, seeing):
         assert isinstance(light, lw.Detector)
@@ -125,6 +130,14 @@ def test_lighten_a_model_file(full: Path, tmp_path: Path) -> None:
     # The pictures arrived: the towers are not those of the old weights alone.
     name = "head.cls.own_predict.P3.weight"
     assert not torch.equal(blind.model.state_dict()[name], seeing.model.state_dict()[name])
+
+
+def test_lighten_has_the_defaults_of_the_command(full: Path, tmp_path: Path) -> None:
+    assert lw.lighten(full).name == "lw-narrow"
+    assert (checked_steps(None, has_images=True), checked_steps(None, has_images=False)) == (1500, 0)
+    given = {name: parameter.default for name, parameter in inspect.signature(lighten_command).parameters.items()}
+    assert (given["fit_steps"].default, given["rate"].default) == (FitSettings.steps, FitSettings.rate)
+    assert (given["images"].default, given["seed"].default, given["keep_pyramid"].default) == (MAX_FILES, 0, False)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
 
 if TYPE_CHECKING:
-    from lw_retinanet.interop.calibration import Images
+    from lw_retinanet.lightening.calibration_images import Images
     from lw_retinanet.progress import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -85,7 +85,7 @@ def lighten(
     to: str | HeadPlan = ...,
     *,
     images: "Images | None" = ...,
-    fit_steps: int = ...,
+    fit_steps: int | None = ...,
     keep_pyramid: bool = ...,
     seed: int = ...,
     progress: "Progress | None" = ...,
@@ -98,7 +98,7 @@ def lighten(
     to: str | HeadPlan = ...,
     *,
     images: "Images | None" = ...,
-    fit_steps: int = ...,
+    fit_steps: int | None = ...,
     keep_pyramid: bool = ...,
     seed: int = ...,
     progress: "Progress | None" = ...,
@@ -107,10 +107,10 @@ def lighten(
 
 def lighten(
     model: Detector | str | Path | nn.Module,
-    to: str | HeadPlan = "lw-v3",
+    to: str | HeadPlan = "lw-narrow",
     *,
     images: "Images | None" = None,
-    fit_steps: int = 0,
+    fit_steps: int | None = None,
     keep_pyramid: bool = False,
     seed: int = 0,
     progress: "Progress | None" = None,
@@ -155,23 +155,24 @@ def lighten(
         return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)
     if not isinstance(model, Detector | str | Path):
         raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
-    from lw_retinanet.interop.calibration import read_pictures
-    from lw_retinanet.interop.torchvision_lighten import head_plan, require_steps
+    from lw_retinanet.heads import plan_of
+    from lw_retinanet.lightening.calibration_images import find_calibration_images
+    from lw_retinanet.lightening.filling import LighteningSettings, checked_steps
     from lw_retinanet.lightening.fitting import FitSettings
-    from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
+    from lw_retinanet.lightening.stages import lighten_detector
 
-    plan = head_plan(to)
-    require_steps(fit_steps, has_images=images is not None)
-    pictures = [] if images is None else read_pictures(images, seed=seed)
-    files = [picture for picture in pictures if isinstance(picture, Path)]
-    if len(files) < len(pictures):
-        raise InputError("for this model images must be files, a folder or a data set; save the pictures first")
+    plan = to if isinstance(to, HeadPlan) else plan_of(to)
+    steps = checked_steps(fit_steps, has_images=images is not None)
+    found = [] if images is None else find_calibration_images(images, seed=seed)
+    files = [image for image in found if isinstance(image, Path)]
+    if len(files) < len(found):
+        raise InputError("for this model images must be files, a folder or a data set; save the images first")
     lightened = lighten_detector(
         model if isinstance(model, Detector) else load(model),
         plan,
         name=to if isinstance(to, str) else "custom",
         files=files,
-        settings=LightenSettings(fit=FitSettings(steps=fit_steps, seed=seed), own_output=not keep_pyramid, seed=seed),
+        settings=LighteningSettings(fit=FitSettings(steps=steps, seed=seed), own_output=not keep_pyramid, seed=seed),
         progress=progress,
     )
     return lightened.detector

@@ -18,9 +18,13 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from lw_retinanet.errors import ImageError, InputError
 from lw_retinanet.heads import PRESETS, HeadPlan, d_block
-from lw_retinanet.interop.calibration import finest_output, level_inputs, level_pair, read_pictures
-from lw_retinanet.interop.torchvision_head import finest_features
+from lw_retinanet.interop import torchvision_lighten
+from lw_retinanet.interop.torchvision_features import finest_output, head_inputs, level_inputs
+from lw_retinanet.interop.torchvision_head import level_pair
 from lw_retinanet.interop.torchvision_lighten import light_copy, lighten_torchvision
+from lw_retinanet.lightening.calibration_images import find_calibration_images
+from lw_retinanet.lightening.filling import LighteningSettings
+from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.training.distillation import class_distillation
 
 WIDTH, CLASSES = 32, 3
@@ -68,13 +72,13 @@ def pictures() -> list[Tensor]:
 
 
 def _cells(model: Any, images: list[Tensor]) -> int:
-    maps, _ = finest_features(model, images)
+    maps = head_inputs(model, images)
     return int(maps[0][0, 0].numel()) * int(model.anchor_generator.num_anchors_per_location()[0])
 
 
 def _answers(model: Any, images: list[Tensor]) -> dict[str, Tensor]:
     with torch.no_grad():
-        answers: dict[str, Tensor] = model.head(finest_features(model, images)[0])
+        answers: dict[str, Tensor] = model.head(head_inputs(model, images))
     return answers
 
 
@@ -109,7 +113,7 @@ def test_pictures_help(kind: str, preset: str, pictures: list[Tensor]) -> None:
         said = {name: answer[:, :p3] for name, answer in _answers(light, pictures).items()}
         return {name: float((said[name] - full[name][:, :p3]).square().mean() / full[name][:, :p3].var()) for name in full}
 
-    blind, seeing = (missed(lighten_torchvision(model, preset, images=images)) for images in (None, pictures))
+    blind, seeing = (missed(lighten_torchvision(model, preset, images=images, fit_steps=0)) for images in (None, pictures))
     for name, error in blind.items():
         assert seeing[name] < 0.8 * error or error == 0  # the class branch of bbox-v1 stays
 
@@ -128,7 +132,7 @@ def test_fitting_goes_on_from_the_closed_form(pictures: list[Tensor]) -> None:
 
 def test_same_seed_same_model(pictures: list[Tensor]) -> None:
     model = _detector("v1")
-    one, two, other = (lighten_torchvision(model, images=pictures, fit_steps=8, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, two, other = (lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=8, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
 
@@ -136,7 +140,7 @@ def test_same_seed_same_model(pictures: list[Tensor]) -> None:
 def test_the_pyramid_is_kept_on_demand_and_for_one_branch(pictures: list[Tensor]) -> None:
     model = _detector("v1")
     for settings in ({"to": "lw-v3", "keep_pyramid": True}, {"to": "bbox-v3"}):
-        light = lighten_torchvision(model, images=pictures, **settings).state_dict()
+        light = lighten_torchvision(model, images=pictures, fit_steps=0, **settings).state_dict()
         assert all(torch.equal(tensor, light[name]) for name, tensor in model.state_dict().items())
 
 
@@ -152,7 +156,7 @@ def test_level_pair_and_what_enters_it(kind: str, pictures: list[Tensor]) -> Non
     maps = list(level_inputs(model, pictures, level))
     assert all(module.training for module in model.modules())
     for found, picture in zip(maps, pictures, strict=True):
-        finest = finest_features(model, [picture])[0][0]
+        finest = head_inputs(model, [picture])[0]
         with torch.no_grad():
             assert torch.equal(level.old_maps(found), finest)
             answers = model.head([finest])
@@ -164,18 +168,18 @@ def test_level_pair_and_what_enters_it(kind: str, pictures: list[Tensor]) -> Non
             rows = rows.relu()
         torch.testing.assert_close(rows, answers["bbox_regression"])
     without = level_pair(model, light, "P3")
-    assert torch.equal(next(level_inputs(model, pictures, without)), finest_features(model, pictures[:1])[0][0])
+    assert torch.equal(next(level_inputs(model, pictures, without)), head_inputs(model, pictures[:1])[0])
 
 
 def test_one_branch_after_the_other(pictures: list[Tensor]) -> None:
     model = _detector("v1")
-    first = lighten_torchvision(model, HeadPlan(cls={"P3": d_block("v3")}), images=pictures)
+    first = lighten_torchvision(model, HeadPlan(cls={"P3": d_block("v3")}), images=pictures, fit_steps=0)
     light = light_copy(first, HeadPlan(bbox={"P3": d_block("v3")}))
     level = level_pair(first, light, "P3")
     # What the class branch says is by now what its own tower says.
     assert level.old["cls"].predictions["cls_logits"] is light.head.classification_head.own["0"].cls_logits
     assert [pair.branch for pair in level.pairs] == ["bbox"]
-    second = lighten_torchvision(first, HeadPlan(bbox={"P3": d_block("v3")}), images=pictures)
+    second = lighten_torchvision(first, HeadPlan(bbox={"P3": d_block("v3")}), images=pictures, fit_steps=0)
     one, two = _answers(first, pictures), _answers(second, pictures)
     assert torch.equal(one["cls_logits"], two["cls_logits"])
     assert not torch.equal(one["bbox_regression"], two["bbox_regression"])
@@ -184,7 +188,7 @@ def test_one_branch_after_the_other(pictures: list[Tensor]) -> None:
 def test_a_coarser_level(pictures: list[Tensor]) -> None:
     model = _detector("v1")
     both = HeadPlan(cls={"P4": d_block("v3")}, bbox={"P4": d_block("v3")})
-    light = lighten_torchvision(model, both, images=pictures)
+    light = lighten_torchvision(model, both, images=pictures, fit_steps=0)
     assert all(torch.equal(tensor, light.state_dict()[name]) for name, tensor in model.state_dict().items())
     full, new, p3 = _answers(model, pictures), _answers(light, pictures), _cells(model, pictures)
     assert torch.equal(full["cls_logits"][:, :p3], new["cls_logits"][:, :p3])
@@ -224,7 +228,7 @@ def test_the_pyramid_is_changed_only_where_nobody_else_reads_it(pictures: list[T
         _Scaled(_backbone(), CLASSES, **sizes),
     ):
         assert finest_output(model, pictures[0]) is None
-        light = lighten_torchvision(model, "lw-v3", images=pictures)
+        light = lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=0)
         assert all(torch.equal(tensor, light.state_dict()[name]) for name, tensor in model.state_dict().items())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -235,7 +239,7 @@ def test_files_pil_pictures_arrays_and_tensors_are_alike(tmp_path: Path) -> None
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
     model = _detector("v1")
     forms: list[Any] = [[tmp_path / "a.png"], [str(tmp_path)], tmp_path, [Image.fromarray(array)], [array], [tensor], tensor[None]]
-    states = [lighten_torchvision(model, "bbox-v3", images=form).state_dict() for form in forms]
+    states = [lighten_torchvision(model, "bbox-v3", images=form, fit_steps=0).state_dict() for form in forms]
     for state in states[1:]:
         assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
 
@@ -244,7 +248,7 @@ def test_files_pil_pictures_arrays_and_tensors_are_alike(tmp_path: Path) -> None
     ("images", "message"),
     [
         ([], "images is empty"),
-        (torch.zeros(3, 8, 8), r"images\[0\] has shape \(8, 8\); give one picture as \(3, H, W\)"),
+        (torch.zeros(3, 8, 8), r"images\[0\] has shape \(8, 8\); give one image as \(3, H, W\)"),
         ([torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)], r"images\[1\] has shape \(1, 8, 8\)"),
         ([torch.zeros(3, 0, 8)], r"shape \(3, 0, 8\)"),
         ([torch.zeros(3, 8, 8, dtype=torch.uint8)], r"images\[0\] is torch.uint8; give floats .*image / 255"),
@@ -270,17 +274,17 @@ def test_a_picture_that_cannot_be_decoded(tmp_path: Path) -> None:
 def test_settings_that_mean_nothing(pictures: list[Tensor]) -> None:
     model = _detector("v1")
     with pytest.raises(InputError, match="fit_steps=5 needs images"):
-        lighten_torchvision(model, fit_steps=5)
+        lighten_torchvision(model, "lw-v3", fit_steps=5)
     with pytest.raises(InputError, match="fit_steps must be a whole number, 0 or more, got -1"):
-        lighten_torchvision(model, images=pictures, fit_steps=-1)
+        lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=-1)
     with pytest.raises(InputError, match=r"float32 weights, the model has torch\.float64"):
-        lighten_torchvision(_detector("v1").double(), images=pictures)
+        lighten_torchvision(_detector("v1").double(), "lw-v3", images=pictures)
     with torch.no_grad():
         model.backbone.fpn.inner_blocks[0][0].weight.fill_(float("nan"))
     with pytest.raises(InputError, match="feature maps of image 0 are not finite"):
         lighten_torchvision(model, "bbox-v3", images=pictures)
     model.transform.image_mean = [0.5]
-    with pytest.raises(InputError, match="takes pictures of 1 channels, files and arrays have 3"):
+    with pytest.raises(InputError, match="takes images of 1 channels, files and arrays have 3"):
         lighten_torchvision(model, images=[np.zeros((8, 8, 3), dtype=np.uint8)])
 
 
@@ -302,10 +306,10 @@ def test_progress_sees_every_step(pictures: list[Tensor]) -> None:
 
     lighten_torchvision(_detector("v1"), "lw-v3", images=pictures, fit_steps=4, progress=show)
     # With their mirror images.
-    assert seen == {"look at pictures for P3": (6, 6), "closed form for P3": (3, 3), "fit P3": (4, 4)}
+    assert seen == {"look at images for P3": (6, 6), "closed form for P3": (3, 3), "fit P3": (4, 4)}
 
 
-def test_as_many_views_as_memory_allows(pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_images_as_memory_allows(pictures: list[Tensor]) -> None:
     totals = []
 
     def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
@@ -313,16 +317,17 @@ def test_as_many_views_as_memory_allows(pictures: list[Tensor], monkeypatch: pyt
         return items
 
     # A map of 8 x 12 cells and 32 channels in bf16 is 6 KiB; one fits, a second one does not.
-    monkeypatch.setattr("lw_retinanet.interop.calibration.MAX_BYTES", 8000)
-    lighten_torchvision(_detector("v1"), "lw-v3", images=pictures, progress=show)
-    assert totals == [("look at pictures for P3", 3), ("closed form for P3", 1)]
+    settings = LighteningSettings(fit=FitSettings(steps=0), max_bytes=8000)
+    model = _detector("v1")
+    torchvision_lighten._fill(model, light_copy(model, PRESETS["lw-v3"]), ["P3"], pictures, settings, show)
+    assert totals == [("look at images for P3", 3), ("closed form for P3", 1)]
 
 
 def test_a_folder_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
-    monkeypatch.setattr("lw_retinanet.interop.calibration.MAX_FILES", 3)
-    chosen = read_pictures(tmp_path, seed=1)
+    monkeypatch.setattr("lw_retinanet.lightening.calibration_images.MAX_FILES", 3)
+    chosen = find_calibration_images(tmp_path, seed=1)
     assert len(chosen) == 3
-    assert chosen == read_pictures(tmp_path, seed=1)
-    assert len(read_pictures([tmp_path])) == 5
+    assert chosen == find_calibration_images(tmp_path, seed=1)
+    assert len(find_calibration_images([tmp_path])) == 5

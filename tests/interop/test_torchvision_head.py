@@ -11,7 +11,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import PRESETS, HeadPlan, d_block
-from lw_retinanet.interop.torchvision_head import finest_features, level_heads
+from lw_retinanet.interop.torchvision_features import head_inputs
+from lw_retinanet.interop.torchvision_head import own_towers
 from lw_retinanet.interop.torchvision_lighten import light_copy
 
 Make = Callable[..., Any]
@@ -21,11 +22,11 @@ Make = Callable[..., Any]
 def test_towers_of_a_pair_compute_what_the_head_computes(kind: str, make_detector: Make, images: list[Tensor]) -> None:
     old = make_detector(kind)
     light = light_copy(old, PRESETS["lw-v3"])
-    maps, _ = finest_features(light, images)
-    pairs = level_heads(light, "P3")
+    maps = head_inputs(light, images)
+    pairs = own_towers(light, "P3")
     assert [pair.branch for pair in pairs] == ["cls", "bbox"]
-    assert level_heads(light, "P4") == []
-    assert level_heads(old, "P3") == []
+    assert own_towers(light, "P4") == []
+    assert own_towers(old, "P3") == []
     for pair in pairs:
         assert len(pair.teacher.units) == len(pair.student.units) == 4
         for tower, model in ((pair.teacher, old), (pair.student, light)):
@@ -44,7 +45,7 @@ def test_towers_of_a_pair_compute_what_the_head_computes(kind: str, make_detecto
 
 def test_shared_prediction_is_the_very_same_layer(make_detector: Make) -> None:
     light = light_copy(make_detector("v1"), PRESETS["lw-v3-released"])
-    cls, bbox = level_heads(light, "P3")
+    cls, bbox = own_towers(light, "P3")
     assert bbox.student.predictions["bbox_reg"] is bbox.teacher.predictions["bbox_reg"]
     assert cls.student.predictions["cls_logits"] is not cls.teacher.predictions["cls_logits"]
 
@@ -55,13 +56,12 @@ def test_features_are_the_heads_inputs_and_flags_stay(make_detector: Make, image
     model.backbone.eval()
     seen: list[Tensor] = []
     hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
-    maps, sizes_hw = finest_features(model, images)
+    maps = head_inputs(model, images)
     hook.remove()
     assert model.training
     assert model.head.training
     assert not model.backbone.training
     assert not model.backbone.stem.training
-    assert sizes_hw == [(64, 80), (70, 64)]
     assert [tuple(each.shape[2:]) for each in maps] == [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]  # padded to 96 x 96
     assert all(torch.equal(one, two) for one, two in zip(maps, seen, strict=True))
     assert not maps[0].requires_grad
@@ -71,7 +71,7 @@ def test_features_are_the_heads_inputs_and_flags_stay(make_detector: Make, image
 
 def test_features_need_images(make_detector: Make) -> None:
     with pytest.raises(InputError, match="at least one"):
-        finest_features(make_detector("v1"), [])
+        head_inputs(make_detector("v1"), [])
 
 
 def test_other_models_are_refused_with_what_is_possible(make_detector: Make) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lw_retinanet.heads import BATCH_NORM_UNITS, D_BLOCKS, HeadPlan, plan_of
 from lw_retinanet.lightening.batch_norm import as_affine, set_offset, settle
 from lw_retinanet.lightening.closed_form import solve_closed_form
-from lw_retinanet.lightening.feature_cache import teach
+from lw_retinanet.lightening.feature_cache import with_answers
 from lw_retinanet.lightening.fitting import FitSettings, fit
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.lightening.towers import LevelPair, Tower, has_norm
@@ -91,7 +91,7 @@ def test_a_fit_learns_and_leaves_statistics_of_what_it_saw() -> None:
     level = make_level("v3-bn", is_training=True)
     maps = [item.bfloat16().float() for item in smooth_maps(4)]
     student = level.pairs[0].student
-    curve = fit(level, [teach(level, item, use_bf16=False) for item in maps], FitSettings(steps=100, rate=3e-3, batch_size=2))
+    curve = fit(level, [with_answers(level, item, use_bf16=False) for item in maps], FitSettings(steps=100, rate=3e-3, batch_size=2))
     assert curve.cls[-1] < 0.9 * curve.cls[0]
     assert curve.bbox[-1] < 0.9 * curve.bbox[0]
     assert all(norm.training for norm in norms(*student.layers))

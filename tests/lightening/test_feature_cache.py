@@ -9,7 +9,7 @@ from tests.lightening.tower_pairs import ANCHORS, level_pair, make_tower, smooth
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.lightening.feature_cache import collect, teach
+from lw_retinanet.lightening.feature_cache import cache_features, with_answers
 from lw_retinanet.lightening.towers import LevelPair
 
 PLENTY = 1 << 30
@@ -25,16 +25,16 @@ def level() -> LevelPair:
 
 def test_what_is_kept_with_and_without_answers(level: LevelPair) -> None:
     maps = smooth_maps(3)
-    taught = collect(level, iter(maps), 3, taught=True, use_bf16=False, max_bytes=PLENTY)
-    plain = collect(level, iter(maps), 3, taught=False, use_bf16=False, max_bytes=PLENTY)
+    taught = cache_features(level, iter(maps), needs_answers=True, use_bf16=False, max_bytes=PLENTY)
+    plain = cache_features(level, iter(maps), needs_answers=False, use_bf16=False, max_bytes=PLENTY)
     assert len(taught) == len(plain) == 3
     for one, other, item in zip(taught, plain, maps, strict=True):
-        expected = teach(level, item, use_bf16=False)
+        expected = with_answers(level, item, use_bf16=False)
         assert torch.equal(one.maps, expected.maps)
         assert torch.equal(other.maps, expected.maps)
-        for branch, answers in expected.taught.items():
-            assert torch.equal(one.taught[branch]["prediction"], answers["prediction"])
-        assert not other.taught
+        for branch, answers in expected.answers.items():
+            assert torch.equal(one.answers[branch]["prediction"], answers["prediction"])
+        assert not other.answers
         assert other.num_bytes == 2 * item.numel()  # bf16
         # 16 channels of maps; 18 and 36 of answers.
         assert one.num_bytes * 16 == other.num_bytes * (16 + 18 + 36)
@@ -44,7 +44,7 @@ def test_what_is_kept_with_and_without_answers(level: LevelPair) -> None:
 @pytest.mark.parametrize("taught", [True, False])
 def test_the_memory_ends_the_work(level: LevelPair, max_bytes_in_views: float, kept: int, taught: bool) -> None:
     maps = smooth_maps(5)
-    one = collect(level, maps[:1], 1, taught=taught, use_bf16=False, max_bytes=PLENTY)[0].num_bytes
+    one = cache_features(level, maps[:1], needs_answers=taught, use_bf16=False, max_bytes=PLENTY)[0].num_bytes
     drawn = []
 
     def inputs() -> Iterator[Tensor]:
@@ -52,7 +52,7 @@ def test_the_memory_ends_the_work(level: LevelPair, max_bytes_in_views: float, k
             drawn.append(item)
             yield item
 
-    found = collect(level, inputs(), 5, taught=taught, use_bf16=False, max_bytes=int(max_bytes_in_views * one))
+    found = cache_features(level, inputs(), needs_answers=taught, use_bf16=False, max_bytes=int(max_bytes_in_views * one))
     assert len(found) == len(drawn) == kept  # no network runs for a view that is not kept
 
 
@@ -66,7 +66,7 @@ def test_the_network_runs_as_the_towers_do(level: LevelPair, use_bf16: bool) -> 
         seen.append((maps.dtype, maps.requires_grad))
         yield maps
 
-    collect(level, inputs(), 1, taught=True, use_bf16=use_bf16, max_bytes=PLENTY)
+    cache_features(level, inputs(), needs_answers=True, use_bf16=use_bf16, max_bytes=PLENTY)
     assert seen == [(torch.bfloat16 if use_bf16 else torch.float32, False)]
 
 
@@ -75,6 +75,6 @@ def test_maps_that_cannot_be_learned_from_are_refused(level: LevelPair, taught: 
     good, bad = smooth_maps(2)
     bad[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="a map of P3 has values that are not finite"):
-        collect(level, [good, bad], 2, taught=taught, use_bf16=False, max_bytes=PLENTY)
+        cache_features(level, [good, bad], needs_answers=taught, use_bf16=False, max_bytes=PLENTY)
     with pytest.raises(InputError, match=r"takes maps of shape \(1, 16, H, W\), got \(1, 8, 16, 16\)"):
-        collect(level, [good[:, :8]], 1, taught=taught, use_bf16=False, max_bytes=PLENTY)
+        cache_features(level, [good[:, :8]], needs_answers=taught, use_bf16=False, max_bytes=PLENTY)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.lightening import fitting
-from lw_retinanet.lightening.feature_cache import CachedFeatures, teach
+from lw_retinanet.lightening.feature_cache import CachedFeatures, with_answers
 from lw_retinanet.lightening.fitting import CENTRENESS, FitSettings, fit
 from lw_retinanet.lightening.surgery import level_input, lighten_copy
 from lw_retinanet.lightening.towers import LevelPair
@@ -29,7 +29,7 @@ def both(seed: int = 1) -> LevelPair:
 
 
 def examples(level: LevelPair, count: int = 4, **kwargs: Any) -> list[CachedFeatures]:
-    return [teach(level, maps, use_bf16=False) for maps in smooth_maps(count, **kwargs)]
+    return [with_answers(level, maps, use_bf16=False) for maps in smooth_maps(count, **kwargs)]
 
 
 def weights(level: LevelPair) -> list[Tensor]:
@@ -59,9 +59,9 @@ def test_the_losses_are_those_of_the_whole_network() -> None:
         return maps[0].unflatten(0, (-1, values)).permute(2, 3, 0, 1).reshape(1, -1, values)
 
     logits, deltas = (pair.student(example.maps.float())["prediction"] for pair in level.pairs)
-    taught = rows(example.taught["cls"]["prediction"], 2)
+    taught = rows(example.answers["cls"]["prediction"], 2)
     torch.testing.assert_close(found[0], class_distillation(rows(logits, 2), taught))
-    torch.testing.assert_close(found[1], box_distillation(rows(deltas, 4), rows(example.taught["bbox"]["prediction"], 4), taught))
+    torch.testing.assert_close(found[1], box_distillation(rows(deltas, 4), rows(example.answers["bbox"]["prediction"], 4), taught))
 
 
 @pytest.mark.parametrize("preset", ["lw-v3", "lw-v3-released", "bbox-v1"])
@@ -74,7 +74,7 @@ def test_only_what_is_new_changes_and_every_flag_is_put_back(preset: str) -> Non
     before = copy.deepcopy(light.state_dict())
     maps = level_input(light, torch.randn(1, 3, 64, 64), "P3")
     before = copy.deepcopy(light.state_dict())  # batch statistics moved
-    fit(level, [teach(level, maps, use_bf16=False)], SHORT)
+    fit(level, [with_answers(level, maps, use_bf16=False)], SHORT)
     changed = {name for name, value in light.state_dict().items() if not torch.equal(value, before[name])}
     new = {id(parameter) for parameter in level.parameters()}
     assert changed == {name for name, parameter in light.named_parameters() if id(parameter) in new}
@@ -122,9 +122,11 @@ def test_fcos_learns_boxes_and_centreness() -> None:
 def test_bf16() -> None:
     level = both()
     maps = smooth_maps(2)
-    taught = [teach(level, item, use_bf16=True) for item in maps]
-    assert {taught[0].maps.dtype, *(value.dtype for answers in taught[0].taught.values() for value in answers.values())} == {torch.bfloat16}
-    values = [value.numel() for answers in taught[0].taught.values() for value in answers.values()]
+    taught = [with_answers(level, item, use_bf16=True) for item in maps]
+    assert {taught[0].maps.dtype, *(value.dtype for answers in taught[0].answers.values() for value in answers.values())} == {
+        torch.bfloat16
+    }
+    values = [value.numel() for answers in taught[0].answers.values() for value in answers.values()]
     assert taught[0].num_bytes == 2 * (maps[0].numel() + sum(values))
     curve = fit(level, taught, SHORT, use_bf16=True)
     assert curve.cls[0] > 0
@@ -190,7 +192,7 @@ def test_a_fit_that_breaks_off_leaves_the_layers_as_they_were(reason: str) -> No
             yield step
 
     if reason == "loss":
-        taught[0].taught["bbox"]["prediction"].fill_(float("nan"))
+        taught[0].answers["bbox"]["prediction"].fill_(float("nan"))
         with pytest.raises(TrainingError, match=r"fit of P3 has a loss that is not finite by step 3; lower its rate \(0.01\)"):
             fit(level, taught, SHORT)
     else:
@@ -203,15 +205,15 @@ def test_a_fit_that_breaks_off_leaves_the_layers_as_they_were(reason: str) -> No
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     level = both()
-    with pytest.raises(InputError, match="fit of P3 needs examples, got none"):
+    with pytest.raises(InputError, match="fit of P3 needs feature maps, got none"):
         fit(level, [])
     nothing_new = LevelPair(level="P5", old=level.old, pairs=[], num_anchors=ANCHORS)
     with pytest.raises(InputError, match="P5 has no layers of its own to fit"):
         fit(nothing_new, examples(level, 1))
     with pytest.raises(InputError, match="not finite"):
-        teach(level, torch.full((1, WIDTH, 4, 4), float("nan")), use_bf16=False)
+        with_answers(level, torch.full((1, WIDTH, 4, 4), float("nan")), use_bf16=False)
     with pytest.raises(InputError, match=rf"takes maps of shape \(1, {WIDTH}, H, W\)"):
-        teach(level, torch.zeros(1, WIDTH - 1, 4, 4), use_bf16=False)
+        with_answers(level, torch.zeros(1, WIDTH - 1, 4, 4), use_bf16=False)
 
 
 @pytest.mark.parametrize(

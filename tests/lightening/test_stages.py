@@ -14,11 +14,12 @@ from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.lightening import feature_cache
+from lw_retinanet.lightening.filling import LighteningSettings
 from lw_retinanet.lightening.fitting import FitSettings
-from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
+from lw_retinanet.lightening.stages import lighten_detector
 from lw_retinanet.weights.model_file import make_record
 
-NO_FIT = LightenSettings(fit=FitSettings(steps=0))
+NO_FIT = LighteningSettings(fit=FitSettings(steps=0))
 
 
 @pytest.fixture
@@ -46,13 +47,15 @@ def test_without_a_fit_nobody_asks_the_old_towers_for_one(detector: Detector, fi
         return items
 
     plan = PRESETS["lw-v3"]
-    fitted = lighten_detector(detector, plan, name="lw-v3", files=files, settings=LightenSettings(fit=FitSettings(steps=2)), progress=show)
-    assert seen == {"look at pictures for P3": 6, "closed form for P3": 3, "fit P3": 2}
+    fitted = lighten_detector(
+        detector, plan, name="lw-v3", files=files, settings=LighteningSettings(fit=FitSettings(steps=2)), progress=show
+    )
+    assert seen == {"look at images for P3": 6, "closed form for P3": 3, "fit P3": 2}
     assert (fitted.images, fitted.views, [stage.name for stage in fitted.stages][-1]) == (3, 6, "fit")
     seen.clear()
-    monkeypatch.setattr(feature_cache, "teach", None)
+    monkeypatch.setattr(feature_cache, "with_answers", None)
     found = lighten_detector(detector, plan, name="lw-v3", files=files, settings=NO_FIT, progress=show)
-    assert seen == {"look at pictures for P3": 3, "closed form for P3": 3}
+    assert seen == {"look at images for P3": 3, "closed form for P3": 3}
     assert (found.images, found.views, [stage.name for stage in found.stages][-1]) == (3, 3, "closed form")
     # The closed form is the same one, fit or no fit.
     (before,), after = [stage.model for stage in fitted.stages if stage.name == "closed form"], found.detector.model

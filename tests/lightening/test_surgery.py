@@ -10,7 +10,7 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
 from lw_retinanet.lightening.closed_form import solve_closed_form
-from lw_retinanet.lightening.feature_cache import teach
+from lw_retinanet.lightening.feature_cache import with_answers
 from lw_retinanet.lightening.fitting import FitSettings, fit
 from lw_retinanet.lightening.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.models.retinanet import RetinaNet
@@ -48,7 +48,7 @@ def test_all_but_d3_stays_to_the_bit_through_every_stage(preset: str, own_output
     maps = [level_input(light, images(seed=seed), "P3") for seed in (0, 1)]
     solve_closed_form(level, maps)
     assert_same_elsewhere(model, light)
-    fit(level, [teach(level, item, use_bf16=False) for item in maps], FitSettings(steps=2, rate=1e-2))
+    fit(level, [with_answers(level, item, use_bf16=False) for item in maps], FitSettings(steps=2, rate=1e-2))
     assert_same_elsewhere(model, light)
     with torch.no_grad():
         old, new = model(images()), light(images())
@@ -73,7 +73,7 @@ def test_other_levels_shared_units_and_group_norm(old: HeadPlan, plan: HeadPlan,
     assert pair.level == level
     maps = [level_input(light, images(seed=seed), level) for seed in (0, 1)]
     solve_closed_form(pair, maps)
-    fit(pair, [teach(pair, item, use_bf16=False) for item in maps], FitSettings(steps=2))
+    fit(pair, [with_answers(pair, item, use_bf16=False) for item in maps], FitSettings(steps=2))
     assert_same_elsewhere(model, light, level)
 
 

@@ -34,9 +34,10 @@ def lighten_command(
     from lw_retinanet.api import load
     from lw_retinanet.cli.console import existing, print_json, with_bar
     from lw_retinanet.lightening.calibration_images import calibration_files
+    from lw_retinanet.lightening.filling import LighteningSettings
     from lw_retinanet.lightening.fitting import FitSettings
     from lw_retinanet.lightening.report import write_report
-    from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
+    from lw_retinanet.lightening.stages import lighten_detector
     from lw_retinanet.weights.model_file import save_model
 
     folder = _report_folder(model, out)
@@ -44,9 +45,9 @@ def lighten_command(
         existing(data, "data set")
     detector = load(model, device=device)
     name, plan = _plan(detector, to, budget)
-    files = calibration_files(data, count=images, seed=seed) if data else None
+    files = calibration_files(data, count=images, seed=seed) if data else []
     held_out = _held_out(data, detector) if data else None
-    settings = LightenSettings(fit=FitSettings(steps=fit_steps, rate=rate, seed=seed), own_output=not keep_pyramid, seed=seed)
+    settings = LighteningSettings(fit=FitSettings(steps=fit_steps, rate=rate, seed=seed), own_output=not keep_pyramid, seed=seed)
 
     lightened = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=with_bar)
     report = _measure(lightened, str(model), held_out, folder, latency=latency)

@@ -1,8 +1,7 @@
-"""The head of torchvision's RetinaNet and FCOS as this package sees it: branches, towers, predictions, and what they are fed."""
+"""The head of torchvision's RetinaNet and FCOS in the terms of this package: branches, towers and predictions."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,19 +11,19 @@ from torchvision.models.detection import FCOS, RetinaNet
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.levelwise import LevelWise, join
-from lw_retinanet.lightening.towers import BranchName, BranchPair, Tower
+from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
 
-# Where a branch stands in `model.head`, and its predictions: the first one always, FCOS has both of the box branch.
+# The names of the branches in `model.head`, and of their predictions. Only FCOS has the second prediction of the box branch.
 HEADS: dict[BranchName, str] = {"cls": "classification_head", "bbox": "regression_head"}
 _PREDICTIONS: dict[BranchName, tuple[str, ...]] = {"cls": ("cls_logits",), "bbox": ("bbox_reg", "bbox_ctrness")}
 TOWER = "conv"
 
 
 def require_detector(model: object) -> None:
-    """Refuse what is no detector with a head of this kind.
+    """Check that a model is one that can be lightened in place.
 
     Raises:
-        InputError: with what is possible instead.
+        InputError: if it is not; the message says what is possible instead.
     """
     if isinstance(model, RetinaNet | FCOS):
         return
@@ -33,7 +32,7 @@ def require_detector(model: object) -> None:
         raise InputError(f"the model is wrapped in a {type(model).__name__}; lighten the {type(inner).__name__} inside it, then wrap again")
     raise InputError(
         f"cannot lighten a {type(model).__name__}: only torchvision's RetinaNet and FCOS, and subclasses of them, "
-        "run one head over all levels; for any other torchvision detector `lw-retinanet profile` shows where its arithmetic goes"
+        "run one head over all levels; for any other torchvision detector `lw-retinanet profile` shows what its MACs are spent on"
     )
 
 
@@ -41,7 +40,7 @@ def branch_head(model: nn.Module, branch: BranchName) -> nn.Module:
     """The classification or regression head of a torchvision detector.
 
     Raises:
-        InputError: if it is not made of a tower ``conv`` and predictions behind it.
+        InputError: if it does not consist of a tower ``conv`` and predictions behind it.
     """
     where = f"head.{HEADS[branch]}"
     head = getattr(model.head, HEADS[branch], None)
@@ -60,12 +59,13 @@ def branch_head(model: nn.Module, branch: BranchName) -> nn.Module:
 
 
 def require_levels_apart(model: nn.Module, branch: BranchName) -> None:
-    """Refuse a head that treats a map differently when it comes alone: own levels would silently change all the others.
+    """Check that a head gives the same answers for one map alone as for all maps together.
 
-    Tried on small random maps, with noise on the weights of a copy, so that a scale for each level shows even before it is trained.
+    Otherwise giving one level its own layers would silently change all other levels. The check runs a copy of the head on small random
+    maps. Noise on its weights makes a learned scale for each level show even if it is still 1.
 
     Raises:
-        InputError: if it does.
+        InputError: if the answers differ.
     """
     head = branch_head(model, branch)
     weight = next(head.parameters())
@@ -102,7 +102,7 @@ def _all_close(left: Any, right: Any) -> bool:
 
 
 def num_levels(model: nn.Module) -> int:
-    """How many feature maps the model's anchors are made for."""
+    """The number of feature maps that the model has anchors for."""
     generator: Any = model.anchor_generator
     return len(generator.sizes)
 
@@ -117,33 +117,75 @@ def predictions(head: nn.Module, branch: BranchName) -> dict[str, nn.Module]:
     return {name: getattr(head, name) for name in _PREDICTIONS[branch] if hasattr(head, name)}
 
 
-def level_heads(model: nn.Module, level: str) -> list[BranchPair]:
-    """The branches that a level owns, before and after: what initialisation and fitting work on.
+def own_towers(model: nn.Module, level: str) -> list[BranchPair]:
+    """The branches in which a level has layers of its own; the teacher is the tower that the other levels share.
 
-    Predictions come as they leave the convolution; FCOS applies a ReLU to ``bbox_reg`` after it.
+    The towers end with the prediction's convolution. FCOS applies a ReLU to ``bbox_reg`` after it.
 
     Args:
-        model: as :func:`~lw_retinanet.interop.torchvision_lighten.light_copy` returns it.
-        level: ``P3`` is the model's first feature map, ``P4`` the second, ...
+        model: What :func:`~lw_retinanet.interop.torchvision_lighten.light_copy` returned.
+        level: ``P3`` is the model's first feature map, ``P4`` the second, and so on.
     """
     pairs = []
     for branch, place in HEADS.items():
         head = getattr(model.head, place)
         if isinstance(head, LevelWise) and str(LEVELS.index(level)) in head.own:
             light = head.own[str(LEVELS.index(level))]
-            pairs.append(BranchPair(branch=branch, level=level, teacher=tower_of(head, branch), student=tower_of(light, branch)))
+            pairs.append(BranchPair(branch=branch, level=level, teacher=_tower(head, branch), student=_tower(light, branch)))
     return pairs
 
 
-def tower_of(head: nn.Module, branch: BranchName) -> Tower:
-    """The tower that a classification or regression head runs for levels that own nothing."""
+def new_towers(model: nn.Module, light: nn.Module, level: str) -> list[BranchPair]:
+    """The branches in which a level of ``light`` has layers of its own and ``model``, which it was made of, has none."""
+    before = {pair.branch for pair in own_towers(model, level)}
+    return [pair for pair in own_towers(light, level) if pair.branch not in before]
+
+
+def level_pair(model: nn.Module, light: nn.Module, level: str, *, output: nn.Module | None = None) -> LevelPair:
+    """Old and new layers of a level, for the closed form and the fit.
+
+    Args:
+        model: The model before :func:`~lw_retinanet.interop.torchvision_lighten.light_copy`.
+        light: What it returned.
+        level: A level with at least one new tower.
+        output: The convolution of ``light`` that makes this level's map, if only the new towers read that map
+            (:func:`~lw_retinanet.interop.torchvision_features.finest_output`).
+
+    Raises:
+        InputError: if the class branch cannot be divided into layers; its scores decide how much each cell counts.
+    """
+    before = {pair.branch for pair in own_towers(model, level)}
+    after = {pair.branch: pair for pair in own_towers(light, level)}
+    old: dict[BranchName, Tower] = {}
+    for branch in HEADS:
+        if branch in after:
+            old[branch] = after[branch].student if branch in before else after[branch].teacher
+            continue
+        try:
+            old[branch] = _tower(branch_head(light, branch), branch)
+        except InputError as error:
+            if branch == "cls":
+                raise InputError(f"images do not help here: {error}; or leave images out") from None
+    generator: Any = light.anchor_generator
+    return LevelPair(
+        level=level,
+        old=old,
+        pairs=new_towers(model, light, level),
+        num_anchors=int(generator.num_anchors_per_location()[LEVELS.index(level)]),
+        old_output=copy.deepcopy(output),
+        output=output,
+    )
+
+
+def _tower(head: nn.Module, branch: BranchName) -> Tower:
+    """The tower that a classification or regression head runs for levels that have no layers of their own."""
     return Tower(units=list(_units(getattr(head, TOWER))), predictions=predictions(head, branch))
 
 
 def _units(tower: nn.Sequential) -> Iterator[nn.Module]:
-    """Layers of a tower, each convolution together with what follows it: FCOS lists norms and activations beside the convolutions.
+    """Divide a tower into units: a convolution and what follows it. FCOS lists norms and activations beside the convolutions.
 
-    Subclasses of ``Sequential`` come as plain ones, which can be cut; their constructors take other arguments.
+    A subclass of ``Sequential`` becomes a plain one, because a slice of it would be made by a constructor with other arguments.
     """
     groups: list[list[nn.Module]] = [[]]
     for layer in tower:
@@ -164,61 +206,3 @@ def _units(tower: nn.Sequential) -> Iterator[nn.Module]:
 
 def _has_conv(layer: nn.Module) -> bool:
     return any(isinstance(part, nn.Conv2d) for part in layer.modules())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module's training flag is as it was."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
-class _FeaturesSeen(Exception):  # noqa: N818  (no error: ends the forward pass before the costly part)
-    pass
-
-
-@torch.no_grad()
-def finest_features(model: nn.Module, images: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """What the head is fed for some pictures, in evaluation mode; the head itself is not run.
-
-    Args:
-        model: a torchvision RetinaNet or FCOS; its modules' training flags are as before afterwards.
-        images: (3, H, W) each, values 0..1, any sizes, on any device.
-
-    Returns:
-        (N, C, H, W) maps, the finest first, of the padded batch; and the height and width of each picture inside the padded input.
-
-    Raises:
-        InputError: if the model is of another kind, or there is no image.
-    """
-    require_detector(model)
-    detector: Any = model
-    if len(images) == 0:
-        raise InputError("no images to compute features of; give at least one")
-    device = next(model.parameters()).device
-    maps: list[Tensor] = []
-    sizes_hw: list[tuple[int, int]] = []
-
-    def see_images(_: nn.Module, __: Any, output: Any) -> None:
-        sizes_hw.extend((int(height), int(width)) for height, width in output[0].image_sizes)
-
-    def see_features(_: nn.Module, inputs: tuple[Sequence[Tensor]]) -> None:
-        maps.extend(inputs[0])
-        raise _FeaturesSeen
-
-    # Hooks, not calls of the parts: a subclass may do more between them than torchvision does.
-    hooks = [detector.transform.register_forward_hook(see_images), detector.head.register_forward_pre_hook(see_features)]
-    try:
-        with evaluating(model):
-            model([image.to(device) for image in images])
-    except _FeaturesSeen:
-        return maps, sizes_hw
-    finally:
-        for hook in hooks:
-            hook.remove()
-    raise InputError(f"{type(model).__name__} does not call its head in `forward`; its features cannot be had")

@@ -1,79 +1,72 @@
-"""torchvision's detector in, the same detector out, of which some levels have light towers."""
+"""Lighten a torchvision detector: the result is a detector of the same class in which some levels have light towers."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan, plan_of
-from lw_retinanet.interop.calibration import calibrate, read_pictures
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
+from lw_retinanet.interop.torchvision_features import evaluating, finest_output, first_output_block, level_inputs
 from lw_retinanet.interop.torchvision_head import (
     HEADS,
     TOWER,
     branch_head,
     in_channels,
-    level_heads,
+    level_pair,
+    new_towers,
     num_levels,
+    own_towers,
     predictions,
     require_detector,
     require_levels_apart,
 )
-from lw_retinanet.lightening.towers import BranchName, BranchPair, Tower, convolutions
+from lw_retinanet.lightening.calibration_images import CalibrationImage, find_calibration_images, image_tensor
+from lw_retinanet.lightening.filling import DEFAULT_PRESET, LighteningSettings, checked_steps, fill_levels
+from lw_retinanet.lightening.fitting import FitSettings
+from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower, convolutions
 from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.head import init_conv
 from lw_retinanet.progress import Progress
 
 if TYPE_CHECKING:
-    from lw_retinanet.interop.calibration import Images
+    from lw_retinanet.lightening.calibration_images import Images
 
+log = logging.getLogger(__name__)
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def lighten_torchvision(
     model: ModelT,
-    to: str | HeadPlan = "lw-v3",
+    to: str | HeadPlan = DEFAULT_PRESET,
     *,
     images: "Images | None" = None,
-    fit_steps: int = 0,
+    fit_steps: int | None = None,
     keep_pyramid: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelT:
-    """Make a torchvision detector cheaper; the copy is of the same class and takes part in the same training and evaluation code.
+    """Make a torchvision detector cheaper. The copy has the same class and works in the same training and evaluation code.
 
-    All levels that the plan does not name answer as before, bit for bit. The light towers start from the weights of the old ones; with
-    pictures they are fitted to what the old ones say, first in closed form (seconds), then by ``fit_steps`` of distillation.
-
-    Args:
-        model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass of them, on any device; not changed.
-        to: a name that :func:`~lw_retinanet.heads.plan_of` takes, or a plan.
-        images: like those the model will see, without labels: a folder or data set, or a list of files, PIL pictures, (H, W, 3) uint8
-            arrays or (3, H, W) float tensors as the model takes them. A few dozen are enough to start. None: the old weights alone, which
-            costs much accuracy until the model is trained on.
-        fit_steps: of distillation; 1500 take minutes on two cores.
-        keep_pyramid: leave the convolution that makes the finest map as it is. By default it is fitted too where both branches are new and
-            nothing else in the model reads its map; leave it if something outside of the model does.
-        seed: of what is drawn at random.
-        progress: wraps what takes long, for instance to show a bar; gets the items, their number and what is being done.
+    All levels that the plan does not name answer as before, bit for bit. The parameters are those of :func:`lw_retinanet.lighten`.
 
     Raises:
-        InputError: if the model's head cannot be lightened so, or the images are of no use, with the reason.
-        ImageError: for a picture that cannot be read.
+        InputError: if the model's head cannot be lightened, or the images cannot be used; the message says why.
+        ImageError: for an image that cannot be read.
         ConfigError: for an unknown preset, or one that would not make this model cheaper.
     """
     require_detector(model)
-    plan = head_plan(to)
-    require_steps(fit_steps, has_images=images is not None)
-    pictures = [] if images is None else read_pictures(images, channels=_image_channels(model), seed=seed)
+    plan = to if isinstance(to, HeadPlan) else plan_of(to)
+    steps = checked_steps(fit_steps, has_images=images is not None)
+    found = [] if images is None else find_calibration_images(images, channels=_image_channels(model), seed=seed)
     light = light_copy(model, plan)
-    pairs = [pair for level in LEVELS for pair in level_heads(light, level)]
-    new = [pair for pair in pairs if not _owned(model, pair)]
+    new = [pair for level in LEVELS for pair in new_towers(model, light, level)]
     if isinstance(to, str):
         old_macs, new_macs = (sum(_macs_per_cell(getattr(pair, side)) for pair in new) for side in ("teacher", "student"))
         if new_macs >= old_macs:
@@ -83,26 +76,56 @@ def lighten_torchvision(
             )
     for pair in new:
         transfer_weights(pair)
-    if pictures:
-        levels = list(dict.fromkeys(pair.level for pair in new))
-        calibrate(model, light, levels, pictures, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)
+    if found:
+        settings = LighteningSettings(fit=FitSettings(steps=steps, seed=seed), own_output=not keep_pyramid, seed=seed)
+        _fill(model, light, list(dict.fromkeys(pair.level for pair in new)), found, settings, progress)
     return light
+
+
+def _fill(
+    model: nn.Module,
+    light: nn.Module,
+    levels: Sequence[str],
+    images: Sequence[CalibrationImage],
+    settings: LighteningSettings,
+    progress: Progress | None,
+) -> None:
+    """Fill the new towers of ``light`` from calibration images, in place."""
+    others = {parameter.dtype for parameter in light.parameters()} - {torch.float32}
+    if others:
+        raise InputError(f"fitting to images needs float32 weights, the model has {others.pop()}; lighten model.float(), then convert back")
+    has_own_output = settings.own_output and finest_output(model, image_tensor(images[0])) is not None
+    pairs = []
+    for level in levels:
+        both_are_new = level == LEVELS[0] and len(new_towers(model, light, level)) == len(HEADS)
+        pairs.append(level_pair(model, light, level, output=first_output_block(light) if has_own_output and both_are_new else None))
+
+    def inputs(level: LevelPair, mirrored: bool) -> Iterator[Tensor]:
+        tensors = map(image_tensor, images)
+        return level_inputs(model, (tensor.flip(2) for tensor in tensors) if mirrored else tensors, level)
+
+    device = next(light.parameters()).device
+    with evaluating(light):
+        # The closed form runs on the CPU wherever the model is: it takes seconds, and the maps are there.
+        filled = fill_levels(pairs, inputs, len(images), settings, device=device, solve_on=torch.device("cpu"), progress=progress)
+    for each in filled:
+        log.info("%s: the closed form misses %s of the old outputs' variance", each.level, each.errors)
 
 
 def light_copy(model: ModelT, plan: HeadPlan) -> ModelT:
     """Copy a torchvision detector and give the plan's levels their own towers, with random weights.
 
-    All old weights stay, bit for bit and under their old names; the new ones stand at
-    ``head.classification_head.own.0.conv...`` (0: the finest level) and the like. Where every level has a tower of its own, nothing runs
-    the old one any more, and it is frozen, so that optimisers and distributed training pass it over.
+    All old weights keep their values and names. The names of the new ones begin with ``head.classification_head.own.0.conv`` (0 is the
+    finest level) and the like. If every level has a tower of its own, no level runs the old tower; it is then frozen, so that optimisers
+    and distributed training ignore it.
 
     Args:
-        model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass of them; not changed. It may be light already, at other levels.
-        plan: ``P3`` is the model's first feature map, ``P4`` the second, ... Its ``shared`` tower is not used: the model's own is. A
-            prediction may be ``shared``, units may not.
+        model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass; it is not changed. Other levels of it may be light already.
+        plan: The towers. ``P3`` is the model's first feature map, ``P4`` the second, and so on. Its ``shared`` tower is not used, because
+            the model has one. A prediction may be ``shared``, units may not.
 
     Raises:
-        InputError: if the model, its head or the plan does not allow it, with the reason.
+        InputError: if the model, its head or the plan does not allow it; the message says why.
     """
     require_detector(model)
     wanted: dict[BranchName, Mapping[str, TowerPlan]] = {
@@ -123,41 +146,16 @@ def light_copy(model: ModelT, plan: HeadPlan) -> ModelT:
             give_own_layers(head, LEVELS.index(level), _own_layers(head, tower, branch=branch, level=level))
         _freeze_unused(light, branch)
     for level in LEVELS:
-        for pair in level_heads(light, level):
+        for pair in own_towers(light, level):
             if level in wanted[pair.branch]:
                 _start(pair)
     return light
-
-
-def head_plan(to: str | HeadPlan) -> HeadPlan:
-    """A plan, or the one that a preset's name stands for.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest known one.
-    """
-    return to if isinstance(to, HeadPlan) else plan_of(to)
-
-
-def require_steps(fit_steps: int, *, has_images: bool) -> None:
-    """Refuse a number of fitting steps that means nothing.
-
-    Raises:
-        InputError: if it is negative, or there is nothing to fit to.
-    """
-    if not isinstance(fit_steps, int) or fit_steps < 0:
-        raise InputError(f"fit_steps must be a whole number, 0 or more, got {fit_steps!r}")
-    if fit_steps and not has_images:
-        raise InputError(f"fit_steps={fit_steps} needs images to fit to; give images=, or leave fit_steps out")
 
 
 def _image_channels(model: nn.Module) -> int:
     transform: Any = model.transform
     mean = getattr(transform, "image_mean", None)
     return len(mean) if isinstance(mean, Sequence) else 3
-
-
-def _owned(model: nn.Module, pair: BranchPair) -> bool:
-    return any(other.branch == pair.branch for other in level_heads(model, pair.level))
 
 
 def _require_free(model: nn.Module, branch: BranchName, level: str) -> None:
@@ -170,7 +168,7 @@ def _require_free(model: nn.Module, branch: BranchName, level: str) -> None:
 
 
 def _own_layers(head: nn.Module, plan: TowerPlan, *, branch: BranchName, level: str) -> dict[str, nn.Module]:
-    """Light layers by the names of the head's own."""
+    """New layers for a level, under the names that the head uses for its own."""
     if SHARED in plan.units:
         raise InputError(
             f"{branch} {level} of the plan shares units with the other levels, which a torchvision head cannot; "
@@ -207,7 +205,7 @@ def _freeze_unused(model: nn.Module, branch: BranchName) -> None:
 
 @torch.no_grad()
 def _start(pair: BranchPair) -> None:
-    """Fan-in weights for the tower; for the prediction small ones and the old biases, which keep the class prior."""
+    """Draw fan-in weights for the tower and small ones for the prediction, whose bias is the old one: it keeps the class prior."""
     for unit in pair.student.units:
         for conv in convolutions(unit):
             init_conv(conv, fan_in=True)

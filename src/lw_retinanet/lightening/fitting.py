@@ -1,4 +1,4 @@
-"""Fit new towers to the old ones by gradient descent on cached feature maps: minutes on two cores."""
+"""Fit new towers to the old ones by gradient descent on cached features, which takes minutes on two cores."""
 
 import contextlib
 import math
@@ -22,19 +22,22 @@ from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.training.distillation import BOX_WEIGHT, box_distillation, class_distillation, distance_distillation
 from lw_retinanet.training.step import autocast
 
-CENTRENESS = "bbox_ctrness"  # torchvision's name of FCOS's third output
+CENTRENESS = "bbox_ctrness"  # torchvision's name for the third output of FCOS
 _LOG_EVERY = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Args:
-    steps: optimiser steps; 0 leave everything as it is.
-    batch_size: feature maps a step, of one shape.
-    rate: peak of a one-cycle schedule. Ten times more undoes a closed form before it improves on it; random weights need 1e-3.
-    weight_decay: AdamW's.
-    averaging: decay of the moving average of the weights, which is what remains.
-    seed: of the order.
+    """How long and how fast to fit.
+
+    Args:
+        steps: Number of optimiser steps; 0 leaves the layers as they are.
+        batch_size: Number of feature maps in a step, all of one shape.
+        rate: Peak of the one-cycle learning rate. Ten times the default first destroys what the closed form reached; random weights
+            need 1e-3.
+        weight_decay: Weight decay of AdamW.
+        averaging: Decay of the moving average of the weights. The average is the result.
+        seed: Seed for the order of the feature maps.
     """
 
     steps: int = 1500
@@ -59,7 +62,14 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FitCurve:
-    """How it went: seconds, and every so many steps the step and the mean class and box loss since the entry before."""
+    """The course of a fit.
+
+    Args:
+        seconds: Its duration.
+        steps: The steps at which losses were noted.
+        cls: The mean class loss since the step noted before.
+        bbox: The mean box loss since the step noted before.
+    """
 
     seconds: float
     steps: tuple[int, ...] = ()
@@ -69,31 +79,31 @@ class FitCurve:
 
 def fit(
     level: LevelPair,
-    examples: Sequence[CachedFeatures],
+    cached: Sequence[CachedFeatures],
     settings: FitSettings = FitSettings(),
     *,
     device: torch.device | None = None,
     use_bf16: bool = False,
     progress: Progress | None = None,
 ) -> FitCurve:
-    """Train the new layers of a level, in place, until they say what the old ones say.
+    """Train the new layers of a level, in place, to give the answers of the old ones.
 
-    Batch norms keep their statistics meanwhile, and get those of the examples in the end.
+    Batch norms keep their statistics during the fit. Afterwards they are set to the statistics of the cached features.
 
     Args:
-        level: old and new layers, on ``device``.
-        examples: views of images, see :func:`~lw_retinanet.lightening.feature_cache.teach`.
-        settings: how long and how fast.
-        device: to compute on; None is the CPU.
-        use_bf16: forward and backward passes under autocast.
-        progress: wraps the steps, for instance to show a bar; gets their number.
+        level: Old and new layers, on ``device``.
+        cached: Features with answers (:func:`~lw_retinanet.lightening.feature_cache.with_answers`).
+        settings: How long and how fast.
+        device: Device to compute on; None is the CPU.
+        use_bf16: Run forward and backward passes under autocast.
+        progress: Passes on the steps, for instance to show a bar.
 
     Raises:
-        InputError: without examples, or if nothing of the level is new.
-        TrainingError: if the loss is not finite; the layers are then as they were before.
+        InputError: without features, or if the level has no new layers.
+        TrainingError: if the loss is not finite; the layers then are as they were before.
     """
-    if not examples:
-        raise InputError(f"the fit of {level.level} needs examples, got none; give at least one calibration image")
+    if not cached:
+        raise InputError(f"the fit of {level.level} needs feature maps, got none; give at least one calibration image")
     learned = level.parameters()
     if not learned:
         raise InputError(f"{level.level} has no layers of its own to fit; name it in the plan")
@@ -103,30 +113,27 @@ def fit(
     before = [parameter.detach().clone() for parameter in learned]
     with _learning(learned, level.old_parameters()), fixed_statistics(level):
         try:
-            average, logged = _descend(level, learned, examples, settings, device or torch.device("cpu"), use_bf16, progress)
+            average, logged = _descend(level, learned, cached, settings, device or torch.device("cpu"), use_bf16, progress)
         except BaseException:
             _set(learned, before)
             raise
         _set(learned, average)
-        settle_new(level, [example.maps for example in examples])
-    return FitCurve(
-        seconds=time.monotonic() - started,
-        steps=tuple(entry[0] for entry in logged),
-        cls=tuple(entry[1] for entry in logged),
-        bbox=tuple(entry[2] for entry in logged),
-    )
+        settle_new(level, [each.maps for each in cached])
+    steps, cls, bbox = zip(*logged, strict=True)
+    return FitCurve(seconds=time.monotonic() - started, steps=steps, cls=cls, bbox=bbox)
 
 
 @contextlib.contextmanager
 def _learning(learned: Sequence[nn.Parameter], fixed: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gradients for what is learned alone, whatever the parameters' flags; they are put back afterwards."""
+    """Let only ``learned`` receive gradients, and restore the ``requires_grad`` flags afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in (*learned, *fixed)]
     for parameter in learned:
         parameter.requires_grad_(True)
     for parameter in fixed:
         parameter.requires_grad_(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for parameter in learned:
             parameter.grad = None
@@ -143,25 +150,25 @@ def _set(parameters: Sequence[nn.Parameter], values: Iterable[Tensor]) -> None:
 def _descend(
     level: LevelPair,
     learned: list[nn.Parameter],
-    examples: Sequence[CachedFeatures],
+    cached: Sequence[CachedFeatures],
     settings: FitSettings,
     device: torch.device,
     use_bf16: bool,
     progress: Progress | None,
 ) -> tuple[list[Tensor], list[tuple[int, float, float]]]:
-    """The moving average of the weights, and step, class and box loss from time to time."""
+    """Returns the moving average of the weights, and the step, class loss and box loss at intervals."""
     optimiser = torch.optim.AdamW(learned, lr=settings.rate, weight_decay=settings.weight_decay, fused=True)
     # A warm-up of exactly one step would divide by zero.
     warmup = 0.1 if settings.steps != 10 else 0.2
     schedule = OneCycleLR(optimiser, settings.rate, total_steps=settings.steps, pct_start=warmup)
     holder = nn.ParameterList(learned)
     average = AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
-    batches = _batches(examples, settings)
+    batches = _batches(cached, settings)
     logged: list[tuple[int, float, float]] = []
     sums, since = torch.zeros(2, device=device), 0
     steps = range(1, settings.steps + 1)
     for step in tracked(steps, settings.steps, f"fit {level.level}", progress):
-        losses = _losses(level, [examples[index] for index in next(batches)], device, use_bf16)
+        losses = _losses(level, [cached[index] for index in next(batches)], device, use_bf16)
         optimiser.zero_grad(set_to_none=True)
         (losses[0] + BOX_WEIGHT * losses[1]).backward()
         nn.utils.clip_grad_norm_(learned, 10.0)
@@ -180,37 +187,37 @@ def _descend(
     return list(average.module.parameters()), logged
 
 
-def _losses(level: LevelPair, examples: Sequence[CachedFeatures], device: torch.device, use_bf16: bool) -> Tensor:
+def _losses(level: LevelPair, cached: Sequence[CachedFeatures], device: torch.device, use_bf16: bool) -> Tensor:
     """(2,) class and box loss of a batch; 0 for a branch that is not new."""
-    maps = torch.cat([example.maps for example in examples]).to(device).contiguous(memory_format=torch.channels_last)
+    maps = torch.cat([each.maps for each in cached]).to(device).contiguous(memory_format=torch.channels_last)
     with autocast(device, use_bf16):
         features = level.new_maps(maps if use_bf16 else maps.float())
-        said = {pair.branch: pair.student(features) for pair in level.pairs}
-    taught = {
-        branch: {key: torch.cat([example.taught[branch][key] for example in examples]).to(device) for key in examples[0].taught[branch]}
-        for branch in examples[0].taught
+        answers = {pair.branch: pair.student(features) for pair in level.pairs}
+    wanted = {
+        branch: {key: torch.cat([each.answers[branch][key] for each in cached]).to(device) for key in cached[0].answers[branch]}
+        for branch in cached[0].answers
     }
-    (taught_logits,) = taught["cls"].values()
-    taught_logits = _rows(taught_logits, taught_logits.shape[1] // level.num_anchors)
+    (old_logits,) = wanted["cls"].values()
+    old_logits = _rows(old_logits, old_logits.shape[1] // level.num_anchors)
     losses = [torch.zeros((), device=device), torch.zeros((), device=device)]
-    if "cls" in said:
-        (logits,) = said["cls"].values()
-        losses[0] = class_distillation(_rows(logits, taught_logits.shape[2]), taught_logits)
-    if "bbox" in said:
-        for key, value in said["bbox"].items():
-            goal = taught["bbox"][key]
+    if "cls" in answers:
+        (logits,) = answers["cls"].values()
+        losses[0] = class_distillation(_rows(logits, old_logits.shape[2]), old_logits)
+    if "bbox" in answers:
+        for key, value in answers["bbox"].items():
+            goal = wanted["bbox"][key]
             if key == CENTRENESS:
-                losses[1] = losses[1] + _centreness_distillation(_rows(value, 1)[..., 0], _rows(goal, 1)[..., 0], taught_logits)
+                losses[1] = losses[1] + _centreness_distillation(_rows(value, 1)[..., 0], _rows(goal, 1)[..., 0], old_logits)
             else:
-                loss = distance_distillation if CENTRENESS in said["bbox"] else box_distillation
-                losses[1] = losses[1] + loss(_rows(value, 4), _rows(goal, 4), taught_logits)
+                loss = distance_distillation if CENTRENESS in answers["bbox"] else box_distillation
+                losses[1] = losses[1] + loss(_rows(value, 4), _rows(goal, 4), old_logits)
     return torch.stack(losses)
 
 
-def _centreness_distillation(centreness: Tensor, taught: Tensor, taught_logits: Tensor) -> Tensor:
-    """Cross entropy of (N, A) logits, weighted by the teacher's best score for the place and divided by their sum (at least 1)."""
-    best = taught_logits.float().sigmoid().amax(dim=2)
-    losses = F.binary_cross_entropy_with_logits(centreness.float(), taught.float().sigmoid(), reduction="none")
+def _centreness_distillation(centreness: Tensor, old_centreness: Tensor, old_logits: Tensor) -> Tensor:
+    """Cross entropy of (N, A) logits, weighted by the old head's best score for the anchor; divided by the sum of weights (at least 1)."""
+    best = old_logits.float().sigmoid().amax(dim=2)
+    losses = F.binary_cross_entropy_with_logits(centreness.float(), old_centreness.float().sigmoid(), reduction="none")
     return (best * losses).sum() / best.sum().clamp(min=1)
 
 
@@ -219,11 +226,11 @@ def _rows(maps: Tensor, values: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
 
 
-def _batches(examples: Sequence[CachedFeatures], settings: FitSettings) -> Iterator[list[int]]:
-    """Endless batches of maps of one shape, every example once a round but for what does not fill a batch."""
+def _batches(cached: Sequence[CachedFeatures], settings: FitSettings) -> Iterator[list[int]]:
+    """Yield batches of maps of one shape without end. A round shows every map once, except those left over from the last full batch."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        groups[tuple(example.maps.shape[2:])].append(index)
+    for index, each in enumerate(cached):
+        groups[tuple(each.maps.shape[2:])].append(index)
     generator = np.random.default_rng(settings.seed)
     while True:
         batches: list[list[int]] = []

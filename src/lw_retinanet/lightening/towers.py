@@ -107,6 +107,13 @@ class LevelPair:
         found = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
         return [parameter for parameter in found if id(parameter) not in fixed]
 
+    def to(self, device: torch.device) -> None:
+        """Move all layers, old and new."""
+        towers = [*self.old.values(), *(tower for pair in self.pairs for tower in (pair.teacher, pair.student))]
+        outputs = [layer for layer in (self.old_output, self.output) if layer is not None]
+        for layer in [*outputs, *(layer for tower in towers for layer in tower.layers)]:
+            layer.to(device)
+
     def require_map(self, maps: Tensor) -> None:
         """Check one image's map.
 

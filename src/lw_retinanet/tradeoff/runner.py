@@ -31,8 +31,9 @@ from lw_retinanet.files import sha256, write_text
 from lw_retinanet.heads import plan_of
 from lw_retinanet.jobs.train import open_training_data, run_training
 from lw_retinanet.lightening.calibration_images import calibration_files
+from lw_retinanet.lightening.filling import LighteningSettings
 from lw_retinanet.lightening.fitting import FitSettings
-from lw_retinanet.lightening.stages import LightenSettings, lighten_detector
+from lw_retinanet.lightening.stages import lighten_detector
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
@@ -224,7 +225,7 @@ class Bench:
         if plan.cls or plan.bbox:  # else it is the trunk as it stands
             steps = self.experiment.fit_steps
             files = calibration_files(Path(self.experiment.data), count=512, seed=run.seed)
-            settings = LightenSettings(fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed)
+            settings = LighteningSettings(fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed)
             name = run.cell.variant.preset
             detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.progress).detector
         return detect_records(detector, self.held_out), steps
