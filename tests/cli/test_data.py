@@ -34,7 +34,7 @@ def test_check_counts_what_is_wrong_and_ends_with_2(cli: Any, edited_data: Calla
 def test_preview_draws(cli: Any, data: Path, tmp_path: Path) -> None:
     outcome = cli("data", "preview", data, "--out", tmp_path / "look", "--count", "3")
     assert outcome.code == 0
-    assert outcome.out.startswith("3 pictures in")
+    assert outcome.out.startswith("3 images in")
     names = sorted(path.name for path in (tmp_path / "look").iterdir())
     assert len(names) == 4
     assert names[-1] == "contact_sheet.jpg"

@@ -68,7 +68,7 @@ def test_a_model_file_says_itself_what_it_is(cli: Any, trained: Path) -> None:
     for model in (trained, trained / "model.safetensors"):
         result = cli("profile", model, "--json").json
         assert (result["size_hw"], result["num_classes"]) == ([64, 64], len(CATEGORIES))
-    assert "--classes is for presets" in cli.refuses("profile", trained, "--classes", "3", unchanged=trained)
+    assert "classes: only presets take this" in cli.refuses("profile", trained, "--classes", "3", unchanged=trained)
 
 
 def test_a_chart_on_request(cli: Any, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_latency(cli: Any, trained: Path) -> None:
         (["lw-v3", "--backbone", "resnet51"], ["resnet51", "did you mean resnet50?"]),
         (["lw-v3", "--stride-in", "2x2"], ["stride_in", "3x3, 1x1"]),
         (["lw-v3", "--anchors", "1"], ["anchors='1'", "nine, one"]),
-        (["lw-v3", "--size", "31"], ["--size 31", "32 to 16384"]),
-        (["lw-v3", "--size", "big"], ["--size big", "one side or height and width"]),
-        (["lw-v3", "--size", "0", "800"], ["--size 0 800"]),
+        (["lw-v3", "--size", "31"], ["size 31", "32 to 16384"]),
+        (["lw-v3", "--size", "big"], ["--size big", "one side, or height and width"]),
+        (["lw-v3", "--size", "0", "800"], ["size 0 800"]),
         (["lw-v3", "--plot", "cost.bmp"], ["cost.bmp", ".png"]),
         (["empty"], ["empty holds no model.safetensors"]),
         (["lw-v3", "--latency", "--device", "tpu9"], ["unknown device 'tpu9'"]),

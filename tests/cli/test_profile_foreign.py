@@ -68,14 +68,14 @@ def test_charts(cli: Any, arguments: list[str], tmp_path: Path) -> None:
     ("arguments", "parts"),
     [
         (["torchvision:retinanet_resnet50_fnp"], ["no detector 'retinanet_resnet50_fnp'", "did you mean retinanet_resnet50_fpn?"]),
-        (["torchvision:fcos_resnet50_fpn", "--backbone", "resnet18"], ["--backbone is for presets"]),
-        (["torchvision:fcos_resnet50_fpn", "--latency"], ["--latency is for this package's own models"]),
+        (["torchvision:fcos_resnet50_fpn", "--backbone", "resnet18"], ["backbone: only presets take this"]),
+        (["torchvision:fcos_resnet50_fpn", "--latency"], ["latency is measured for models of this package only"]),
         (["torchvision:fcos_resnet50_fpn", "--classes", "1"], ["give at least 2"]),
         (["torchvision:ssd300_vgg16", "--size", "32"], ["use another size"]),
         (["torchvision:ssd300_vgg16", "--budget", "3"], ["no plan for this model (SSD)", "leave the budget out"]),
         (["retinanet", "--budget", "50"], ["no plan reaches 50.000 GMACs", "takes 72.291", "raise the budget"]),
-        (["retinanet", "--budget", "0"], ["--budget 0", "a positive number"]),
-        (["retinanet", "--budget", "nan"], ["--budget nan", "a positive number"]),
+        (["retinanet", "--budget", "0"], ["budget 0", "a positive number"]),
+        (["retinanet", "--budget", "nan"], ["budget nan", "a positive number"]),
         (["retinanet", "--budget", "90", "--plot", "cost.bmp"], ["cost.bmp", ".png"]),
     ],
 )

@@ -3,18 +3,20 @@ from typing import Any
 
 import pytest
 
+from lw_retinanet.jobs.quickstart import Quickstart
+
 
 def test_the_page_is_printed(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def quickstart(out: Path, *, seed: int, progress: object) -> Path:
+    def run_quickstart(out: Path, *, seed: int, progress: object) -> Quickstart:
         seen.extend([out, seed])
         page = out / "results.md"
         page.parent.mkdir()
         page.write_text("# A page\n")
-        return page
+        return Quickstart(page=page, models=())
 
-    monkeypatch.setattr("lw_retinanet.jobs.quickstart.quickstart", quickstart)
+    monkeypatch.setattr("lw_retinanet.jobs.quickstart.run_quickstart", run_quickstart)
     outcome = cli("quickstart", "--out", tmp_path / "q", "--seed", "3")
     assert seen == [tmp_path / "q", 3]
     assert outcome.out.startswith("# A page\n")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lw_retinanet.data.sample import make_sample
-from lw_retinanet.errors import RunFolderError
+from lw_retinanet.errors import InputError
 from lw_retinanet.jobs import quickstart as module
 
 
@@ -18,7 +18,7 @@ def test_one_page_with_everything_on_it(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "make_sample", few)
     monkeypatch.setitem(module.SETTINGS, "train", {**module.SETTINGS["train"], "epochs": 1, "batch_size": 2})
     monkeypatch.setitem(module.SETTINGS, "model", {**module.SETTINGS["model"], "head_width": 16})
-    page = module.quickstart(tmp_path / "out")
+    page = module.run_quickstart(tmp_path / "out").page
     assert page == tmp_path / "out" / "results.md"
     text = page.read_text()
     links = re.findall(r"!\[[^]]+]\(([^)]+)\)", text)
@@ -55,6 +55,6 @@ def test_what_is_there_is_left_alone(kind: str, tmp_path: Path) -> None:
     if kind == "folder":
         place.mkdir()
     (place / "mine.txt" if kind == "folder" else place).write_text("precious")
-    with pytest.raises(RunFolderError, match="choose another output folder"):
-        module.quickstart(place)
+    with pytest.raises(InputError, match="choose another output folder"):
+        module.run_quickstart(place)
     assert [path.name for path in tmp_path.rglob("*")] == (["out", "mine.txt"] if kind == "folder" else ["out"])

@@ -72,7 +72,8 @@ def _settings(*, against: str | None, precision: str, images: Path | None, **oth
     from typing import Any
 
     from lw_retinanet.benchmarking.run import BenchmarkSettings
-    from lw_retinanet.cli.console import existing, one_of
+    from lw_retinanet.cli.console import one_of
+    from lw_retinanet.files import existing
 
     if against is not None:
         one_of(("torchvision",), against, "against")

@@ -4,37 +4,22 @@ from pathlib import Path
 
 import typer
 
+from lw_retinanet.cli.console import print_json, with_bar
+
 
 def compare_command(
     detections_a: Path = typer.Argument(..., help="COCO results file of the first detector."),
     detections_b: Path = typer.Argument(..., help="COCO results file of the second detector."),
     data: Path = typer.Option(..., help="Data set that both were run on."),
-    split: str | None = typer.Option(None, help="Split of the data set [default: val, where there are splits]."),
-    draws: int = typer.Option(1000, min=100, max=1_000_000, help="Times that the images are drawn."),
-    seed: int = typer.Option(0, min=0, help="Of the draws."),
+    split: str | None = typer.Option(None, help="Split of the data set [default: val, if there are splits]."),
+    draws: int = typer.Option(1000, min=100, max=1_000_000, help="How often the images are drawn anew."),
+    seed: int = typer.Option(0, min=0, help="Seed for the draws."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Say how much better B is than A: the difference of AP, with a 95 % interval from drawing the same images for both."""
-    from lw_retinanet.cli.console import existing, print_json, with_bar
-    from lw_retinanet.data.box_quality import require_boxes
-    from lw_retinanet.data.dataset import Dataset
-    from lw_retinanet.evaluation.detections import read_results
-    from lw_retinanet.evaluation.paired import compare
+    from lw_retinanet.jobs.compare import run_comparison
 
-    existing(detections_a, "detections file")
-    existing(detections_b, "detections file")
-    existing(data, "data set")
-    dataset = Dataset.open(data)
-    records = dataset.read(split or dataset.or_whole("val"))
-    require_boxes(records, data)
-    comparison = compare(
-        records,
-        read_results(detections_a, records),
-        read_results(detections_b, records),
-        draws=draws,
-        seed=seed,
-        progress=with_bar,
-    )
+    comparison = run_comparison(detections_a, detections_b, data, split=split, draws=draws, seed=seed, progress=with_bar)
     if json:
         print_json(comparison.as_dict())
     else:

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -44,19 +43,6 @@ def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
             left = round((now - started) / max(1, done) * (total - done))
             log.info("%s: %d/%d, %d:%02d left", what, done, total, left // 60, left % 60)
         yield item
-
-
-def existing(path: Path, what: str) -> Path:
-    """The path, if there is something.
-
-    Raises:
-        InputError: else.
-    """
-    from lw_retinanet.errors import InputError
-
-    if not path.exists():
-        raise InputError(f"{what} {path} does not exist; check the path")
-    return path
 
 
 def one_of(known: Sequence[Word], text: str, option: str) -> Word:

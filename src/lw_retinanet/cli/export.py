@@ -60,8 +60,9 @@ def _settings(
 ) -> "ExportSettings":
     from typing import Any
 
-    from lw_retinanet.cli.console import existing, one_of
+    from lw_retinanet.cli.console import one_of
     from lw_retinanet.exporting.run import ExportSettings
+    from lw_retinanet.files import existing
 
     for data in (calibrate, validate):
         if data is not None:

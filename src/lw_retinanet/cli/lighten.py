@@ -32,7 +32,8 @@ def lighten_command(
 ) -> None:
     """Make a trained detector cheaper: its finest head gets towers of its own, fitted to the old ones; all else stays, weight by weight."""
     from lw_retinanet.api import load
-    from lw_retinanet.cli.console import existing, print_json, with_bar
+    from lw_retinanet.cli.console import print_json, with_bar
+    from lw_retinanet.files import existing
     from lw_retinanet.lightening.calibration_images import calibration_files
     from lw_retinanet.lightening.filling import LighteningSettings
     from lw_retinanet.lightening.fitting import FitSettings

@@ -17,9 +17,9 @@ def tradeoff_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Which lever to pull: lighter heads against smaller pictures, same recipe, same counter, several seeds, with intervals."""
-    from lw_retinanet.cli.console import existing, print_json, with_bar
+    from lw_retinanet.cli.console import print_json, with_bar
     from lw_retinanet.devices import choose_device
-    from lw_retinanet.files import output_folder
+    from lw_retinanet.files import existing, output_folder
     from lw_retinanet.tradeoff.experiment import open_experiment
     from lw_retinanet.tradeoff.results import write_all
     from lw_retinanet.tradeoff.runner import Bench

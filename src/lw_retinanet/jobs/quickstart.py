@@ -9,12 +9,11 @@ from typing import Any
 from lw_retinanet.config import Config, parse_config
 from lw_retinanet.counting.cost_chart import save_cost_chart
 from lw_retinanet.counting.profile import Profile, profile
-from lw_retinanet.data.dataset import Dataset
-from lw_retinanet.data.preview import preview
 from lw_retinanet.data.sample import make_sample
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.evaluation.coco_metrics import Metrics
-from lw_retinanet.files import write_text
+from lw_retinanet.files import output_folder, write_text
+from lw_retinanet.jobs.data import preview_data
 from lw_retinanet.jobs.train import run_training
 from lw_retinanet.progress import Progress
 from lw_retinanet.weights.model_file import load_model
@@ -30,20 +29,33 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One model's line in the table.
+class QuickstartModel:
+    """One of the two models, trained and measured.
 
     Args:
-        preset: its name.
-        metrics: on the validation pictures.
-        counted: its arithmetic at the size it was trained at.
-        seconds: training and evaluation.
+        preset: The name of its head.
+        metrics: The metrics on the validation images.
+        cost: The arithmetic at the size that it was trained at.
+        seconds: The time of training and evaluation.
     """
 
     preset: str
     metrics: Metrics
-    counted: Profile
+    cost: Profile
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """What the quickstart made.
+
+    Args:
+        page: The path of ``results.md``.
+        models: The full model and the light one.
+    """
+
+    page: Path
+    models: tuple[QuickstartModel, ...]
 
 
 def quickstart_config(preset: str, seed: int) -> Config:
@@ -52,69 +64,69 @@ def quickstart_config(preset: str, seed: int) -> Config:
     return parse_config(values, where="quickstart")
 
 
-def quickstart(out: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Run everything.
+def run_quickstart(out: Path, *, seed: int = 0, progress: Progress | None = None) -> Quickstart:
+    """Train and measure a full and a light model on embedded data.
 
     Args:
-        out: new or empty folder; gets ``data/``, a run folder for each model, pictures and ``results.md``.
-        seed: of data, weights and order.
-        progress: wraps the batches of an evaluation, to show a bar.
-
-    Returns:
-        Path of ``results.md``.
+        out: A new or empty folder. It gets ``data/``, a run folder for each model, figures and ``results.md``.
+        seed: Seed for data, weights and order.
+        progress: Wraps the batches of an evaluation, for instance to show a bar.
 
     Raises:
         RunFolderError: if the folder is not empty.
+        OutputError: if it cannot be written to.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    output_folder(out)
+    if out.exists() and any(out.iterdir()):
         raise RunFolderError(f"{out} is not empty; choose another output folder")
     started = time.monotonic()
     data = make_sample(out / "data", size=IMAGE_SIZE, seed=seed)
-    preview(Dataset.open(data).read("train"), out / "pictures" / "data", count=16, seed=seed)
-    rows = []
-    for preset in PRESETS:
-        begun = time.monotonic()
-        run = run_training(quickstart_config(preset, seed), data, out / preset, progress=progress)
-        assert run.metrics is not None
-        model = load_model(run.folder).model
-        counted = profile(model, name=preset, size_hw=(IMAGE_SIZE, IMAGE_SIZE))
-        rows.append(Row(preset=preset, metrics=run.metrics, counted=counted, seconds=time.monotonic() - begun))
-        log.info("%s: AP50 %.3f after %.0f s", preset, run.metrics.AP50, rows[-1].seconds)
-    save_cost_chart([row.counted for row in rows], out / "pictures" / "cost.png")
+    preview_data(data, out / "pictures" / "data", split="train", count=16, seed=seed)
+    models = tuple(_train(preset, data, out / preset, seed, progress) for preset in PRESETS)
+    save_cost_chart([model.cost for model in models], out / "pictures" / "cost.png")
     page = out / "results.md"
-    write_text(page, _page(rows, seconds=time.monotonic() - started))
-    return page
+    write_text(page, _page(*models, seconds=time.monotonic() - started))
+    return Quickstart(page=page, models=models)
 
 
-def _page(rows: list[Row], *, seconds: float) -> str:
-    full, light = rows
+def _train(preset: str, data: Path, folder: Path, seed: int, progress: Progress | None) -> QuickstartModel:
+    started = time.monotonic()
+    run = run_training(quickstart_config(preset, seed), data, folder, progress=progress)
+    assert run.metrics is not None
+    cost = profile(load_model(run.folder).model, name=preset, size_hw=(IMAGE_SIZE, IMAGE_SIZE))
+    seconds = time.monotonic() - started
+    log.info("%s: AP50 %.3f after %.0f s", preset, run.metrics.AP50, seconds)
+    return QuickstartModel(preset=preset, metrics=run.metrics, cost=cost, seconds=seconds)
+
+
+def _page(full: QuickstartModel, light: QuickstartModel, *, seconds: float) -> str:
     lines = [
         "# Quickstart: full head against light head",
         "",
         "Two detectors with the same backbone (ResNet-18, from nothing), data, seed and recipe. They differ in D3, the head on the finest",
-        f"pyramid level. Pictures of {IMAGE_SIZE} pixels, made by this program; both trained and measured just now, on this machine.",
+        f"pyramid level. The images ({IMAGE_SIZE} pixels) are made by this program; both models were trained and measured just now, here.",
         "",
         "| model | AP | AP50 | AP small | AP medium | AP large | MACs | of them D3 | parameters | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in rows:
-        m, counted = row.metrics, row.counted
-        d3 = counted.blocks["D3"]
+    for row in (full, light):
+        m, cost = row.metrics, row.cost
+        d3 = cost.blocks["D3"]
         lines.append(
-            f"| {row.preset} | {m.AP:.3f} | {m.AP50:.3f} | {m.APs:.3f} | {m.APm:.3f} | {m.APl:.3f} | {counted.macs / 1e6:.1f} M "
-            f"| {counted.share(d3):.1%} | {counted.params / 1e6:.2f} M | {row.seconds:.0f} |"
+            f"| {row.preset} | {m.AP:.3f} | {m.AP50:.3f} | {m.APs:.3f} | {m.APm:.3f} | {m.APl:.3f} | {cost.macs / 1e6:.1f} M "
+            f"| {cost.share(d3):.1%} | {cost.params / 1e6:.2f} M | {row.seconds:.0f} |"
         )
     lines += [
         "",
-        f"The light head takes {full.counted.macs / light.counted.macs:.2f} times fewer multiply-accumulates in all, and "
-        f"{full.counted.blocks['D3'].macs / light.counted.blocks['D3'].macs:.1f} times fewer in D3. AP changed by "
+        f"The light head takes {full.cost.macs / light.cost.macs:.2f} times fewer multiply-accumulates in all, and "
+        f"{full.cost.blocks['D3'].macs / light.cost.blocks['D3'].macs:.1f} times fewer in D3. AP changed by "
         f"{light.metrics.AP - full.metrics.AP:+.3f}; one run each, so a difference of a few hundredths may be chance. "
         "AP is -1 where there is nothing to find.",
         "",
         "![where the arithmetic goes](pictures/cost.png)",
         "",
     ]
-    for row in rows:
+    for row in (full, light):
         lines += [
             f"## {row.preset}",
             "",
@@ -128,7 +140,7 @@ def _page(rows: list[Row], *, seconds: float) -> str:
     lines += [
         "## Data",
         "",
-        "![training pictures with their boxes](pictures/data/contact_sheet.jpg)",
+        "![training images with their boxes](pictures/data/contact_sheet.jpg)",
         "",
         f"Everything took {seconds:.0f} s. Next: `lw-retinanet train YOUR_DATA --set model.backbone_weights=imagenet`.",
         "",
