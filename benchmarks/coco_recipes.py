@@ -15,7 +15,7 @@ import torch
 from lw_retinanet.config import load_config, parse_config
 from lw_retinanet.data.records import Category
 from lw_retinanet.training.run_plan import RunPlan, plan_run
-from lw_retinanet.weights.start import new_start
+from lw_retinanet.weights.start import start_from_settings
 
 ROOT = Path(__file__).parents[1]
 FOLDER, DOCUMENT = ROOT / "configs" / "coco", ROOT / "docs" / "coco.md"
@@ -98,7 +98,7 @@ def plan(name: str, processes: int) -> RunPlan:
     bare = config.model_copy(update={"model": config.model.model_copy(update={"backbone_weights": "none"})})
     categories = tuple(Category(id=number, name=str(number)) for number in range(CLASSES))
     with torch.device("meta"):
-        model = new_start(bare, categories).model
+        model = start_from_settings(bare, categories).model
     sizes_hw = np.tile(np.array(PICTURE_HW, np.int32), (TRAIN_IMAGES, 1))
     return plan_run(config, model, sizes_hw, name=config.model.preset, processes=processes)
 

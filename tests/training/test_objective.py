@@ -24,7 +24,7 @@ from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.trainer import TrainingData
 from lw_retinanet.weights.create import ANCHORS
 from lw_retinanet.weights.model_file import load_model, save_model
-from lw_retinanet.weights.start import new_start
+from lw_retinanet.weights.start import start_from_settings
 
 SIZE_HW = (64, 96)
 MakeConfig = Callable[..., Config]
@@ -149,7 +149,7 @@ def test_one_anchor_trains_and_its_file_knows_it(data: TrainingData, run_path: P
         train={"steps": 3, "batch_size": 4, "precision": "fp32", "ema": 0, "class_loss": "quality"},
     )
     categories = tuple(Category(id=number, name=name) for number, name in enumerate("abc"))
-    start = new_start(config, categories)
+    start = start_from_settings(config, categories)
     before = {name: tensor.clone() for name, tensor in start.model.state_dict().items() if name.startswith("head")}
     with RunFolder.created(run_path, config, {}) as folder:
         trained = train(start.model, data, config=config, folder=folder, world=World())

@@ -195,7 +195,7 @@ def test_a_record_that_is_no_record_is_refused(text: str, tmp_path: Path) -> Non
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         find_model_file(tmp_path / "gone.safetensors")
-    with pytest.raises(WeightsError, match=r"holds no model\.safetensors; finish its training"):
+    with pytest.raises(WeightsError, match=r"holds no model\.safetensors; resume its training"):
         find_model_file(tmp_path)
 
 

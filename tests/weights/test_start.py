@@ -14,7 +14,7 @@ from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
 from lw_retinanet.weights.model_file import LoadedModel, load_model, make_record, save_model
-from lw_retinanet.weights.start import file_start, new_start
+from lw_retinanet.weights.start import start_from_file, start_from_settings
 
 CLASSES = (Category(id=1, name="cod"), Category(id=7, name="ray"), Category(id=9, name="eel"))
 SHORT_SIDE = Conventions(
@@ -39,7 +39,7 @@ def answers(loaded: LoadedModel) -> tuple[Tensor, Tensor]:
 def test_the_same_classes_change_nothing_but_the_notes(file: Path) -> None:
     # Other ids, as another data set of the same classes has them: the record takes them, the weights do not care.
     renumbered = tuple(Category(id=number, name=c.name) for number, c in enumerate(CLASSES))
-    start, loaded = file_start(file, renumbered, image_size=None, seed=0), load_model(file)
+    start, loaded = start_from_file(file, renumbered, image_size=None, seed=0), load_model(file)
     assert all(torch.equal(tensor, start.model.state_dict()[name]) for name, tensor in loaded.model.state_dict().items())
     assert start.record.categories == renumbered
     assert start.record.conventions == start.model.conventions == SHORT_SIDE
@@ -50,7 +50,7 @@ def test_the_same_classes_change_nothing_but_the_notes(file: Path) -> None:
 
 def test_known_classes_keep_their_answers_in_their_new_place(file: Path) -> None:
     # "eel" moves from place 2 to place 1, "crab" is new, "cod" and "ray" go.
-    start = file_start(file, (Category(id=3, name="crab"), Category(id=2, name="eel")), image_size=None, seed=0)
+    start = start_from_file(file, (Category(id=3, name="crab"), Category(id=2, name="eel")), image_size=None, seed=0)
     (logits, deltas), (expected, expected_deltas) = answers(start), answers(load_model(file))
     assert logits.shape[2] == 2
     assert start.record.notes["classes_changed"]["kept"] == ["eel"]
@@ -61,30 +61,30 @@ def test_known_classes_keep_their_answers_in_their_new_place(file: Path) -> None
 
 
 def test_the_same_names_in_another_order_are_put_in_order(file: Path) -> None:
-    start = file_start(file, CLASSES[::-1], image_size=None, seed=0)
+    start = start_from_file(file, CLASSES[::-1], image_size=None, seed=0)
     torch.testing.assert_close(answers(start)[0], answers(load_model(file))[0].flip(2))
 
 
 def test_a_size_that_is_asked_for_replaces_the_files_rule(file: Path) -> None:
-    start = file_start(file, CLASSES, image_size=160, seed=0)
+    start = start_from_file(file, CLASSES, image_size=160, seed=0)
     expected = SHORT_SIDE.input.model_copy(update={"resize": "long_side", "size": 160})
     assert start.model.conventions.input == start.record.conventions.input == expected
     assert start.model.conventions.anchors == SHORT_SIDE.anchors
 
 
 def test_the_shorter_side_can_be_asked_for(file: Path) -> None:
-    start = file_start(file, CLASSES, image_size=160, resize="short_side", max_size=300, seed=0)
+    start = start_from_file(file, CLASSES, image_size=160, resize="short_side", max_size=300, seed=0)
     rule = start.record.conventions.input
     assert (rule.resize, rule.size, rule.max_size, rule.rounding) == ("short_side", 160, 300, "floor")
     values = {"model": {"backbone": "resnet18", "head_width": 16}, "data": {"image_size": 96, "resize": "short_side", "max_size": 160}}
-    new = new_start(parse_config(values).resolved(), CLASSES)
+    new = start_from_settings(parse_config(values).resolved(), CLASSES)
     assert new.model.conventions.input == InputRule(resize="short_side", size=96, max_size=160)
     assert new.record.conventions == new.model.conventions
 
 
 def test_new_classes_are_drawn_from_the_seed(file: Path) -> None:
     def logits(seed: int) -> Tensor:
-        return answers(file_start(file, (Category(id=0, name="crab"),), image_size=None, seed=seed))[0]
+        return answers(start_from_file(file, (Category(id=0, name="crab"),), image_size=None, seed=seed))[0]
 
     assert torch.equal(logits(1), logits(1))
     assert not torch.equal(logits(1), logits(2))
@@ -92,18 +92,18 @@ def test_new_classes_are_drawn_from_the_seed(file: Path) -> None:
 
 def test_what_cannot_be_started_from_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="gone does not exist"):
-        file_start(tmp_path / "gone", CLASSES, image_size=None, seed=0)
+        start_from_file(tmp_path / "gone", CLASSES, image_size=None, seed=0)
     with pytest.raises(WeightsError, match=r"holds no model\.safetensors"):
-        file_start(tmp_path, CLASSES, image_size=None, seed=0)
+        start_from_file(tmp_path, CLASSES, image_size=None, seed=0)
     foreign = tmp_path / "retinanet.pth"
     foreign.write_bytes(b"PK")
     with pytest.raises(WeightsError, match=r"retinanet\.pth is not a model file of this program.*lw-retinanet convert"):
-        file_start(foreign, CLASSES, image_size=None, seed=0)
+        start_from_file(foreign, CLASSES, image_size=None, seed=0)
 
 
 def test_a_new_network_is_the_settings_own() -> None:
     values = {"model": {"backbone": "resnet18", "head_width": 16, "preset": "bbox-v3"}, "data": {"image_size": 96}}
-    start = new_start(parse_config(values).resolved(), CLASSES)
+    start = start_from_settings(parse_config(values).resolved(), CLASSES)
     assert (start.record.preset, start.record.width, start.record.norm, start.record.plan) == ("bbox-v3", 16, "batch", PRESETS["bbox-v3"])
     assert start.record.conventions.input.size == 96
     assert start.record.categories == CLASSES
@@ -118,7 +118,7 @@ def test_of_a_file_with_two_heads_the_light_one_goes_on(categories: tuple[Catego
         light, preset="lw-v3", backbone="resnet18", width=16, norm="batch", plan=light.head.plan, categories=CLASSES, notes={}
     ).model_copy(update={"switchable": True, "full_output": True})
     save_model(tmp_path / "light.safetensors", light, record)
-    start = file_start(tmp_path / "light.safetensors", categories, image_size=None, seed=0)
+    start = start_from_file(tmp_path / "light.safetensors", categories, image_size=None, seed=0)
     torch.testing.assert_close(answers(start)[1], answers(LoadedModel(model=light, record=record))[1])
     assert (start.record.switchable, start.record.full_output) == (False, False)
     # What gets no gradient stops distributed training.

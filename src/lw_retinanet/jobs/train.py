@@ -36,7 +36,7 @@ from lw_retinanet.training.run_plan import macs_reduction
 from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.trainer import TrainingData
 from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
-from lw_retinanet.weights.start import file_start, new_start
+from lw_retinanet.weights.start import start_from_file, start_from_settings
 
 START_FILE = "start.safetensors"  # in the folder of a run that started from a model file: that model, with the classes of the data set
 log = logging.getLogger(__name__)
@@ -134,10 +134,10 @@ def open_training_data(source: Path) -> tuple[Records, Records | None]:
 def open_start(config: Config, records: Records, resumed: Path | None) -> LoadedModel:
     """The network before its first step: new, or from the model file that the settings name, or as the resumed run kept it."""
     if config.model.start is None:
-        return new_start(config, records.categories)
+        return start_from_settings(config, records.categories)
     if resumed is None:
         data = config.data
-        return file_start(
+        return start_from_file(
             Path(config.model.start),
             records.categories,
             image_size=data.image_size,

@@ -141,10 +141,10 @@ class Bench:
         """The network of a row before its training."""
         config = self.experiment.config(cell, seed)
         if self.trunk is None:
-            from lw_retinanet.weights.start import new_start
+            from lw_retinanet.weights.start import start_from_settings
 
             without_weights = config.model_copy(update={"model": config.model.model_copy(update={"backbone_weights": "none"})})
-            return new_start(without_weights, self.records.categories).model
+            return start_from_settings(without_weights, self.records.categories).model
         return _with_head(self.trunk.model, config, len(self.records.categories))
 
     def _is_done(self, run: SeedRun) -> bool:

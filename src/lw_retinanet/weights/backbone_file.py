@@ -1,4 +1,4 @@
-"""Pretrained backbones: torchvision's ImageNet weights, or a file with the same names."""
+"""Pretrained weights for backbones: ImageNet weights of torchvision or timm, or a file with the same tensor names."""
 
 import logging
 import warnings
@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from lw_retinanet.errors import WeightsError
+from lw_retinanet.errors import WeightsError, first_line
 from lw_retinanet.models.backbone import Backbone, TimmBackbone
 
 log = logging.getLogger(__name__)
-_WAY_OUT = "give a local file as model.backbone_weights, or none"
-# What classifiers have and detectors do not: their last layers, and counters of batch norm.
+_REMEDY = "give a local file as model.backbone_weights, or none"
+# Last layers of classifiers, which a backbone does not have.
 _UNUSED = ("fc.", "classifier.", "features.18.")
 
 
@@ -26,12 +26,12 @@ def load_backbone(backbone: Backbone, *, name: str, source: str) -> None:
     """Fill a backbone with pretrained weights.
 
     Args:
-        backbone: to fill, in place.
-        name: its setting (``resnet50``, ``timm:NAME``, ...).
-        source: ``imagenet`` or a ``.safetensors`` / ``.pth`` file with torchvision's parameter names.
+        backbone: The backbone, which is changed in place.
+        name: Its name, as the setting ``model.backbone`` takes it.
+        source: ``imagenet``, or a ``.safetensors`` or ``.pth`` file with torchvision's tensor names.
 
     Raises:
-        WeightsError: if the weights cannot be had, or do not fit (naming what is missing or left over).
+        WeightsError: If the weights cannot be read or downloaded, or do not fit; the message names what is missing or left over.
     """
     if source == "imagenet":
         state = _timm_weights(name) if isinstance(backbone, TimmBackbone) else _torchvision_weights(name)
@@ -58,7 +58,7 @@ def load_backbone(backbone: Backbone, *, name: str, source: str) -> None:
 
 
 def guess_stride(source: str) -> Literal["3x3", "1x1"]:
-    """Where the bottlenecks of a weights file stride: ``1x1`` if its metadata or its name says Caffe or MSRA, else ``3x3``."""
+    """Guess which convolution of a bottleneck has the stride: ``1x1`` if metadata or name of the file say Caffe or MSRA, else ``3x3``."""
     if source in ("none", "imagenet"):
         return "3x3"
     path = Path(source)
@@ -73,10 +73,10 @@ def guess_stride(source: str) -> Literal["3x3", "1x1"]:
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """Named tensors of a ``.safetensors`` file, or of a ``.pth`` file read without running code from it.
+    """Read the named tensors of a ``.safetensors`` or ``.pth`` file, without running code from it.
 
     Raises:
-        WeightsError: if the file is missing, damaged or holds something else.
+        WeightsError: If the file is missing or damaged, or holds something else.
     """
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist; give none, imagenet or an existing file")
@@ -84,10 +84,10 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on how the file was written; whether it can be read is all that counts
+            warnings.simplefilter("ignore")  # torch warns about how the file was written
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load and safetensors raise half a dozen types for a damaged file
-        raise WeightsError(f"cannot read weights file {path}: {_first_line(error)}; give safetensors or a plain state dict") from None
+        raise WeightsError(f"cannot read weights file {path}: {_reason(error)}; give safetensors or a plain state dict") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -100,18 +100,16 @@ def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
     try:
         return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a checksum that is wrong, a cached file that is damaged: half a dozen types
-        raise WeightsError(f"cannot get the ImageNet weights of {name} ({_first_line(error)}); {_WAY_OUT}") from None
+        raise WeightsError(f"cannot get the ImageNet weights of {name} ({_reason(error)}); {_REMEDY}") from None
 
 
 def _timm_weights(name: str) -> Mapping[str, Tensor]:
     try:
         return TimmBackbone(name.removeprefix("timm:"), norm="batch", pretrained=True).body.state_dict()
     except (OSError, HTTPException, RuntimeError) as error:
-        raise WeightsError(f"cannot get timm's weights of {name} ({_first_line(error)}); {_WAY_OUT}") from None
+        raise WeightsError(f"cannot get timm's weights of {name} ({_reason(error)}); {_REMEDY}") from None
 
 
-def _first_line(error: Exception) -> str:
-    """What went wrong, without torch's explanation of how to switch its protection off."""
-    if type(error).__name__ == "UnpicklingError":
-        return "the file is damaged or holds more than tensors"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """The first line of the message; torch's explanation of how to switch its protection off is left out."""
+    return "the file is damaged or holds more than tensors" if type(error).__name__ == "UnpicklingError" else first_line(error)

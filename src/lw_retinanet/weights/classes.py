@@ -1,4 +1,4 @@
-"""Other classes for a trained model: everything but the class predictions stays as it is."""
+"""Changes the classes of a trained model; everything but the class predictions stays as it is."""
 
 import math
 import re
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.models.head import PRIOR
-from lw_retinanet.weights.model_file import LoadedModel, build_network, make_record
+from lw_retinanet.weights.model_file import LoadedModel, build_network
 
 _CLASS_PREDICTIONS = ("head.cls.shared_predict.", "head.cls.own_predict.")
 
 
 def change_classes(loaded: LoadedModel, categories: Sequence[Category], seed: int = 0) -> LoadedModel:
-    """A copy of the model for other classes.
+    """Return a copy of the model for other classes.
 
-    Backbone, pyramid, towers and the box branch keep their very values. The last convolution of every class prediction starts anew, with
-    normal(0, 0.01) weights and the prior as bias; a class whose name the model knows (case, spaces, hyphens and underscores aside) keeps
-    its rows.
+    Backbone, pyramid, towers and box branch keep their values. A class whose name the model knows keeps its rows in the last convolution of
+    the class predictions; case, spaces, hyphens and underscores do not matter. Rows of other classes get normal(0, 0.01) weights and the
+    prior as bias.
 
     Args:
-        loaded: stays as it is.
-        categories: at least one, names all different.
-        seed: of the new rows.
+        loaded: The model, which stays as it is.
+        categories: The new classes; at least one, with different names.
+        seed: Seed for the weights of new classes.
 
     Raises:
-        WeightsError: for no classes, or one name twice.
+        WeightsError: If there is no class, or if two have the same name.
     """
     names = [plain_name(category.name) for category in categories]
     if not names:
@@ -45,43 +45,33 @@ def change_classes(loaded: LoadedModel, categories: Sequence[Category], seed: in
     wanted = model.state_dict()
     for name, tensor in old.state_dict().items():
         values = tensor.detach().clone()
-        if name.startswith(_CLASS_PREDICTIONS) and wanted[name].shape[0] % len(names) == 0 and _is_last(name, old):
+        if name.startswith(_CLASS_PREDICTIONS) and wanted[name].shape[0] % len(names) == 0 and _has_class_rows(name, old):
             values = _rows(values, source, old.num_classes, generator)
         state[name] = values
     model.load_state_dict(state, assign=True)
     copied = [category.name for category, row in zip(categories, source.tolist(), strict=True) if row >= 0]
     notes = {**record.notes, "classes_changed": {"from": [c.name for c in record.categories], "kept": copied, "seed": seed}}
-    changed = make_record(
-        model,
-        preset=record.preset,
-        backbone=record.backbone,
-        width=record.width,
-        norm=record.norm,
-        plan=record.plan,
-        categories=tuple(categories),
-        notes=notes,
-    )
-    heads = {"switchable": record.switchable, "full_output": record.full_output}
-    return LoadedModel(model=model.train(old.training), record=changed.model_copy(update=heads))
+    changed = record.changed(categories=categories, conventions=old.conventions, notes=notes)
+    return LoadedModel(model=model.train(old.training), record=changed)
 
 
 def plain_name(name: str) -> str:
-    """A class name without what spelling changes."""
+    """Return a class name in the form in which names are compared: lower case, words separated by one space."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
-def _is_last(name: str, model: nn.Module) -> bool:
-    """Whether a prediction's tensor has rows for classes: a separable prediction starts with a depthwise convolution, which has none."""
+def _has_class_rows(name: str, model: nn.Module) -> bool:
+    """Whether a tensor of a prediction has a row for each class; the depthwise convolution of a separable prediction has not."""
     module = model.get_submodule(name.rpartition(".")[0])
     assert isinstance(module, nn.Conv2d)
     return module.groups == 1
 
 
 def _rows(values: Tensor, source: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
-    """(anchors * old classes, ...) -> (anchors * new classes, ...), drawn anew where ``source`` is -1."""
+    """(anchors * old classes, ...) -> (anchors * new classes, ...); row ``source[i]`` becomes row i, and -1 stands for a new row."""
     old = values.unflatten(0, (-1, num_classes))
     shape = (old.shape[0], len(source), *old.shape[2:])
-    # As the head's own initialisation.
+    # The head itself is initialised in the same way.
     prior = -math.log((1 - PRIOR) / PRIOR)
     fresh = torch.full(shape, prior) if values.dim() == 1 else torch.empty(shape).normal_(std=0.01, generator=generator)
     fresh = fresh.to(values)

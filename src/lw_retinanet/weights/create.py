@@ -1,4 +1,4 @@
-"""Settings in, a model with its weights out."""
+"""Creates a model from settings."""
 
 import torch
 
@@ -9,7 +9,7 @@ from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.backbone_file import guess_stride, load_backbone
 
-# What model.anchors names. One square of eight strides: Zhang et al. 2020 (ATSS), section 3.2.
+# The values of the setting model.anchors. One square with a side of eight strides: Zhang et al. 2020 (ATSS), section 3.2.
 ANCHORS = {"nine": AnchorRule(), "one": AnchorRule(base_size=8.0, octave_scales=(1.0,), aspect_ratios=(1.0,))}
 
 
@@ -22,19 +22,19 @@ def create_model(
     max_size: int = MAX_SIZE,
     seed: int | None = None,
 ) -> RetinaNet:
-    """A model with a random head, and the backbone weights that the settings name.
+    """Create a model with a random head and with the backbone weights that the settings name.
 
     Args:
-        config: resolved settings.
-        num_classes: K.
-        image_size: side of the pictures it will see that ``resize`` names; kept in its conventions.
+        config: Resolved settings.
+        num_classes: Number of classes.
+        image_size: Length in pixels to which the side that ``resize`` names is scaled; the model's conventions store it.
         resize: ``long_side`` or ``short_side``.
-        max_size: of the longer side, for ``short_side``.
-        seed: of the random weights; None draws from torch's generator as it stands.
+        max_size: Largest length of the longer side, for ``short_side``.
+        seed: Seed for the random weights; None uses torch's generator in its present state.
 
     Raises:
-        ConfigError: for a backbone that does not exist or does not fit the other settings.
-        WeightsError: if backbone weights cannot be had or do not fit.
+        ConfigError: For a backbone that does not exist or does not fit the other settings.
+        WeightsError: If the backbone's weights cannot be read or do not fit.
     """
     stride_in = guess_stride(config.backbone_weights) if config.stride_in == "auto" else config.stride_in
     conventions = Conventions(

@@ -1,10 +1,9 @@
-"""What a training starts from: a new network, or the one of a model file with the classes of the data set."""
+"""The model that a training starts from: a new one, or that of a model file with the classes of the data set."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
-from lw_retinanet import __version__
 from lw_retinanet.config import MAX_SIZE, Config, Resize
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
@@ -14,19 +13,19 @@ from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model, make_record
 
-FOREIGN = (".pth", ".pt", ".pkl", ".ckpt")
+_FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl", ".ckpt")
 log = logging.getLogger(__name__)
 
 
-def new_start(config: Config, categories: tuple[Category, ...]) -> LoadedModel:
-    """A network as the settings describe it, with a random head.
+def start_from_settings(config: Config, categories: tuple[Category, ...]) -> LoadedModel:
+    """Create the model that the settings describe, with a random head.
 
     Args:
-        config: resolved settings without ``model.start``.
-        categories: its classes.
+        config: Resolved settings without ``model.start``.
+        categories: Classes of the model.
 
     Raises:
-        ConfigError, WeightsError: as :func:`~lw_retinanet.weights.create.create_model`.
+        ConfigError, WeightsError: As in :func:`~lw_retinanet.weights.create.create_model`.
     """
     settings = config.model
     assert config.data.image_size is not None
@@ -51,7 +50,7 @@ def new_start(config: Config, categories: tuple[Category, ...]) -> LoadedModel:
     return LoadedModel(model=model.eval(), record=record)
 
 
-def file_start(
+def start_from_file(
     path: Path,
     categories: tuple[Category, ...],
     *,
@@ -60,30 +59,29 @@ def file_start(
     max_size: int = MAX_SIZE,
     seed: int,
 ) -> LoadedModel:
-    """The network of a model file, for other classes.
+    """Load the model of a model file for the classes of a data set.
 
-    Everything is the file's own: weights, head plan, backbone and its norm, conventions. A class that the file knows by name keeps its
-    weights, every other one starts anew. Of a file with two heads the light one goes on; the full one would not learn along, and is left
-    behind.
+    Weights, head, backbone and conventions are those of the file. A class whose name the file knows keeps its weights; the weights of every
+    other class are random. If the file has two heads, the light one is trained; the full head is removed, since it would not be trained.
 
     Args:
-        path: model file or run folder.
-        categories: classes of the data set; the answer's, in this order and with these ids.
-        image_size: side of the pictures from now on that ``resize`` names; None keeps the size rule of the file.
+        path: Model file or run folder.
+        categories: Classes of the data set; the model gets them in this order and with these ids.
+        image_size: New length in pixels of the side that ``resize`` names; None keeps the file's rule for resizing.
         resize: ``long_side`` or ``short_side``.
-        max_size: of the longer side, for ``short_side``.
-        seed: of the weights of new classes.
+        max_size: Largest length of the longer side, for ``short_side``.
+        seed: Seed for the weights of new classes.
 
     Returns:
-        Its notes hold ``start``: name, SHA-256 and notes of the file, and which classes it kept if they have changed.
+        The model. Its notes hold ``start`` (name, SHA-256 and notes of the file) and, if the classes changed, which of them were kept.
 
     Raises:
-        WeightsError: if there is no model file, or it cannot be used.
+        WeightsError: If there is no model file, or if it cannot be used.
     """
-    if path.suffix in FOREIGN and path.is_file():
-        raise WeightsError(f"{path} is not a model file of this program; make one: lw-retinanet convert {path} --out MODEL.safetensors")
+    if path.suffix in _FOREIGN_SUFFIXES and path.is_file():
+        raise WeightsError(f"{path} is not a model file of this program; convert it first: lw-retinanet convert {path}")
     file = find_model_file(path)
-    loaded = _light_only(load_model(file))
+    loaded = _without_full_head(load_model(file))
     notes: dict[str, Any] = {"start": {"file": str(path), "sha256": sha256(file), "notes": loaded.record.notes}}
     known = loaded.record.categories
     if [category.name for category in known] != [category.name for category in categories]:
@@ -96,12 +94,11 @@ def file_start(
         size_rule = conventions.input.model_copy(update={"resize": resize, "size": image_size, **limit})
         conventions = conventions.model_copy(update={"input": size_rule})
         loaded.model.conventions = conventions
-    classes = [vars(category) for category in categories]
-    values = {**dict(loaded.record), "version": __version__, "classes": classes, "conventions": conventions, "notes": notes}
-    return LoadedModel(model=loaded.model, record=type(loaded.record).model_validate(values))
+    record = loaded.record.changed(categories=categories, conventions=conventions, notes=notes)
+    return LoadedModel(model=loaded.model, record=record)
 
 
-def _light_only(loaded: LoadedModel) -> LoadedModel:
-    """The model itself, without what only its full head needs: it would get no gradient."""
+def _without_full_head(loaded: LoadedModel) -> LoadedModel:
+    """The model without the convolution that only its full head uses, which would get no gradient."""
     loaded.model.fpn.full_output = None
     return LoadedModel(model=loaded.model, record=loaded.record.model_copy(update={"switchable": False, "full_output": False}))
