@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lw_retinanet.heads import presets_in_words
+
 if TYPE_CHECKING:
     from lw_retinanet.data.records import Records
     from lw_retinanet.detection.detector import Detector
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def lighten_command(
     model: Path = typer.Argument(help="Trained model file or run folder (foreign weights: convert them first)."),
-    to: str = typer.Option("", help="Preset: lw-narrow, lw-v3, bbox-v3, ... [default: lw-narrow, without --budget]."),
+    to: str = typer.Option("", help=f"Preset: {presets_in_words()} [default: lw-narrow, without --budget]."),
     budget: float | None = typer.Option(None, min=0.0, help="GMACs to stay within at the model's size; without --to the plan is found."),
     data: Path | None = typer.Option(
         None, help="Pictures to fit on, labels are not used: a folder or a data set, whose val split then gives the AP."

@@ -8,11 +8,12 @@ import typer
 from lw_retinanet.backbones import BACKBONES_IN_WORDS
 from lw_retinanet.cli.console import print_json
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import presets_in_words
 
 
 def profile_command(
     model: str = typer.Argument(
-        help="Preset (retinanet, lw-v3, ...), model file, run folder, or torchvision:NAME for any of its detectors."
+        help=f"Model file, run folder, torchvision:NAME for any of its detectors, or a preset: {presets_in_words()}."
     ),
     size: str = typer.Option("", help="Network input: one side, or height and width. Presets: 800; others: their own."),
     classes: int | None = typer.Option(

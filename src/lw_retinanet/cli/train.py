@@ -7,13 +7,16 @@ import typer
 
 from lw_retinanet.cli.console import print_json, with_bar
 from lw_retinanet.errors import ConfigError
+from lw_retinanet.heads import presets_in_words
 
 
 def train_command(
     data: Path | None = typer.Argument(
         None, help="Data set with a train and preferably a val split; with --resume, the run knows its own."
     ),
-    model: str | None = typer.Option(None, help="Preset, or model file or run folder to start from [default: lw-v3]."),
+    model: str | None = typer.Option(
+        None, help=f"Model file or run folder to start from, or preset: {presets_in_words()} [default: lw-v3]."
+    ),
     config: Path | None = typer.Option(None, help="YAML file with settings."),
     settings: list[str] = typer.Option([], "--set", help="A setting, for example train.epochs=12; may be repeated."),
     out: Path | None = typer.Option(None, help="New run folder [default: runs/MODEL-DATA-NUMBER]."),
