@@ -111,10 +111,10 @@ def test_bad_input_writes_nothing(run: Path, tmp_path: Path) -> None:
     bare = Detector.of_model(load_model(run).model, CATEGORIES)
     bare.__dict__.pop("record", None)
     cases: list[tuple[type[Exception], str, Any, dict[str, Any]]] = [
-        (InputError, "licence 'MIT license' is no identifier", run, {"licence": "MIT license"}),
+        (InputError, "licence 'MIT license' is not an identifier", run, {"licence": "MIT license"}),
         (InputError, "metrics: expected a mapping with AP", run, {"metrics": {"ap": 1}}),
         (InputError, r"cannot read .*broken/metrics\.json", broken, {}),
-        (InputError, "does not say how it was built", bare, {}),
+        (InputError, "no record of its architecture", bare, {}),
         (WeightsError, "gone does not exist", tmp_path / "gone", {}),
     ]
     for error, part, model, options in cases:

@@ -64,7 +64,7 @@ def test_people_read_the_numbers() -> None:
     for said in (
         "| AP, IoU 0.50:0.95 | 0.1795 |",
         "| APs, up to 32 x 32 pixels | 0.0000 |",
-        "on 63 pictures of aquarium.",
+        "on 63 images of aquarium.",
         "| input | 640 x 640 pixels |",
         "| MACs, one image | 68,123,456,789 (136,246,913,578 FLOPs) |",
         "| parameters | 36,000,123 |",
@@ -83,7 +83,7 @@ def test_what_is_not_known_is_said() -> None:
     for said in (
         "Not measured.",
         "Its training data are not recorded.",
-        "Not stated by whoever made this file",
+        "Not stated by the author of this model",
         "not counted for this backbone",
     ):
         assert said in body

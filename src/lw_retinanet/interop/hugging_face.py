@@ -1,4 +1,4 @@
-"""Models in the form of the Hugging Face hub: a folder with ``model.safetensors``, ``config.json`` and a model card."""
+"""Saves and loads models as the Hugging Face hub stores them: a folder of ``model.safetensors``, ``config.json`` and a model card."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from lw_retinanet.counting.profile import profile
 from lw_retinanet.data.preprocess import padded_size
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device
-from lw_retinanet.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError
+from lw_retinanet.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError, first_line
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.files import write_text
 from lw_retinanet.interop.model_card import ModelCard
@@ -32,26 +32,35 @@ def save_pretrained(
     dataset: str | None = None,
     name: str | None = None,
 ) -> Path:
-    """Write a model as a folder that :func:`from_pretrained` reads and the hub shows.
+    """Save a model as a folder that :func:`from_pretrained` loads and the hub displays.
 
     Args:
-        model: model file or run folder, or one that was loaded.
-        folder: where to; made if it is not there. A ``README.md`` in it is kept, since people write in it; the other files are replaced.
-        metrics: of an evaluation; None takes the ``metrics.json`` beside the file, if there is one.
-        licence: of the weights, as the hub spells it (``apache-2.0``); None says that it is not known.
-        dataset: trained and evaluated on; None takes the name that the model file notes.
-        name: what the card tells people to load; None is the folder.
+        model: A model file, a run folder, a detector or a loaded model.
+        folder: The folder to write, which is created if it does not exist. An existing ``README.md`` is kept, since people edit it; the
+            other files are replaced.
+        metrics: Metrics of an evaluation; None takes the ``metrics.json`` beside the model file, if there is one.
+        licence: Licence of the weights as the hub spells it, such as ``apache-2.0``; None states that it is not known.
+        dataset: Name of the data set that the model was trained and evaluated on; None takes the name in the model file's notes.
+        name: The name that the model card gives to ``from_pretrained``; None takes the folder.
 
     Returns:
         The folder.
 
     Raises:
-        WeightsError: if the model file cannot be used.
-        InputError: for a detector that does not know how it was built, a licence that is no identifier, or metrics without an AP.
-        OutputError: if the folder cannot be written.
+        WeightsError: If the model file cannot be used.
+        InputError: For a detector without a record of its architecture, a licence that is no identifier, or metrics without an AP.
+        OutputError: If the folder cannot be written.
+
+    Example:
+        >>> import torchvision, lw_retinanet as lw
+        >>> model = torchvision.models.detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+        >>> loaded = lw.from_torchvision(model, ["cat", "dog"])
+        >>> folder = lw.save_pretrained(loaded, "cats-and-dogs", licence="apache-2.0")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
     """
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
-        raise InputError(f"licence {licence!r} is no identifier of the hub; give one such as apache-2.0, or leave it out")
+        raise InputError(f"licence {licence!r} is not an identifier of the hub; give one such as apache-2.0, or leave it out")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give a folder to write {MODEL_FILE}, {CONFIG_FILE} and {CARD_FILE} into")
@@ -60,7 +69,7 @@ def save_pretrained(
     save_model(folder / MODEL_FILE, loaded.model, loaded.record)
     write_text(folder / CONFIG_FILE, json.dumps(card.config(), indent=2) + "\n")
     if (folder / CARD_FILE).exists():
-        log.info("%s is kept as it is; delete it for a new one", folder / CARD_FILE)
+        log.info("%s is kept as it is; delete it to get a new one", folder / CARD_FILE)
     else:
         write_text(folder / CARD_FILE, card.text(name or str(folder)))
     return folder
@@ -75,21 +84,29 @@ def from_pretrained(
     device: str = "auto",
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
 ) -> Detector:
-    """Open a model of the hub, or of a folder.
+    """Load a model from a folder or from the Hugging Face hub.
 
-    Only ``model.safetensors`` is fetched and read; it holds no code.
+    Only ``model.safetensors`` is downloaded and read, and it contains no code.
 
     Args:
-        source: a folder or model file if there is one of this name, else the hub's ``OWNER/NAME``.
-        revision: branch, tag or commit.
-        token: for private repositories; None takes the one that ``hf auth login`` stored.
-        cache_dir: where downloads are kept; None is the hub's own cache.
-        device: ``auto``, ``cpu``, ``cuda``, ...
-        precision: of the network; ``auto`` is the faster one, measured at the first picture.
+        source: A folder or model file if one of this name exists, else a repository of the hub, ``OWNER/NAME``.
+        revision: Branch, tag or commit of the repository.
+        token: Token for private repositories; None takes the one that ``hf auth login`` stored.
+        cache_dir: Folder for downloads; None takes the hub's own cache.
+        device: Device to run on: ``auto``, ``cpu``, ``cuda``, ...
+        precision: Precision of the network; ``auto`` takes the faster one, which is measured at the first image.
 
     Raises:
-        WeightsError: if there is no such folder, repository or revision, it cannot be reached, or its model cannot be used.
-        MissingExtraError: if it is on the hub and ``huggingface_hub`` is not installed.
+        WeightsError: If the folder, repository or revision does not exist or cannot be reached, or if its model cannot be used.
+        MissingExtraError: If the model is on the hub and ``huggingface_hub`` is not installed.
+
+    Example:
+        >>> import torchvision, lw_retinanet as lw
+        >>> model = torchvision.models.detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+        >>> folder = lw.save_pretrained(lw.from_torchvision(model, ["cat", "dog"]), "cats-and-dogs")
+        >>> detector = lw.from_pretrained("cats-and-dogs", device="cpu")
+        >>> [category.name for category in detector.categories]
+        ['cat', 'dog']
     """
     path = Path(source)
     file = find_model_file(path) if path.exists() else _download(str(source), revision, token, cache_dir)
@@ -111,22 +128,26 @@ def push_to_hub(
     token: str | bool | None = None,
     message: str = "Upload an lw-retinanet model",
 ) -> str:
-    """Upload what :func:`save_pretrained` writes; a model card that is already there is kept.
+    """Upload what :func:`save_pretrained` writes to the Hugging Face hub; a model card that is already there is kept.
 
     Args:
-        repo_id: ``OWNER/NAME``; made if it is not there.
-        private: of a new repository; None is the owner's default.
-        message: of the commit.
-        model, metrics, licence, dataset: as in :func:`save_pretrained`.
-        revision, token: as in :func:`from_pretrained`.
+        model: As in :func:`save_pretrained`.
+        repo_id: The repository, ``OWNER/NAME``, which is created if it does not exist.
+        metrics: As in :func:`save_pretrained`.
+        licence: As in :func:`save_pretrained`.
+        dataset: As in :func:`save_pretrained`.
+        private: Whether a new repository is private; None takes the owner's default.
+        revision: As in :func:`from_pretrained`.
+        token: As in :func:`from_pretrained`.
+        message: Message of the commit.
 
     Returns:
-        Address of the commit.
+        The URL of the commit.
 
     Raises:
-        InputError: as :func:`save_pretrained`.
-        OutputError: if the hub refuses or cannot be reached.
-        MissingExtraError: if ``huggingface_hub`` is not installed.
+        InputError: As in :func:`save_pretrained`.
+        OutputError: If the hub refuses the upload or cannot be reached.
+        MissingExtraError: If ``huggingface_hub`` is not installed.
     """
     hub = _hub(f"uploading to {repo_id}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -137,7 +158,7 @@ def push_to_hub(
             if api.file_exists(repo_id, CARD_FILE, revision=revision):
                 (folder / CARD_FILE).unlink()
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message).commit_url)
-        except Exception as error:  # the hub's own errors, its HTTP client's and the system's have no common base in all of its versions
+        except Exception as error:  # errors of the hub, its HTTP client and the system have no common base class in all of its versions
             raise OutputError(f"cannot upload to {repo_id} on the hub: {_reason(error)}") from error
 
 
@@ -160,7 +181,7 @@ def _hub(what: str) -> Any:
     return huggingface_hub
 
 
-# By name, the more special first: where these classes live, and what they derive from, changes between versions of the hub's library.
+# Classes by name, subclasses first: their modules and base classes change between versions of the hub's library.
 _REASONS = {
     "GatedRepoError": "its owner must let you in first; ask on its page, then give token=",
     "RepositoryNotFoundError": "no such repository, or a private one; check the name or give token=",
@@ -173,8 +194,7 @@ _REASONS = {
 
 def _reason(error: Exception) -> str:
     bases = {base.__name__ for base in type(error).__mro__}
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return next((reason for name, reason in _REASONS.items() if name in bases), said)
+    return next((reason for name, reason in _REASONS.items() if name in bases), first_line(error))
 
 
 def _loaded(model: Model) -> LoadedModel:
@@ -184,7 +204,7 @@ def _loaded(model: Model) -> LoadedModel:
         return load_model(Path(model))
     record = getattr(model, "record", None)
     if not isinstance(record, ModelRecord):
-        raise InputError("this detector does not say how it was built; give its model file or run folder instead")
+        raise InputError("this detector has no record of its architecture; give its model file or run folder instead")
     return LoadedModel(model=model.model, record=record)
 
 
@@ -202,7 +222,7 @@ def _metrics(model: Model, given: Metrics | Mapping[str, Any] | None) -> Mapping
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {file} ({type(error).__name__}); evaluate again, or give metrics=") from None
     if given is not None and (not isinstance(given, Mapping) or not isinstance(given.get("AP"), int | float)):
-        raise InputError(f"{where}: expected a mapping with AP in 0..1, as `evaluate --json` prints it")
+        raise InputError(f"{where}: expected a mapping with AP in 0..1, as `lw-retinanet evaluate` prints and writes it")
     return given
 
 
@@ -211,7 +231,7 @@ def _card(loaded: LoadedModel, metrics: Mapping[str, Any] | None, licence: str |
     size_hw = padded_size([(rule.size, rule.size)], rule.pad_multiple)
     try:
         macs = profile(loaded.model, name="", size_hw=size_hw).macs
-    except ConfigError:  # a backbone whose layers cannot all be counted
+    except ConfigError:  # a backbone with layers that cannot be counted
         macs = None
     noted = loaded.record.notes.get("data")
     return ModelCard(

@@ -1,4 +1,4 @@
-"""The model card: what a stranger must know of a model before using it, in the form that the Hugging Face hub reads."""
+"""The model card: what people must know about a model before they use it, in the form that the Hugging Face hub reads."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from lw_retinanet.weights.model_file import ModelRecord
 
 LIBRARY = "lw-retinanet"
 TASK = "object-detection"
-# Keys of metrics.json, with what they are in the card.
+# Keys of metrics.json -> their names in the card.
 MEASURES = {
     "AP": "AP, IoU 0.50:0.95",
     "AP50": "AP50",
@@ -25,16 +25,16 @@ _NAMES_SHOWN = 100
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Facts of a model, and the two forms in which a hub shows them.
+    """Facts about a model, and the two files that present them on a hub.
 
     Args:
-        record: of the model file.
-        size_hw: height and width of the input that ``macs`` are for, pixels.
-        macs: multiply-accumulates of one image; None where this backbone cannot be counted.
-        params: number of weights.
-        metrics: as ``metrics.json`` has them, AP in 0..1; None where the model was not evaluated.
-        licence: identifier of the hub's list, such as ``apache-2.0``; None where nobody said.
-        dataset: what it was trained and evaluated on; None where that is not known.
+        record: Record of the model file.
+        size_hw: Height and width in pixels of the input that ``macs`` are for.
+        macs: Multiply-accumulates of one image; None if the layers of the backbone cannot be counted.
+        params: Number of weights.
+        metrics: The content of ``metrics.json``, with AP in 0..1; None if the model was not evaluated.
+        licence: Identifier in the hub's list of licences, such as ``apache-2.0``; None if the licence is not known.
+        dataset: Name of the data set that the model was trained and evaluated on; None if it is not known.
     """
 
     record: ModelRecord
@@ -46,7 +46,7 @@ class ModelCard:
     dataset: str | None = None
 
     def config(self) -> dict[str, Any]:
-        """``config.json``: the facts for programs. The model file alone decides what is loaded."""
+        """Return the content of ``config.json``: the facts for programs. Loading a model reads the model file alone."""
         record = self.record
         return {
             "library_name": LIBRARY,
@@ -66,13 +66,13 @@ class ModelCard:
         }
 
     def front_matter(self) -> dict[str, Any]:
-        """What stands between the ``---`` lines, under the hub's own keys."""
+        """Return the content between the ``---`` lines of the card, under the hub's keys."""
         values: dict[str, Any] = {"license": self.licence or "other"}
         if self.licence is None:
             values["license_name"] = "unknown"
         tags = list(dict.fromkeys([TASK, "retinanet", "light-weight", _line(self.record.preset), _line(self.record.backbone)]))
         values |= {"library_name": LIBRARY, "pipeline_tag": TASK, "tags": tags}
-        # Only a name with an owner can be one of the hub's own data sets, to which it then links.
+        # The hub links to its own data sets, whose names have an owner.
         if self.dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset):
             values["datasets"] = [self.dataset]
         scores = self._scores()
@@ -82,10 +82,10 @@ class ModelCard:
         return values
 
     def text(self, name: str) -> str:
-        """The whole ``README.md``.
+        """Return the content of ``README.md``.
 
         Args:
-            name: what ``from_pretrained`` is given: a repository id or a folder.
+            name: The argument of ``from_pretrained`` in the card's example: a repository id or a folder.
         """
         front = yaml.safe_dump(self.front_matter(), sort_keys=False, allow_unicode=True, width=10_000)
         call = f'lw.from_pretrained({_literal(name)}).predict("photo.jpg")'
@@ -93,7 +93,7 @@ class ModelCard:
             f"# {_plain(self._title())}",
             self._introduction(),
             f"## Use\n\n```python\nimport lw_retinanet as lw\n\nresults = {call}\n```\n\n"
-            "Needs `pip install 'lw-retinanet[hub]'`. Each result has `boxes` (x1, y1, x2, y2 in pixels of the picture), `scores`, "
+            "Needs `pip install 'lw-retinanet[hub]'`. Each result has `boxes` (x1, y1, x2, y2 in pixels of the image), `scores`, "
             '`labels` and `names`; `results[0].save("out.jpg")` draws them.',
             self._accuracy(),
             self._cost(),
@@ -121,7 +121,7 @@ class ModelCard:
             return "## Accuracy\n\nNot measured."
         where = f"of {_plain(self.dataset)}" if self.dataset else "of a data set that is not recorded"
         images = (self.metrics or {}).get("images")
-        number = f"{images:,} pictures" if isinstance(images, int) else "pictures"
+        number = f"{images:,} images" if isinstance(images, int) else "images"
         rows = [f"| {MEASURES[key]} | {value:.4f} |" for key, value in scores.items()]
         return f"## Accuracy\n\nCOCO metrics, from 0 to 1, on {number} {where}.\n\n| measure | value |\n| --- | --- |\n" + "\n".join(rows)
 
@@ -145,18 +145,19 @@ class ModelCard:
             side = f"the shorter side becomes {rule.size} pixels, the longer one at most {rule.max_size}"
         return (
             "## Limits\n\n"
-            f"- It knows the classes above and no others. On pictures unlike those it was trained on, expect less than is said here.\n"
-            f"- Pictures are resized: {side}. An object of a few pixels after that is easily missed.\n"
-            "- Scores rank detections; they are not calibrated probabilities. Choose a threshold on pictures of your own.\n"
+            "- It knows the classes above and no others. "
+            "On images unlike those that it was trained on, its accuracy is lower than stated here.\n"
+            f"- Images are resized: {side}. Objects of only a few pixels after that are easily missed.\n"
+            "- Scores rank detections; they are not calibrated probabilities. Choose a threshold on images of your own.\n"
             "- Nothing has been measured about fairness or safety. Do not let it decide about people."
         )
 
     def _licence(self) -> str:
-        said = f"{_plain(self.licence)}." if self.licence else "Not stated by whoever made this file: ask them before you use it."
-        return f"## Licence\n\n{said}"
+        licence = f"{_plain(self.licence)}." if self.licence else "Not stated by the author of this model: ask before you use it."
+        return f"## Licence\n\n{licence}"
 
     def _scores(self) -> dict[str, float]:
-        """What was measured; COCO writes -1 where there was nothing to find."""
+        """The metrics that were measured; COCO writes -1 where there was no object to find."""
         found = {key: (self.metrics or {}).get(key) for key in MEASURES}
         return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and value >= 0}
 
@@ -172,12 +173,12 @@ class ModelCard:
 
 
 def _line(text: str) -> str:
-    """Text on one line: no end of line can end the front matter."""
+    """Text on one line, so that no line of it can end the front matter."""
     return " ".join(text.split())
 
 
 def _plain(text: str) -> str:
-    """Text on one line, without what Markdown or HTML would read as more than text."""
+    """Text on one line, with the characters of Markdown and HTML escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _line(text))
 
 
