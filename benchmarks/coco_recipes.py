@@ -126,7 +126,7 @@ def header(name: str, v100_macs: float) -> str:
         ("Images", f"{TRAIN_IMAGES:,} to train on (train2017), {VAL_IMAGES:,} to evaluate on (val2017)"),
     ]
     for gpus, run in plans.items():
-        one, two = run.falls
+        one, two = run.rate_falls_at
         length = f"{run.steps:,} steps of {run.images_per_step} images, {run.epochs:.2f} epochs"
         facts.append((f"{gpus} GPUs", f"{length}; rate {run.rate:g}, a tenth from {one:,}, a hundredth from {two:,}"))
     facts += [

@@ -87,7 +87,7 @@ def test_the_rows_differ_in_what_the_paper_varies_and_nothing_else(file: Path) -
 )
 def test_the_schedule_by_hand(recipes: ModuleType, name: str, gpus: int, expected: Any) -> None:
     plan = recipes.plan(name, gpus)
-    assert (plan.rate, plan.steps, plan.falls) == expected
+    assert (plan.rate, plan.steps, plan.rate_falls_at) == expected
     assert plan.epochs == pytest.approx(expected[1] * 2 * gpus / 118_287, rel=1e-3)  # a last incomplete step of an epoch is left out
 
 

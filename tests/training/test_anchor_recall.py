@@ -62,8 +62,8 @@ def test_boxes_are_measured_after_resizing(draw_records: DrawRecords, tmp_path: 
     assert small.mean_iou == pytest.approx(64 / 1024)
     assert (small.covered, small.lost) == (0.0, 1.0)
     assert small.by_size == {"small": 0.0, "medium": None, "large": None}
-    assert any("larger --image-size" in line for line in small.lines())
-    assert not any("larger --image-size" in line for line in large.lines())
+    assert any("larger image size" in line for line in small.lines())
+    assert not any("larger image size" in line for line in large.lines())
 
 
 def test_boxes_that_no_training_uses_are_left_out(draw_records: DrawRecords, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_new_run_can_be_reopened_with_its_settings(run_path: Path, make_config
 def test_a_folder_with_anything_in_it_is_left_alone(run_path: Path, make_config: MakeConfig) -> None:
     run_path.mkdir()
     (run_path / "thesis.txt").write_text("precious")
-    with pytest.raises(RunFolderError, match=r"run is not empty; .*--resume"), RunFolder.created(run_path, make_config(), {}):
+    with pytest.raises(RunFolderError, match=r"run is not empty; .*resume"), RunFolder.created(run_path, make_config(), {}):
         pass
     assert [child.name for child in run_path.iterdir()] == ["thesis.txt"]
 

@@ -48,10 +48,10 @@ def test_length_and_rate_by_hand(train: dict[str, Any], processes: int, steps: i
     assert plan.rate == pytest.approx(rate)
     assert plan.images_per_step == 2 * processes * train.get("accumulate", 1)
     assert plan.epochs == steps / plan.steps_per_epoch
-    assert plan.falls == (() if train["recipe"] == "default" else (round(steps * 2 / 3), round(steps * 8 / 9)))
+    assert plan.rate_falls_at == (() if train["recipe"] == "default" else (round(steps * 2 / 3), round(steps * 8 / 9)))
     assert plan.total_macs == plan.training_macs_per_image * plan.images_per_step * steps
     # 3 of every process' images a second, each process trains on its own share.
-    assert plan.hours(3.0) == pytest.approx(steps * plan.images_per_step / processes / 3 / 3600)
+    assert plan.hours_at(3.0) == pytest.approx(steps * plan.images_per_step / processes / 3 / 3600)
 
 
 def test_a_lighter_model_runs_longer_by_its_reduction() -> None:
@@ -122,9 +122,9 @@ def test_text_and_json_tell_the_same() -> None:
     plan = plan_run(config, made(config), SQUARES, name="lw-v3", processes=8)
     values, text = plan.as_dict(), "\n".join(plan.lines())
     assert values["steps"] == plan.steps
-    assert values["rate_falls_at"] == list(plan.falls)
+    assert values["rate_falls_at"] == plan.rate_falls_at
     assert f"{plan.steps:,} steps" in text
-    assert f"a tenth from step {plan.falls[0]:,}, a hundredth from step {plan.falls[1]:,}" in text
+    assert f"a tenth from step {plan.rate_falls_at[0]:,}, a hundredth from step {plan.rate_falls_at[1]:,}" in text
     assert "8 processes x 2 images" in text
     # Neither memory nor time was asked for.
     assert (values["memory"], values["hours"]) == (None, None)

@@ -88,7 +88,7 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
         (N, 3, H, W) float32, channels last in memory.
     """
     device = images.device
-    mean, std = _mean_and_std(rule.mean, rule.std, device)
+    mean, std = mean_and_std(rule.mean, rule.std, device)
     if rule.channel_order == "bgr":
         images = images.flip(1)
     values = (images / rule.scale).sub_(mean).div_(std)
@@ -100,6 +100,6 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # made while predicting, they must serve training too
-def _mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(3, 1, 1) each. Kept, since a copy to a CUDA device would be waited for at every call."""
     return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]

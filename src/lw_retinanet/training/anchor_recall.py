@@ -1,4 +1,4 @@
-"""How well anchors cover a data set's boxes at a given image size: what no anchor overlaps, no training will find."""
+"""How well anchors cover the boxes of a dataset at a given image size. A box that no anchor overlaps is hardly ever learned."""
 
 from dataclasses import dataclass
 
@@ -21,12 +21,12 @@ class AnchorRecall:
     """How many boxes have an anchor that overlaps them enough.
 
     Args:
-        image_size: longer side of the resized pictures, pixels.
-        boxes: number of boxes looked at; crowds, difficult ones and those under a pixel are left out.
-        covered: share with a best IoU of at least 0.5 (matched in the usual way).
-        lost: share with a best IoU under 0.2 (matched by force only, and badly).
-        mean_iou: mean best IoU.
-        by_size: share covered among small, medium and large boxes of the resized pictures (COCO's limits); None where there are none.
+        image_size: Longer side of the resized images, pixels.
+        boxes: Number of boxes, without crowds, difficult objects and boxes under a pixel.
+        covered: Share of the boxes with a best IoU of at least 0.5, which are matched in the usual way.
+        lost: Share of the boxes with a best IoU under 0.2, which are matched by force only, and badly.
+        mean_iou: Mean best IoU.
+        by_size: Share covered among small, medium and large boxes of the resized images (COCO's limits); None where there are none.
     """
 
     image_size: int
@@ -37,16 +37,18 @@ class AnchorRecall:
     by_size: dict[str, float | None]
 
     def as_dict(self) -> dict[str, object]:
+        """The fields by name."""
         return dict(vars(self))
 
     def lines(self) -> list[str]:
+        """One line for people, and a second one with advice if boxes are lost."""
         sizes = ", ".join(f"{name} {'-' if share is None else f'{share:.1%}'}" for name, share in self.by_size.items())
         lines = [
             f"anchors at image size {self.image_size}: {self.covered:.1%} of {self.boxes:,} boxes overlap an anchor by IoU 0.5 ({sizes}); "
             f"mean best IoU {self.mean_iou:.2f}"
         ]
         if self.lost > 0.01:
-            lines.append(f"  {self.lost:.1%} have no anchor even at IoU 0.2: try a larger --image-size")
+            lines.append(f"  {self.lost:.1%} have no anchor even at IoU 0.2: try a larger image size")
         return lines
 
 
@@ -54,9 +56,9 @@ def anchor_recall(records: Records, image_size: int, rule: AnchorRule = AnchorRu
     """Measure the best IoU of every box with any anchor.
 
     Args:
-        records: with known sizes.
-        image_size: longer side of the resized pictures, pixels.
-        rule: of the anchors.
+        records: Images with known sizes, and their boxes.
+        image_size: Longer side of the resized images, pixels.
+        rule: Shapes and places of the anchors.
     """
     images = image_of_box(records)
     rows = np.flatnonzero(usable(records) & ~records.is_ignored & (records.sizes_hw[images] > 0).all(axis=1))
@@ -77,14 +79,14 @@ def anchor_recall(records: Records, image_size: int, rule: AnchorRule = AnchorRu
 
 
 def best_ious(boxes_xywh: NDArray[np.float64], sizes_hw: NDArray[np.int64], rule: AnchorRule) -> NDArray[np.float64]:
-    """(B,) best IoU of each box with the anchors of its own picture.
+    """(B,) best IoU of each box with the anchors of its own image.
 
-    Of one anchor shape the cell whose centre is nearest overlaps most, so 45 anchors a box are enough.
+    Among anchors of one shape, the one of the nearest cell overlaps most. So one cell a level is looked at: 45 anchors a box.
 
     Args:
-        boxes_xywh: (B, 4) pixels of the resized picture.
-        sizes_hw: (B, 2) size of that picture.
-        rule: of the anchors.
+        boxes_xywh: (B, 4) boxes in pixels of the resized image.
+        sizes_hw: (B, 2) size of the resized image of each box.
+        rule: Shapes and places of the anchors.
     """
     centres = boxes_xywh[:, :2] + boxes_xywh[:, 2:] / 2
     best = np.zeros(len(boxes_xywh))
@@ -105,7 +107,7 @@ def best_ious(boxes_xywh: NDArray[np.float64], sizes_hw: NDArray[np.int64], rule
 
 
 def _resized(records: Records, image_size: int) -> NDArray[np.int64]:
-    """(I, 2) sizes after resizing, (1, 1) where the original is unknown."""
+    """(I, 2) sizes after resizing; (1, 1) where the original size is unknown."""
     distinct, rows = np.unique(np.maximum(records.sizes_hw, 1), axis=0, return_inverse=True)
     rule = InputRule(size=image_size)
     return np.array([resized_size((int(h), int(w)), rule) for h, w in distinct]).reshape(-1, 2)[rows.reshape(-1)]

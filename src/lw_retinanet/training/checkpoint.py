@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on, in one safetensors file, written so that a crash at any moment leaves a good one."""
+"""Checkpoints: all that a run needs to go on, in one safetensors file. A crash at any moment leaves a whole checkpoint."""
 
 import json
 import logging
@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Args:
-    step: optimiser steps done.
-    tensors: flat names to tensors: ``model.*``, ``ema.*``, ``optimiser.*``.
-    notes: plain values that are not tensors.
+    """State of a training between two steps.
+
+    Args:
+        step: Number of optimiser steps done.
+        tensors: Tensors by flat names: ``model.*``, ``ema.*``, ``optimiser.*``.
+        notes: Plain values that are not tensors.
     """
 
     step: int
@@ -38,7 +40,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``step-N.safetensors`` and its checksum, then delete all but the two newest.
+    """Write ``step-N.safetensors`` and its checksum, then delete all but the two newest checkpoints.
 
     The file appears under its name only when all of it is on the disk.
 
@@ -58,13 +60,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             old.unlink()
             old.with_suffix(".sha256").unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot be written ({error}); make room, then go on with --resume from the checkpoint before") from None
+        raise OutputError(
+            f"{path}: cannot be written ({error}); make room on the disk, then resume the run"
+        ) from None
     return path
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what a run left that was killed while saving: temporary files, and checksums of checkpoints that are not there."""
-    # safetensors writes into a temporary file of its own beside the one that it is asked for.
+    """Delete the temporary files of a run that was killed while saving, and checksums without a checkpoint."""
+    # safetensors writes into a temporary file of its own beside the given one.
     for leftover in (*leftovers(folder), *folder.glob(".tmp??????")):
         leftover.unlink()
     for checksum in folder.glob("step-*.sha256"):
@@ -73,7 +77,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose checksum holds; a damaged one is passed over with a warning. None where there is none at all.
+    """Read the newest checkpoint whose checksum is right. Each damaged one gives a warning. None if there is no checkpoint.
 
     Raises:
         RunFolderError: if there are checkpoints and none is whole.
@@ -96,26 +100,26 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Checkpoints in the order of their steps."""
+    """Files of checkpoints, in the order of their steps."""
     return sorted(folder.glob("step-*.safetensors"))
 
 
 def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat names; plain numbers become tensors."""
+    """State of an optimiser as tensors by flat names; plain numbers become tensors."""
     state: Mapping[int, Mapping[str, Any]] = optimiser.state_dict()["state"]
     entries = ((index, name, value) for index, values in state.items() for name, value in values.items() if value is not None)
     return {f"{index}.{name}": torch.as_tensor(value) for index, name, value in entries}
 
 
 def load_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of :func:`optimiser_tensors`; groups and their settings stay those of ``optimiser``."""
+    """Set the state of an optimiser from :func:`optimiser_tensors`. Its groups and their settings stay as they are."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:
-            # The layout of the parameter, so that every later sum runs in the order it would have without the interruption.
+            # The memory format of the parameter keeps the order of all later sums, so that a resumed run gives the same bits.
             state.setdefault(int(index), {})[name] = torch.empty_like(parameter).copy_(tensor)
         else:
             state.setdefault(int(index), {})[name] = tensor

@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""The figure of a run: losses, learning rate and AP over its steps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ LABELS = {"loss": "total", "classification": "classification", "bbox_regression"
 
 
 def read_log(log_file: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``, but for a last line that a killed run did not finish."""
+    """The entries of a run's ``log.jsonl``. A last line that a killed run did not finish is left out."""
     lines = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lines and not lines[-1].endswith("}"):
         lines.pop()
@@ -23,12 +23,12 @@ def read_log(log_file: Path) -> list[dict[str, Any]]:
 
 
 def save_curves(log_file: Path, path: Path, *, title: str) -> None:
-    """Draw losses and learning rate over steps, smoothed, with AP where it was measured.
+    """Draw smoothed losses and the learning rate over the steps, with AP where it was measured.
 
     Args:
-        log_file: of a run that has done at least one step.
-        path: its ending decides the format.
-        title: above the picture.
+        log_file: Log of a run that has done at least one step.
+        path: Image file to write; its ending decides the format.
+        title: Title above the figure.
 
     Raises:
         InputError: if no step was logged.
@@ -40,7 +40,7 @@ def save_curves(log_file: Path, path: Path, *, title: str) -> None:
     steps = [entry for entry in entries if "loss" in entry]
     scored = [entry for entry in entries if "AP" in entry]
     if not steps:
-        raise InputError(f"{log_file}: no step is logged; train for at least one")
+        raise InputError(f"{log_file}: no step is logged; train for at least one step")
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -67,7 +67,7 @@ def save_curves(log_file: Path, path: Path, *, title: str) -> None:
 
 
 def _smoothed(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Steps and running means over about a fiftieth of the run."""
+    """Steps, and means of the last values over about a fiftieth of the run."""
     steps = np.array([entry["step"] for entry in entries])
     values = np.array([entry[key] for entry in entries], dtype=float)
     window = max(1, len(values) // 50)

@@ -1,4 +1,4 @@
-"""This process among others, as torchrun set them up; one process needs nothing."""
+"""The processes of a distributed training, as torchrun starts them. A training in one process needs no set-up."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Args:
-    rank: number of this process.
-    size: number of processes.
-    device: that this process computes on.
+    """This process among those that train together.
+
+    Args:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: Device that this process computes on.
     """
 
     rank: int = 0
@@ -24,10 +26,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the first process, the one that writes files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes; the same tensor where there is one."""
+        """Sum of a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -35,7 +38,7 @@ class World:
 
 @contextmanager
 def joined_world(device: torch.device | None = None) -> Iterator[World]:
-    """Join the processes of torchrun, and leave them at the end. NCCL on GPUs, gloo on CPUs."""
+    """Join the processes of torchrun, and leave them at the end. NCCL on GPUs, gloo on CPUs; ``device`` None takes CUDA if it is there."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")

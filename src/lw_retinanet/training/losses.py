@@ -1,4 +1,4 @@
-"""Class losses (focal, quality focal) and box losses as sums an image, in fp32 or better; the caller divides."""
+"""Class losses (focal, quality focal) and box losses, in fp32 or better. They are sums for each image; the caller divides them."""
 
 from typing import Any, Literal
 
@@ -13,18 +13,18 @@ from lw_retinanet.training.matching import IGNORED, Matches, paired_iou
 ALPHA = 0.25
 GAMMA = 2.0
 BETA = 0.11
-_CACHED_PAIRS = 2**18  # numbers of which three tensors in fp32 are 3 MB
+_CACHED_PAIRS = 2**18  # three fp32 tensors of so many numbers take 3 MB, which a CPU's cache holds
 BoxLoss = Literal["smooth_l1", "l1", "giou"]
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = ALPHA, gamma: float = GAMMA) -> Tensor:
-    """Focal loss of class ids, without a one-hot tensor: every pair counts as negative, then the positive ones are put right.
+    """Focal loss of class ids without a one-hot tensor: all pairs count as negative at first, then the positive pairs are corrected.
 
     Args:
-        logits: (N, A, K).
+        logits: (N, A, K) logits of the classes.
         labels: (N, A) class, ``BACKGROUND`` or ``IGNORED``.
-        alpha: weight of positives; negatives weigh ``1 - alpha``.
-        gamma: focusing exponent.
+        alpha: Weight of positives; negatives weigh ``1 - alpha``.
+        gamma: Focusing exponent.
 
     Returns:
         (N,) sums over the anchors that are not ignored, fp32 (float64 for float64).
@@ -38,16 +38,16 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = ALPHA, gamma: f
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, qualities: Tensor, *, beta: float = GAMMA) -> Tensor:
-    """Focal loss whose score is to be the quality of the box: ``|q - p|^beta`` times the cross entropy of p with q.
+    """Focal loss that teaches a score p to be the quality q of the box: ``|q - p|^beta`` times the cross entropy of p with q.
 
     q is the anchor's quality for the class of its object and 0 for every other pair. Positives and negatives weigh alike. With all
     qualities 1 it is twice the focal loss with alpha 0.5; with beta 0, the cross entropy with soft targets.
 
     Args:
-        logits: (N, A, K).
+        logits: (N, A, K) logits of the classes.
         labels: (N, A) class, ``BACKGROUND`` or ``IGNORED``.
-        qualities: (N, A) 0..1, read at positives only, where it is finite.
-        beta: focusing exponent, 0 or at least 1.
+        qualities: (N, A) qualities in 0..1. Only those of positive anchors are read; they must be finite.
+        beta: Focusing exponent, 0 or at least 1.
 
     Returns:
         (N,) sums over the anchors that are not ignored, fp32 (float64 for float64).
@@ -63,16 +63,16 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, qualities: Tensor, *, bet
 
 @torch.no_grad()
 def box_qualities(deltas: Tensor, anchors: Tensor, matches: Matches, *, rule: BoxRule = BoxRule()) -> Tensor:
-    """How well each box fits: what :func:`quality_focal_loss` wants to hear, a constant to its gradient.
+    """How well each predicted box fits: the ``qualities`` of :func:`quality_focal_loss`. No gradient flows through them.
 
     Args:
-        deltas: (N, A, 4).
+        deltas: (N, A, 4) predicted deltas.
         anchors: (A, 4) xyxy.
-        matches: of these anchors.
-        rule: of deltas.
+        matches: Matches of these anchors.
+        rule: Coding of boxes as deltas.
 
     Returns:
-        (N, A) IoU of the decoded box with its object, 0 where there is none; fp32 (float64 for float64).
+        (N, A) IoU of the decoded box with its object, 0 without an object; fp32 (float64 for float64).
     """
     is_positive = matches.is_positive
     decoded = decode(torch.where(is_positive[..., None], _at_least_fp32(deltas), 0.0), anchors, rule)
@@ -89,16 +89,16 @@ def _modulated(logits: Tensor, gamma: float) -> Tensor:
 
 
 def _negatives_and_label(logits: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """(N, A) sums over the classes of :func:`_modulated`, and (N, A) logit of each anchor's class, any one where it has none."""
+    """(N, A) sums over the classes of :func:`_modulated`, and (N, A) logit of each anchor's class (an arbitrary class if it has none)."""
     negatives, label_logits = _NegativesAndLabel.apply(logits, labels.clamp(min=0)[..., None], gamma)
     return negatives, label_logits
 
 
 class _NegativesAndLabel(torch.autograd.Function):
-    """With the slope written out: of all tensors as large as the logits, which are the largest of a step, only their gradient is made.
+    """Both results with their gradient written out, to save memory: the logits are the largest tensors of a step.
 
-    Nothing is kept but the logits as they came; the rest is computed anew, which costs less than to write and read it. On a CPU that is
-    done in parts that stay in its cache.
+    Only the logits are kept for the backward pass, and only their gradient is made in their size. Computing the rest again costs less than
+    writing and reading it. On a CPU this is done in parts that stay in its cache.
     """
 
     @staticmethod
@@ -120,13 +120,13 @@ class _NegativesAndLabel(torch.autograd.Function):
             # p^gamma * (gamma * (1 - p) * -ln(1 - p) + p)
             slopes.addcmul_(slopes, scores, value=-1).mul_(ctx.gamma).add_(scores).mul_(scores.pow_(ctx.gamma)).mul_(factor[:, None])
             result.copy_(slopes)
-        # An anchor has one class, so no two numbers meet in one place, and the order of additions is the same at all times.
+        # An anchor has one class, so no place is added to twice, and the result does not depend on the order of additions.
         sums = gradient.gather(2, rows) + of_label[..., None]
         return gradient.scatter_(2, rows, sums.to(gradient.dtype)), None, None
 
 
 def _parts(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Views of consecutive rows, few enough to stay in a CPU's cache; all in one on other devices, where a call costs more."""
+    """Views of consecutive rows that fit into a CPU's cache. On other devices, where each call costs more, one view of all rows."""
     if rows.device.type != "cpu":
         return (rows,)
     return rows.split(max(1, _CACHED_PAIRS // (rows if like is None else like).shape[-1]))
@@ -136,12 +136,12 @@ def box_loss(deltas: Tensor, anchors: Tensor, matches: Matches, *, kind: BoxLoss
     """Loss of the boxes of positive anchors.
 
     Args:
-        deltas: (N, A, 4).
+        deltas: (N, A, 4) predicted deltas.
         anchors: (A, 4) xyxy.
-        matches: of these anchors.
-        kind: ``smooth_l1`` and ``l1`` on deltas, ``giou`` on decoded boxes.
-        rule: of deltas.
-        beta: where smooth L1 turns from square to linear.
+        matches: Matches of these anchors.
+        kind: ``smooth_l1`` and ``l1`` compare deltas, ``giou`` compares decoded boxes.
+        rule: Coding of boxes as deltas.
+        beta: Difference at which smooth L1 turns from square to linear.
 
     Returns:
         (N,) sums over positive anchors and coordinates, fp32 (float64 for float64).
@@ -149,7 +149,7 @@ def box_loss(deltas: Tensor, anchors: Tensor, matches: Matches, *, kind: BoxLoss
     deltas = _at_least_fp32(deltas)
     is_positive = matches.is_positive
     if kind == "giou":
-        # Elsewhere the matched box is the anchor: decoding zeros there keeps every number and gradient finite.
+        # Other anchors are matched with themselves; decoding zeros for them keeps every number and gradient finite.
         decoded = decode(torch.where(is_positive[..., None], deltas, 0.0), anchors, rule)
         losses = giou_loss(decoded, matches.boxes)
     else:
@@ -161,7 +161,8 @@ def box_loss(deltas: Tensor, anchors: Tensor, matches: Matches, *, kind: BoxLoss
 def giou_loss(boxes: Tensor, wanted: Tensor, *, epsilon: float = 1e-7) -> Tensor:
     """(...) 1 - GIoU of the boxes in the same place; both (..., 4).
 
-    torchvision.ops has the same numbers, but its mask as an index makes the host wait for the device. So would the gradient of ``prod``.
+    torchvision.ops computes the same, but it indexes with a mask, which makes the host wait for the device. So would the gradient of
+    ``prod``.
     """
     shared = _area(torch.maximum(boxes[..., :2], wanted[..., :2]), torch.minimum(boxes[..., 2:], wanted[..., 2:]))
     union = _area(boxes[..., :2], boxes[..., 2:]) + _area(wanted[..., :2], wanted[..., 2:]) - shared

@@ -1,4 +1,4 @@
-"""Which anchor answers for which object: batched, and without ever asking the device for a number."""
+"""Matching of anchors with objects by fixed overlaps, for a whole batch. The host never waits for the device."""
 
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ CROWD_COVERAGE = 0.5
 
 
 class Matches(NamedTuple):
-    """What each anchor should say.
+    """What each anchor should predict.
 
     Args:
         labels: (N, A) int64 class, ``BACKGROUND`` or ``IGNORED``.
-        boxes: (N, A, 4) xyxy of the matched object; the anchor itself where there is none.
+        boxes: (N, A, 4) xyxy of the matched object; the anchor itself if it has no object.
     """
 
     labels: Tensor
@@ -28,30 +28,30 @@ class Matches(NamedTuple):
 
     @property
     def is_positive(self) -> Tensor:
-        """(N, A) bool."""
+        """(N, A) bool, whether an anchor has an object."""
         return self.labels >= 0
 
     @property
     def num_positive(self) -> Tensor:
-        """(N,) int64, on the device."""
+        """(N,) int64 number of positive anchors of each image, on the device."""
         return self.is_positive.sum(dim=1)
 
 
 def match(anchors: Tensor, targets: Targets) -> Matches:
     """Assign objects to anchors.
 
-    An anchor is positive from IoU 0.5 with its best object, background below 0.4 and ignored between. The best anchors of an object are
-    positive too, whatever their IoU (ties included), as long as it is not 0. Anchors of which half lies in an ignored region are ignored
-    unless positive.
+    An anchor is positive from IoU 0.5 with its best object, background below 0.4, and ignored in between. The best anchors of an object
+    (all of them, if tied) are positive at any IoU above 0. An anchor of which half lies in an ignored region is ignored unless it is
+    positive.
 
     Args:
         anchors: (A, 4) xyxy.
-        targets: padded; rows with label -1 match nothing.
+        targets: Padded objects; rows with label -1 match nothing.
 
-    Source: focal loss paper, section 4; low-quality matches as in torchvision's Matcher, which gives the object that the anchor overlaps
-    most, not the one that the anchor is best for.
+    Source: focal loss paper, section 4. Low-quality matches are those of torchvision's Matcher: such an anchor gets the object that it
+    overlaps most, which may not be the object that it is the best anchor of.
     """
-    # One image at a time bounds memory by A x M; the loop's length is a shape, not a value.
+    # One image at a time bounds the memory by A x M. The number of rounds is a shape, not a value, so the device is not waited for.
     rows = [
         _match_image(anchors, boxes, labels, is_ignored)
         for boxes, labels, is_ignored in zip(targets.boxes, targets.labels, targets.is_ignored, strict=True)
@@ -67,18 +67,18 @@ def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, is_ignored: Ten
     is_forced = ((overlaps == best_of_object) & (best_of_object > 0)).any(dim=1)
     is_positive = (best_overlap >= FOREGROUND_IOU) | is_forced
     is_between = (best_overlap >= BACKGROUND_IOU) & (best_overlap < FOREGROUND_IOU)
-    is_unasked = is_between | in_region(anchors, boxes, is_region=(labels >= 0) & is_ignored)
-    result = torch.where(is_positive, labels[best_object], torch.where(is_unasked, IGNORED, BACKGROUND))
+    is_excused = is_between | in_region(anchors, boxes, is_region=(labels >= 0) & is_ignored)
+    result = torch.where(is_positive, labels[best_object], torch.where(is_excused, IGNORED, BACKGROUND))
     return result, torch.where(is_positive[:, None], boxes[best_object], anchors)
 
 
 def in_region(anchors: Tensor, boxes: Tensor, *, is_region: Tensor) -> Tensor:
-    """(A,) bool: at least half of the anchor lies in one of the (M, 4) ``boxes`` that are regions, (M,) bool, of one image."""
+    """(A,) bool: whether at least half of an anchor lies in one of the (M, 4) ``boxes`` of an image that are regions ((M,) bool)."""
     return ((coverage(anchors, boxes) >= CROWD_COVERAGE) & is_region[None, :]).any(dim=1)
 
 
 def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """(...) intersection over union of each box with the one in its place; both (..., 4) xyxy, broadcast. 0 where both are empty."""
+    """(...) IoU of each box in ``boxes_a`` with the one in the same place of ``boxes_b``; (..., 4) xyxy, broadcast. 0 for empty boxes."""
     corner = torch.maximum(boxes_a[..., :2], boxes_b[..., :2])
     width, height = (torch.minimum(boxes_a[..., 2:], boxes_b[..., 2:]) - corner).clamp(min=0).unbind(dim=-1)
     shared = width * height

@@ -1,4 +1,4 @@
-"""What the labels ask of the network: which anchor answers for what, and what its answer costs."""
+"""The training objective: which anchor should predict which object, and the loss of the predictions."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,13 @@ from lw_retinanet.training.matching import Matches, match
 
 
 def assign(size_hw: tuple[int, int], targets: Targets, *, config: TrainConfig, rule: AnchorRule) -> tuple[Tensor, Matches]:
-    """Anchors and what each of them should say.
+    """Anchors of a batch, and what each of them should predict.
 
     Args:
-        size_hw: height and width of the padded input.
-        targets: of its pictures, on the device of the answer.
-        config: its ``assignment`` says by which rule; None: one anchor a cell by ATSS, more by fixed overlaps.
-        rule: of the model's anchors.
+        size_hw: Padded size of the batch.
+        targets: Objects of its images, on the device to compute on.
+        config: Resolved settings. ``assignment`` None is ATSS with one anchor a cell, and fixed overlaps with more.
+        rule: Shapes and places of the anchors.
 
     Returns:
         (A, 4) anchors and their matches.
@@ -31,21 +31,20 @@ def assign(size_hw: tuple[int, int], targets: Targets, *, config: TrainConfig, r
 
 
 def label_losses(predictions: Predictions, anchors: Tensor, matches: Matches, *, config: TrainConfig, conventions: Conventions) -> Tensor:
-    """What the answers cost.
+    """Class and box loss of predictions.
 
-    Boxes weigh alike, whatever the rules: ATSS weighs them by centerness and generalized focal loss by their scores, and both then divide
-    by the sum of these weights; here the divisor is the number of positives, which is known before the first forward pass.
+    All boxes weigh the same. The authors of ATSS weigh them by centerness, those of generalized focal loss by their scores, and both divide
+    by the sum of the weights. Here the caller divides by the number of positive anchors, which is known before the first forward pass.
 
     Args:
-        predictions: of N images.
+        predictions: Predictions for N images.
         anchors: (A, 4) xyxy.
-        matches: of these anchors, for these images.
-        config: resolved settings.
-        conventions: of the model.
+        matches: Matches of these anchors with the objects of these images.
+        config: Resolved settings.
+        conventions: Conventions of the model.
 
     Returns:
-        (2, N) sums an image of the class loss and of the weighted box loss, fp32 (float64 for float64), not divided by any number of
-        anchors.
+        (2, N) class loss and weighted box loss of each image, summed over its anchors and not divided; fp32 (float64 for float64).
     """
     assert config.box_loss is not None
     assert config.box_weight is not None

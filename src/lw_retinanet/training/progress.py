@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a training: a bar on a terminal, a log line now and then elsewhere."""
 
 import logging
 import time
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class TrainingProgress:
-    """Loss, rate, images a second and time left. Made by :func:`training_progress`.
+    """Shows loss, rate, images a second and the time left. Made by :func:`training_progress`.
 
     Args:
-        total_steps: of the run.
-        first_step: where this process started.
-        images_per_step: over all processes.
-        bar: None writes log lines instead.
+        total_steps: Length of the run.
+        first_step: Number of steps that were done before this process started.
+        images_per_step: Images of a step over all processes.
+        bar: Progress bar and its task; None writes log lines instead.
     """
 
     def __init__(self, *, total_steps: int, first_step: int, images_per_step: int, bar: tuple[Progress, TaskID] | None) -> None:
@@ -31,7 +31,7 @@ class TrainingProgress:
         self.started = self.last_line = time.monotonic()
 
     def update(self, step: int, *, loss: float, rate: float) -> None:
-        """Show the state after ``step`` steps."""
+        """Show loss and rate of a step, counted from 1."""
         now = time.monotonic()
         per_second = (step - self.first_step) / max(now - self.started, 1e-9)
         if self.bar:

@@ -1,4 +1,4 @@
-"""The folder of a run: lock, settings, log, checkpoints."""
+"""The folder of a run: its lock, settings, log, and the paths of all else."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,10 @@ from lw_retinanet.files import leftovers, write_text
 
 
 class RunFolder:
-    """Paths and small files of a run; see :meth:`created` and :meth:`reopened`.
+    """Paths and small files of a run. :meth:`created` starts a run, :meth:`reopened` continues one.
 
     Args:
-        path: the folder.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,18 +34,18 @@ class RunFolder:
     @classmethod
     @contextmanager
     def created(cls, path: Path, config: Config, notes: Mapping[str, Any]) -> Iterator[Self]:
-        """A new run, locked until the end.
+        """A new run, whose folder is locked until the end of the context.
 
         Args:
-            path: must not hold a run.
-            config: resolved settings, written to ``config.yaml``.
-            notes: what else a resumed run must find unchanged (data path and fingerprint, processes).
+            path: Folder that is empty or does not exist.
+            config: Resolved settings, written to ``config.yaml``.
+            notes: What else a resumed run must find unchanged: data path and fingerprint, number of processes.
 
         Raises:
             RunFolderError: if the folder is not empty.
         """
         if path.exists() and (not path.is_dir() or any(child.name != LOCK and child not in leftovers(path) for child in path.iterdir())):
-            raise RunFolderError(f"{path} is not empty; choose another --out, or go on with it by --resume {path}")
+            raise RunFolderError(f"{path} is not empty; choose another output folder, or resume the run that is in it")
         with _locked(path):
             folder = cls(path)
             values = config.model_dump(mode="json")
@@ -55,14 +55,14 @@ class RunFolder:
     @classmethod
     @contextmanager
     def reopened(cls, path: Path) -> Iterator[tuple[Self, Config, dict[str, Any]]]:
-        """An earlier run, locked until the end, with its settings and notes.
+        """An earlier run, locked until the end of the context, with its settings and notes.
 
         Raises:
             RunFolderError: if there is no run, or another process works on it.
         """
         folder = cls(path)
         if not folder.config_file.is_file():
-            raise RunFolderError(f"{path} holds no run (no config.yaml); start one with --out {path}")
+            raise RunFolderError(f"{path} holds no run (no config.yaml); start a new run")
         with _locked(path):
             values = load_config(folder.config_file)
             notes = values.pop("run", {})
@@ -74,7 +74,7 @@ class RunFolder:
             file.write(json.dumps(dict(entry)) + "\n")
 
     def has_score(self, step: int) -> bool:
-        """Whether an evaluation of the weights after ``step`` steps is logged; one being written when the run was killed is not."""
+        """Whether an evaluation of the weights after ``step`` steps is logged completely."""
         if not self.log_file.exists():
             return False
         entries = (json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))

@@ -1,6 +1,6 @@
-"""What a training run will come to, before it starts: length, rates, arithmetic, memory and files."""
+"""The plan of a training run, worked out before it starts: length, rates, arithmetic, memory and files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,13 @@ from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import StepMemory, kept_bytes
 from lw_retinanet.training.trainer import step_plan
 
-TRAINED = 3  # passes over a trained layer: forward, gradient of its input, gradient of its weights; each has the forward pass's MACs
+TRAINED = 3  # passes through a trained layer: forward, gradient of its input, gradient of its weights; each costs as many MACs
 FROZEN = 1  # a frozen stage runs forward only
+_JSON = (
+    *("model", "data", "params", "size_hw", "largest_hw", "macs", "macs_reduction", "processes", "batch_size", "accumulate"),
+    *("images_per_step", "steps_per_epoch", "steps", "epochs", "optimiser", "rate", "schedule", "rate_falls_at", "warmup_steps"),
+    *("macs_per_image", "training_macs_per_image", "total_macs", "precision", "memory", "checkpoint_bytes", "images_per_second", "hours"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,35 +36,33 @@ class RunPlan:
     """The numbers of a run.
 
     Args:
-        name: of the model.
-        images: in the training split.
-        processes: one a GPU.
-        batch_size: images of a forward pass of one process.
-        accumulate: forward passes of a step.
-        steps_per_epoch: whole steps in one pass over the images.
-        steps: of the run.
+        model: Name of the model.
+        processes: Number of processes, one a GPU.
+        batch_size: Images of a forward pass of one process.
+        accumulate: Forward passes of a step.
+        steps_per_epoch: Whole steps in one pass over the images.
+        steps: Length of the run.
         optimiser: ``sgd`` or ``adamw``.
-        rate: peak learning rate.
+        rate: Peak learning rate.
         schedule: ``cosine``, ``steps`` or ``paper``.
-        falls: steps at which the rate falls to a tenth; () for cosine.
-        warmup_steps: before the rate is at its peak.
-        macs_reduction: of the model against RetinaNet's own head; the paper's schedule is longer by this.
-        params: of the model.
-        size_hw: the commonest padded input of the first epoch, which is planned as the run will do it.
-        largest_hw: the largest one.
-        macs: of one forward pass of one image of ``size_hw``.
-        macs_per_image: the same, mean over the first epoch.
-        training_macs_per_image: forward and backward and the teacher's forward pass, mean over the first epoch: frozen stages count once,
-            everything else three times.
-        checkpoint_bytes: of one checkpoint; a run keeps two.
-        data: ``train`` and ``val`` to numbers of images, boxes and classes, for the reader.
+        rate_falls_at: Steps at which the rate falls to a tenth and to a hundredth; empty for ``cosine``.
+        warmup_steps: Steps before the rate is at its peak.
+        macs_reduction: MACs with RetinaNet's own head over those of the model; the paper's schedule is longer by this factor.
+        params: Parameters of the model.
+        size_hw: Commonest padded size of the first epoch, which is planned as the run will do it.
+        largest_hw: Largest padded size.
+        macs: MACs of a forward pass of one image of ``size_hw``.
+        macs_per_image: MACs of a forward pass of one image, mean over the first epoch.
+        training_macs_per_image: MACs of forward and backward and of the teacher's forward pass, mean over the first epoch. Frozen stages
+            count once, everything else three times.
+        checkpoint_bytes: Size of one checkpoint; a run keeps two.
+        data: Number of images, boxes and classes of ``train`` and ``val``.
         precision: ``bf16`` or ``fp32``, on the device that was asked about.
-        memory: of one process at ``largest_hw``, where it was worked out.
-        images_per_second: of one process, where it was measured.
+        memory: Memory of one process at ``largest_hw``; None if it was not worked out.
+        images_per_second: Speed of one process; None if it was not measured.
     """
 
-    name: str
-    images: int
+    model: str
     processes: int
     batch_size: int
     accumulate: int
@@ -68,7 +71,7 @@ class RunPlan:
     optimiser: str
     rate: float
     schedule: str
-    falls: tuple[int, ...]
+    rate_falls_at: tuple[int, ...]
     warmup_steps: int
     macs_reduction: float
     params: int
@@ -85,60 +88,38 @@ class RunPlan:
 
     @property
     def images_per_step(self) -> int:
+        """Images of a step over all processes."""
         return self.batch_size * self.accumulate * self.processes
 
     @property
     def epochs(self) -> float:
+        """Length of the run in passes over the images."""
         return self.steps / self.steps_per_epoch
 
     @property
     def total_macs(self) -> float:
-        """Of all training steps of all processes."""
+        """MACs of all training steps of all processes."""
         return self.training_macs_per_image * self.images_per_step * self.steps
 
-    def hours(self, images_per_second: float) -> float:
-        """Hours of all steps if every process trains on so many images a second."""
+    @property
+    def hours(self) -> float | None:
+        """Duration of all steps at the measured speed; None if it was not measured."""
+        return None if self.images_per_second is None else self.hours_at(self.images_per_second)
+
+    def hours_at(self, images_per_second: float) -> float:
+        """Duration of all steps if every process trains on so many images a second."""
         return self.steps * self.batch_size * self.accumulate / images_per_second / 3600
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; ``memory`` in bytes a process."""
-        expected = None if self.images_per_second is None else self.hours(self.images_per_second)
-        return {
-            "model": self.name,
-            "data": {split: dict(numbers) for split, numbers in self.data.items()},
-            "params": self.params,
-            "size_hw": list(self.size_hw),
-            "largest_hw": list(self.largest_hw),
-            "macs": self.macs,
-            "macs_reduction": self.macs_reduction,
-            "processes": self.processes,
-            "batch_size": self.batch_size,
-            "accumulate": self.accumulate,
-            "images_per_step": self.images_per_step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "optimiser": self.optimiser,
-            "rate": self.rate,
-            "schedule": self.schedule,
-            "rate_falls_at": list(self.falls),
-            "warmup_steps": self.warmup_steps,
-            "macs_per_image": self.macs_per_image,
-            "training_macs_per_image": self.training_macs_per_image,
-            "total_macs": self.total_macs,
-            "precision": self.precision,
-            "memory": self.memory.as_dict() if self.memory else None,
-            "checkpoint_bytes": self.checkpoint_bytes,
-            "images_per_second": self.images_per_second,
-            "hours": expected,
-        }
+        """Plain values; ``memory`` in bytes of one process."""
+        return {name: getattr(self, name) for name in _JSON} | {"memory": self.memory.as_dict() if self.memory else None}
 
     def lines(self) -> list[str]:
-        """The plan for a person, one fact a line."""
+        """The plan for people, one fact a line."""
         rows = [(split, _counts(numbers)) for split, numbers in self.data.items()]
         common, largest = (f"{height} x {width}" for height, width in (self.size_hw, self.largest_hw))
         reduction = f", {self.macs_reduction:.3f}x less than with RetinaNet's own head" if self.macs_reduction > 1 else ""
-        rows.append(("model", f"{self.name}, {self.params / 1e6:.2f} M parameters"))
+        rows.append(("model", f"{self.model}, {self.params / 1e6:.2f} M parameters"))
         rows.append(("input", f"{common} pixels mostly, {largest} at most, padding included"))
         rows.append(("forward", f"{self.macs / 1e9:.2f} GMAC an image of {common}{reduction}"))
         parts = f"{_counted(self.processes, 'process', 'processes')} x {self.batch_size} images"
@@ -158,15 +139,15 @@ class RunPlan:
             rows.append(("memory", f"{_giga(total)} a process in {self.precision}: {parts}; libraries need some more"))
         rows.append(("disk", f"{_giga(self.checkpoint_bytes)} a checkpoint, the newest {KEEP} are kept"))
         if self.images_per_second is not None:
-            hours = self.hours(self.images_per_second)
+            hours = self.hours_at(self.images_per_second)
             duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
             rows.append(("time", f"{duration} at {self.images_per_second:.2f} images/s a process, measured here; evaluation comes on top"))
         width = max(len(name) for name, _ in rows)
         return [f"{name:<{width}}  {text}" for name, text in rows]
 
     def _fall(self) -> str:
-        if self.falls:
-            first, second = self.falls
+        if self.rate_falls_at:
+            first, second = self.rate_falls_at
             return f"a tenth from step {first:,}, a hundredth from step {second:,}"
         return "falling to 0 as a cosine"
 
@@ -183,12 +164,12 @@ def plan_run(
     """Work out a run from its settings, as the training loop will.
 
     Args:
-        config: resolved settings.
-        model: to be trained; weights do not matter, ``meta`` will do.
-        sizes_hw: (I, 2) of the training pictures.
-        name: of the model.
-        processes: one a GPU.
-        teacher: As in training.
+        config: Resolved settings.
+        model: Model to be trained, without or with weights; the ``meta`` device will do.
+        sizes_hw: (I, 2) sizes of the training images.
+        name: Name of the model.
+        processes: Number of processes, one a GPU.
+        teacher: Network to learn from beside the labels.
     """
     settings = config.train
     plan = step_plan(config, sizes_hw, model, processes=processes)
@@ -197,18 +178,11 @@ def plan_run(
     schedule = settings.schedule or "cosine"
     inputs, counts = np.unique(input_sizes(plan), axis=0, return_counts=True)
     sizes = [(int(height), int(width)) for height, width in inputs]
-    common, largest = sizes[int(counts.argmax())], max(sizes, key=lambda size: size[0] * size[1])
-    blocks = {size: {block: cost.macs for block, cost in count_blocks(model, size).items()} for size in sizes}
-    frozen = STAGES[: settings.freeze or 0]
-    forward = [sum(blocks[size].values()) for size in sizes]
-    training = [sum(macs * (FROZEN if block in frozen else TRAINED) for block, macs in blocks[size].items()) for size in sizes]
-    if teacher:
-        guide = with_head(teacher.model, HeadPlan()) if teacher.full_head else teacher.model
-        taught = [sum(cost.macs for cost in count_blocks(guide, size).values()) for size in sizes]
-        training = [own + theirs for own, theirs in zip(training, taught, strict=True)]
+    costs = [_step_macs(model, size, STAGES[: settings.freeze or 0], teacher) for size in sizes]
+    forward, training = ([cost[which] for cost in costs] for which in (0, 1))
+    commonest = int(counts.argmax())
     return RunPlan(
-        name=name,
-        images=len(sizes_hw),
+        model=name,
         processes=processes,
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
@@ -217,28 +191,38 @@ def plan_run(
         optimiser=settings.optimiser or "adamw",
         rate=peak_rate(settings, plan.images_per_step),
         schedule=schedule,
-        falls=() if schedule == "cosine" else step_positions(steps),
+        rate_falls_at=() if schedule == "cosine" else step_positions(steps),
         warmup_steps=settings.warmup_steps or 0,
         macs_reduction=reduction,
         params=sum(parameter.numel() for parameter in model.parameters()),
-        size_hw=common,
-        largest_hw=largest,
-        macs=sum(blocks[common].values()),
+        size_hw=sizes[commonest],
+        largest_hw=max(sizes, key=lambda size: size[0] * size[1]),
+        macs=forward[commonest],
         macs_per_image=float(np.average(forward, weights=counts)),
         training_macs_per_image=float(np.average(training, weights=counts)),
         checkpoint_bytes=kept_bytes(model, settings).checkpoint,
     )
 
 
+def _step_macs(model: RetinaNet, size_hw: tuple[int, int], frozen: Sequence[str], teacher: Teacher | None) -> tuple[int, int]:
+    """MACs of one image: of the forward pass, and of all that a training step does."""
+    blocks = {block: cost.macs for block, cost in count_blocks(model, size_hw).items()}
+    training = sum(macs * (FROZEN if block in frozen else TRAINED) for block, macs in blocks.items())
+    if teacher:
+        network = with_head(teacher.model, HeadPlan()) if teacher.full_head else teacher.model
+        training += sum(cost.macs for cost in count_blocks(network, size_hw).values())
+    return sum(blocks.values()), training
+
+
 def macs_reduction(model: RetinaNet) -> float:
-    """MACs of the same network with RetinaNet's own head over this model's, at its input size."""
+    """MACs of the network with RetinaNet's own head over those of the model, at its input size; at least 1."""
     side = model.conventions.input.size
     counted = profile(model, name="model", size_hw=(side, side))
     return max(1.0, counted.original_macs / counted.macs)
 
 
 def input_sizes(plan: StepPlan) -> NDArray[np.int64]:
-    """(steps_per_epoch, 2) padded height and width of each step of the first epoch, as :meth:`StepPlan.keys` gives them."""
+    """(steps_per_epoch, 2) padded size of each step of the first epoch, as :meth:`StepPlan.keys` gives it."""
     if plan.config.augment in ("jitter", "full"):
         resized = np.array(
             [
@@ -247,7 +231,7 @@ def input_sizes(plan: StepPlan) -> NDArray[np.int64]:
             ]
         )
     else:
-        # A flip changes no size, so pictures of one size are worked out once.
+        # A flip changes no size, so each size is worked out once.
         originals, which = np.unique(plan.sizes_hw, axis=0, return_inverse=True)
         resized = np.array([resized_size((int(height), int(width)), plan.rule) for height, width in originals])[which.reshape(-1)]
     multiple = plan.rule.pad_multiple

@@ -1,4 +1,4 @@
-"""Evaluations on the way: some are there at once, others are still being computed elsewhere while training goes on."""
+"""Scores of evaluations during a training. They may be computed in another process while the training goes on."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -6,16 +6,16 @@ from concurrent.futures import Future
 from typing import Any
 
 Score = Mapping[str, Any] | Future[dict[str, Any]]
-"""Numbers by name, or the promise of them."""
+"""Numbers by name, or a future that will give them."""
 
 log = logging.getLogger(__name__)
 
 
 class Scores:
-    """Writes each score down with the step that it belongs to, when it arrives.
+    """Writes each score with its step when it arrives.
 
     Args:
-        write: takes an entry ``{"step": ..., **numbers}``.
+        write: Called with each entry ``{"step": ..., **numbers}``.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
@@ -23,14 +23,14 @@ class Scores:
         self._waiting: list[tuple[int, Score]] = []
 
     def add(self, step: int, score: Score) -> None:
-        """A score of the weights after ``step`` steps."""
+        """Add a score of the weights after ``step`` steps."""
         self._waiting.append((step, score))
         self.write_arrived()
 
     def write_arrived(self, *, wait_before: int = 0) -> None:
-        """Write what has arrived; wait for those of steps before ``wait_before``.
+        """Write the scores that have arrived, and wait for those of steps before ``wait_before``.
 
-        A score that could not be computed is told of in one line of the log and not written: the training itself is none the worse.
+        A score that could not be computed becomes a warning, and the training goes on.
         """
         left: list[tuple[int, Score]] = []
         for step, score in self._waiting:
@@ -40,7 +40,7 @@ class Scores:
                     continue
                 try:
                     score = score.result()
-                except Exception as error:  # whatever it was, hours of training are not lost for it
+                except Exception as error:  # no failed evaluation is worth hours of training
                     log.warning("step %d: not scored (%s); training goes on", step, str(error) or type(error).__name__)
                     continue
             self.write({"step": step, **score})

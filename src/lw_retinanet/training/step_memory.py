@@ -1,11 +1,9 @@
-"""What a training step needs of a device's memory, from the step itself on tensors that have shapes and no numbers."""
+"""The memory that a training step needs, found by running the step on fake tensors, which have shapes and no numbers."""
 
 import copy
-import functools
-import sys
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,27 +14,29 @@ from torch.utils._pytree import tree_leaves
 
 from lw_retinanet.config import TrainConfig
 from lw_retinanet.counting.macs import meta_copy
+from lw_retinanet.data.preprocess import mean_and_std
+from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
+from lw_retinanet.training.distillation import unit_anchor
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.optimiser import trainable
 from lw_retinanet.training.step import Teacher, accumulate_gradients
 
-_CACHED = type(functools.lru_cache(len))
 OPTIMISER_COPIES = {"sgd": 1, "adamw": 2}  # momentum; first and second moment
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes of tensors in one process at the fullest moment of a step. What libraries keep for themselves comes on top.
+    """Bytes of tensors in one process at the peak of a step. The memory that libraries keep for themselves comes on top.
 
     Args:
-        weights: parameters and buffers.
-        optimiser: its state.
-        average: the moving average of the weights.
-        teacher: its weights.
-        buckets: the copy of the gradients that several processes exchange.
-        step: everything a step makes and drops: pictures, activations, losses, gradients.
+        weights: Parameters and buffers of the model.
+        optimiser: State of the optimiser.
+        average: Moving average of the weights.
+        teacher: Weights of the teacher.
+        buckets: Copy of the gradients that several processes exchange.
+        step: Tensors that live within a step only: images, activations, losses, gradients.
     """
 
     weights: int
@@ -48,10 +48,12 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        """The sum of all parts."""
+        return sum(vars(self).values())
 
     def as_dict(self) -> dict[str, int]:
-        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "total": self.total}
+        """The parts by name, and their ``total``."""
+        return {**vars(self), "total": self.total}
 
 
 def step_memory(
@@ -64,23 +66,23 @@ def step_memory(
     use_bf16: bool = False,
     teacher: Teacher | None = None,
 ) -> StepMemory:
-    """Follow one real step, forward and backward, on fake tensors: nothing is computed, and every tensor's bytes are known.
+    """Run one real step, forward and backward, on fake tensors: nothing is computed, but the bytes of every tensor are known.
 
     Args:
-        model: on any device, ``meta`` included; not changed. Its frozen stages are those of ``config.freeze``.
-        config: resolved.
-        size_hw: padded input; memory grows with its area.
-        boxes_per_image: rows of the padded targets.
-        processes: more than one exchange gradients.
-        use_bf16: under autocast.
-        teacher: As in training.
+        model: Model on any device, ``meta`` included; it is not changed. The stages of ``config.freeze`` are frozen.
+        config: Resolved settings.
+        size_hw: Padded size; memory grows with its area.
+        boxes_per_image: Rows of the padded targets.
+        processes: Number of processes; several exchange gradients.
+        use_bf16: Whether the networks run under autocast.
+        teacher: Network to learn from beside the labels.
 
-    Source: the fake tensors are torch's own, as its compiler traces with.
+    Source: torch's fake tensors, which its compiler uses for tracing.
     """
     count = config.batch_size
-    _forget_tensors()
+    _forget_constants()
     try:
-        # No length in a step depends on values, else this would refuse it, and a real step would wait for the device.
+        # This also refuses a step in which a shape depends on values, for which a real step would wait for the device.
         with FakeTensorMode():
             student = _fake_copy(model).train()
             student.backbone.freeze(config.freeze or 0)
@@ -97,7 +99,7 @@ def step_memory(
                     teacher=guide,
                 )
     finally:
-        _forget_tensors()
+        _forget_constants()
     kept = kept_bytes(model, config)
     return StepMemory(
         weights=kept.weights,
@@ -110,13 +112,13 @@ def step_memory(
 
 
 class KeptBytes(NamedTuple):
-    """Bytes of what a run carries from step to step, and of one set of gradients.
+    """Bytes of what a run keeps from step to step, and of its gradients.
 
     Args:
-        weights: parameters and buffers.
-        gradients: of the parameters that are trained.
-        optimiser: its state.
-        average: the moving average of the weights; 0 where there is none.
+        weights: Parameters and buffers of the model.
+        gradients: Gradients of the parameters that are trained.
+        optimiser: State of the optimiser.
+        average: Moving average of the weights; 0 without one.
     """
 
     weights: int
@@ -126,16 +128,16 @@ class KeptBytes(NamedTuple):
 
     @property
     def checkpoint(self) -> int:
-        """Of the tensors in a checkpoint file."""
+        """Bytes of the tensors in a checkpoint."""
         return self.weights + self.optimiser + self.average
 
 
 def kept_bytes(model: RetinaNet, config: TrainConfig) -> KeptBytes:
-    """From the shapes of the weights.
+    """Work out the bytes from the shapes of the weights.
 
     Args:
-        model: on any device; not changed.
-        config: resolved; decides the optimiser, the average and the frozen stages.
+        model: Model on any device; it is not changed.
+        config: Resolved settings; the optimiser, the average and the frozen stages matter.
     """
     twin = meta_copy(model).requires_grad_(True)
     twin.backbone.freeze(config.freeze or 0)
@@ -145,13 +147,10 @@ def kept_bytes(model: RetinaNet, config: TrainConfig) -> KeptBytes:
     return KeptBytes(weights=weights, gradients=learned, optimiser=copies * learned, average=weights if config.ema else 0)
 
 
-def _forget_tensors() -> None:
-    """Empty the package's caches: real anchors and the like must stay out of the fake step, and its fakes out of every real one."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("lw_retinanet."):
-            for value in list(vars(module).values()):
-                if isinstance(value, _CACHED):
-                    value.cache_clear()
+def _forget_constants() -> None:
+    """Empty the caches of the constants that a step uses, so that no real tensor gets into the fake step and no fake one out of it."""
+    for cached in (make_anchors, mean_and_std, unit_anchor):
+        cached.cache_clear()
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -159,7 +158,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _fake_copy(model: RetinaNet) -> RetinaNet:
-    """A copy without numbers, as if on the CPU, in the layout that training uses."""
+    """A copy without numbers, as if on the CPU, in the memory format that training uses."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
@@ -183,7 +182,7 @@ def _batch(count: int, size_hw: tuple[int, int], boxes_per_image: int) -> Batch:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, and takes each off when the last tensor on it goes."""
+    """Counts the bytes of the storages that operations create, until the last tensor of a storage is gone."""
 
     def __init__(self) -> None:
         super().__init__()
