@@ -60,9 +60,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             old.unlink()
             old.with_suffix(".sha256").unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error}); make room on the disk, then resume the run"
-        ) from None
+        raise OutputError(f"{path}: cannot be written ({error}); make room on the disk, then resume the run") from None
     return path
 
 
