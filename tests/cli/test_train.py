@@ -219,7 +219,7 @@ def test_a_folder_in_use_or_not_empty_is_left_alone(cli: Any, data: Path, traine
     assert "is not empty" in cli.refuses("train", data, *cli.tiny, "--out", trained, unchanged=trained)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
-    assert "--resume" in cli.refuses("train", data, *cli.tiny, "--out", tmp_path / "mine", unchanged=tmp_path)
+    assert "or resume the run" in cli.refuses("train", data, *cli.tiny, "--out", tmp_path / "mine", unchanged=tmp_path)
     line = cli.refuses("train", data, *cli.tiny, "--out", tmp_path / "mine" / "notes.txt" / "run", unchanged=tmp_path)
     assert "notes.txt is a file" in line
     locked = tmp_path / "locked"
