@@ -9,6 +9,7 @@ from lw_retinanet.config import parse_config
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import HeadPlan
+from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
@@ -115,64 +116,48 @@ def lighten(
     seed: int = 0,
     progress: "Progress | None" = None,
 ) -> Detector | nn.Module:
-    """Make a trained detector cheaper: its finest level gets light towers of its own, fitted to what the old ones say.
+    """Make a trained detector cheaper: its finest level gets light towers, fitted to give the answers of the old ones.
 
-    Everything that the plan does not name keeps its very weights, and the levels P4..P7 their very answers. The given model stays as it is.
+    All weights that the plan does not name stay as they are, and so do the answers of the levels P4 to P7. The given model is not changed.
 
-    ::
+    A torchvision detector, here a very small one, stays what it is:
 
-        light = lw.lighten(retinanet_resnet50_fpn(weights="DEFAULT"), "lw-narrow", images="photos", fit_steps=1500)
-        light = lw.lighten("runs/base", "lw-narrow", images="data/aquarium", fit_steps=1500)
+    >>> import torch, lw_retinanet as lw
+    >>> from torchvision.models.detection import RetinaNet
+    >>> from torchvision.models.detection.anchor_utils import AnchorGenerator
+    >>> backbone = torch.nn.Conv2d(3, 128, kernel_size=8, stride=8)
+    >>> anchors = AnchorGenerator(sizes=((16, 32),), aspect_ratios=((1.0,),))
+    >>> model = RetinaNet(backbone, num_classes=3, anchor_generator=anchors, min_size=64, max_size=64)
+    >>> images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    >>> light = lw.lighten(model, images=images, fit_steps=2)
+    >>> type(light) is type(model)
+    True
+    >>> sorted(light.eval()(images)[0])
+    ['boxes', 'labels', 'scores']
 
     Args:
-        model: torchvision's ``RetinaNet`` or ``FCOS`` (or a subclass: the answer is of the same class, and goes on in the same training
-            code); or a :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
-        to: ``lw-v3``, ``lw-narrow``, ``both-v3-bn``, ... (:func:`lw_retinanet.heads.plan_of`), or a plan.
-        images: like those the model will see; labels are not used. A folder, a data set (its training split; at most 512 are drawn), or a
-            list of files. For a torchvision model the list may also hold PIL pictures, (H, W, 3) uint8 arrays, or (3, H, W) float tensors
-            as the model takes them. None uses the old weights alone, which costs much accuracy until the model is trained on.
-        fit_steps: of distillation after the closed form; 1500 take minutes on two cores.
-        keep_pyramid: leave the convolution that makes the finest map as it is. By default it is fitted too where both branches are new,
-            since nothing else reads its map; that costs no arithmetic.
-        seed: of what is drawn at random.
-        progress: wraps what takes long, for instance to show a bar; gets the items, their number and what is being done.
+        model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass; or a :class:`~lw_retinanet.detection.detector.Detector`, a model file
+            or a run folder.
+        to: A preset such as ``lw-narrow``, ``lw-v3`` or ``both-v3-bn`` (:func:`lw_retinanet.heads.plan_of`), or a plan.
+        images: Calibration images, which should be like those that the model will see; labels are not read. A folder, a data set (at most
+            512 images of its training split are drawn), or a list of files. For a torchvision model the list may also hold PIL images,
+            (H, W, 3) uint8 arrays, and (3, H, W) float tensors as the model takes them. Without images the towers are filled from the old
+            weights alone, which costs much accuracy until the model is trained again.
+        fit_steps: Number of steps of distillation after the closed form. None means 1500, which take minutes on two cores, or 0 if there
+            are no images.
+        keep_pyramid: Leave the convolution that makes the finest map as it is. By default it is fitted too if both branches are new,
+            because then only they read its map. This costs no arithmetic.
+        seed: Seed for everything that is drawn at random.
+        progress: Passes on images, feature maps and steps, for instance to show a bar.
 
     Returns:
-        The light model: for a torchvision model one of its class, in the same mode and on the same device; else a detector, which holds
-        both heads.
+        For a torchvision model, a model of the same class, in the same mode and on the same device, for the same training code; otherwise
+        a detector that has both heads.
 
     Raises:
-        InputError: if this model cannot be lightened so, or the images are of no use, with the reason.
-        ImageError: for a picture that cannot be read.
+        InputError: if this model cannot be lightened, or the images cannot be used; the message says why.
+        ImageError: for an image that cannot be read.
         ConfigError: for an unknown preset, with the nearest known one.
         WeightsError: if a model file cannot be used.
     """
-    if isinstance(model, RetinaNet):
-        raise InputError("a bare network has no classes to answer with; give its model file or the Detector that lw_retinanet.load returns")
-    if isinstance(model, nn.Module):
-        from lw_retinanet.interop.torchvision_lighten import lighten_torchvision
-
-        return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)
-    if not isinstance(model, Detector | str | Path):
-        raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
-    from lw_retinanet.heads import plan_of
-    from lw_retinanet.lightening.calibration_images import find_calibration_images
-    from lw_retinanet.lightening.filling import LighteningSettings, checked_steps
-    from lw_retinanet.lightening.fitting import FitSettings
-    from lw_retinanet.lightening.stages import lighten_detector
-
-    plan = to if isinstance(to, HeadPlan) else plan_of(to)
-    steps = checked_steps(fit_steps, has_images=images is not None)
-    found = [] if images is None else find_calibration_images(images, seed=seed)
-    files = [image for image in found if isinstance(image, Path)]
-    if len(files) < len(found):
-        raise InputError("for this model images must be files, a folder or a data set; save the images first")
-    lightened = lighten_detector(
-        model if isinstance(model, Detector) else load(model),
-        plan,
-        name=to if isinstance(to, str) else "custom",
-        files=files,
-        settings=LighteningSettings(fit=FitSettings(steps=steps, seed=seed), own_output=not keep_pyramid, seed=seed),
-        progress=progress,
-    )
-    return lightened.detector
+    return lighten_model(model, to, images=images, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)

@@ -1,11 +1,7 @@
-"""What lightening cost and saved, stage by stage: numbers, a plot, and a page that holds both."""
+"""What lightening saved and cost, stage by stage."""
 
-import base64
-import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lw_retinanet import __version__
@@ -13,23 +9,23 @@ from lw_retinanet.counting.profile import profile
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.match_tables import METRICS
 from lw_retinanet.evaluation.paired import Comparison
-from lw_retinanet.files import write_bytes, write_text
-from lw_retinanet.lightening.report_figure import stage_plot
 from lw_retinanet.lightening.stages import Lightened
 from lw_retinanet.tables import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """One stage.
+    """One stage of the report.
 
     Args:
-        name: of the stage.
-        macs, params: of the model after it, for one image of the report's size.
-        seconds: that it took.
-        metrics: by name in 0..1, or empty where nothing was evaluated.
-        low, high: 95 % interval of AP minus the full head's, paired over images; None for the full head and where it was not computed.
-        latency_ms: median by precision; empty where it was not measured.
+        name: Name of the stage.
+        macs: MACs of the model after the stage, for one image of the report's size.
+        params: Number of parameters that the model after the stage runs.
+        seconds: Duration of the stage.
+        metrics: COCO metrics by name, 0..1; empty if nothing was evaluated.
+        low: Lower end of the 95 % interval of the difference in AP to the full head, paired over images; None if it was not computed.
+        high: Upper end of this interval.
+        latency_ms: Median latency by precision; empty if it was not measured.
     """
 
     name: str
@@ -44,19 +40,19 @@ class StageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LighteningReport:
-    """The receipt.
+    """The whole report.
 
     Args:
-        source: model that was lightened.
-        to: name of the plan.
-        size_hw: that MACs and latency are for.
-        num_classes: K.
-        images: calibration images.
-        views: feature maps learned from.
-        evaluated_on: number of images that AP comes from; 0 for none.
-        rows: a stage each, the full head first.
-        errors: share of the old head's outputs that the closed form left unexplained, by level and branch.
-        curve: step, class and box loss of the fit, by level.
+        source: Name of the model that was lightened.
+        to: Name of the plan.
+        size_hw: Image size for MACs and latency.
+        num_classes: Number of classes.
+        images: Number of calibration images.
+        views: Number of feature maps that the towers were fitted to, mirrored images counted.
+        evaluated_on: Number of images that AP was measured on; 0 for none.
+        rows: The stages, the full head first.
+        errors: By level and branch, the share of the old outputs' variance that the closed form misses.
+        curve: By level, the steps of the fit with their class and box losses.
     """
 
     source: str
@@ -71,7 +67,7 @@ class LighteningReport:
     curve: Mapping[str, Mapping[str, Sequence[float]]]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The content of ``report.json`` and of the command's JSON output."""
         stages = [
             {
                 "name": row.name,
@@ -100,11 +96,11 @@ class LighteningReport:
         }
 
     def lines(self) -> list[str]:
-        """The table for people."""
+        """Table and explanations as text."""
         return [*aligned(self.table()), "", *self.notes()]
 
     def table(self) -> list[list[str]]:
-        """Header and a row a stage; columns without any value are left out."""
+        """A header and one row for each stage, without columns that hold no value."""
         header = ["stage", "GMACs", "Mparams", *METRICS, "AP - full (95 %)", "ms fp32", "ms bf16", "seconds"]
         rows = []
         for row in self.rows:
@@ -126,14 +122,16 @@ class LighteningReport:
         return [[row[column] for column in used] for row in [header, *rows]]
 
     def notes(self) -> list[str]:
-        """What the numbers mean."""
+        """Sentences that explain the numbers."""
         full, light = self.rows[0], self.rows[-1]
         notes = [
             f"{full.macs / light.macs:.2f}x fewer MACs at {self.size_hw[0]} x {self.size_hw[1]} pixels, {self.num_classes:,} classes. "
             "Parameters are those that the light head runs; the file also holds what the full head needs."
         ]
         if self.images:
-            notes.append(f"Fitted on {self.images:,} images ({self.views:,} views), without their labels.")
+            notes.append(
+                f"Fitted on {self.images:,} images ({self.views:,} feature maps, those of mirrored images included), without their labels."
+            )
         if self.evaluated_on:
             notes.append(
                 f"AP in points on {self.evaluated_on:,} images; its interval comes from drawing these images again 1,000 times, "
@@ -153,15 +151,15 @@ def make_report(
     latency_ms: Mapping[str, Mapping[str, Mapping[str, float]]],
     evaluated_on: int,
 ) -> LighteningReport:
-    """Put together what was measured.
+    """Combine the measurements, and count MACs and parameters of each stage.
 
     Args:
-        lightened: with its stages.
-        source: name of the model that was lightened.
-        metrics: by stage; may be empty.
-        comparisons: by stage, of the stage with the full head.
-        latency_ms: by ``full`` and ``light``, precision and percentile; may be empty.
-        evaluated_on: images.
+        lightened: The light detector with its stages.
+        source: Name of the model that was lightened.
+        metrics: COCO metrics by stage; may be empty.
+        comparisons: By stage, its comparison with the full head; may be empty.
+        latency_ms: Milliseconds by ``full`` and ``light``, precision and percentile; may be empty.
+        evaluated_on: Number of images that the metrics come from.
     """
     side = lightened.detector.conventions.input.size
     rows = []
@@ -192,40 +190,4 @@ def make_report(
         rows=rows,
         errors=lightened.errors,
         curve={level: {"step": curve.steps, "cls": curve.cls, "bbox": curve.bbox} for level, curve in lightened.curve.items()},
-    )
-
-
-def write_report(report: LighteningReport, folder: Path) -> None:
-    """``report.json``, ``stages.png`` and ``report.html``, the last one self-contained."""
-    write_text(folder / "report.json", json.dumps(report.as_dict(), indent=2) + "\n")
-    picture = stage_plot(report)
-    write_bytes(folder / "stages.png", picture)
-    write_text(folder / "report.html", _page(report, picture))
-
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-td { border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; background: white; border-radius: 6px; margin: 1rem 0; }
-p { max-width: 46rem; }
-"""
-
-
-def _page(report: LighteningReport, picture: bytes) -> str:
-    header, *rows = report.table()
-    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    title = html.escape(f"{report.source} lightened to {report.to}")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in report.notes())
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
-        f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'<img alt="AP after each stage and the curve of the fit" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
-        f"{notes}<p>lw_retinanet {__version__}; the same numbers as JSON: report.json.</p></body></html>\n"
     )

@@ -1,31 +1,25 @@
-"""The picture of a lightening report: AP after each stage, and how the fit went."""
+"""The figure of a lightening report: AP after each stage, and the losses of the fit."""
 
 import io
-from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from lw_retinanet.lightening.report import LighteningReport
+from lw_retinanet.lightening.report import LighteningReport
 
 _FULL, _LIGHT, _SMALL = "#7f7f7f", "#1f77b4", "#ff7f0e"
 
 
-def stage_plot(report: "LighteningReport") -> bytes:
-    """PNG bytes: left AP and APs by stage, with the paired interval to the full head; right the loss of the fit."""
-    parts = [bool(report.rows[0].metrics), bool(report.curve)]
-    figure = Figure(figsize=(4.6 * max(1, sum(parts)) + 0.8, 3.8), layout="constrained", dpi=130)
-    axes = figure.subplots(1, max(1, sum(parts)), squeeze=False)[0]
-    place = 0
-    if parts[0]:
-        _accuracy(axes[place], report)
-        place += 1
-    if parts[1]:
-        _losses(axes[place], report)
-    if not any(parts):
-        _macs(axes[0], report)
+def stages_figure(report: LighteningReport) -> bytes:
+    """Draw AP and APs by stage with the interval of the difference to the full head, and the losses of the fit; MACs if there is neither.
+
+    Returns:
+        The bytes of a PNG file.
+    """
+    panels = [*([_accuracy] if report.rows[0].metrics else []), *([_losses] if report.curve else [])] or [_macs]
+    figure = Figure(figsize=(4.6 * len(panels) + 0.8, 3.8), layout="constrained", dpi=130)
+    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        panel(axes, report)
     before, after = (f"{row.macs / 1e9:.2f}" for row in (report.rows[0], report.rows[-1]))
     figure.suptitle(f"{report.source}: {before} -> {after} GMACs ({report.to})", parse_math=False)
     buffer = io.BytesIO()
@@ -33,7 +27,7 @@ def stage_plot(report: "LighteningReport") -> bytes:
     return buffer.getvalue()
 
 
-def _accuracy(axes: "Axes", report: "LighteningReport") -> None:
+def _accuracy(axes: Axes, report: LighteningReport) -> None:
     names = [row.name for row in report.rows]
     values = [100 * row.metrics["AP"] for row in report.rows]
     small = [100 * row.metrics["APs"] for row in report.rows]
@@ -54,7 +48,7 @@ def _accuracy(axes: "Axes", report: "LighteningReport") -> None:
     _plain(axes)
 
 
-def _losses(axes: "Axes", report: "LighteningReport") -> None:
+def _losses(axes: Axes, report: LighteningReport) -> None:
     for level, curve in report.curve.items():
         for key, colour, label in (("cls", _LIGHT, "class"), ("bbox", _SMALL, "box")):
             if any(curve[key]):
@@ -66,12 +60,12 @@ def _losses(axes: "Axes", report: "LighteningReport") -> None:
     _plain(axes)
 
 
-def _macs(axes: "Axes", report: "LighteningReport") -> None:
+def _macs(axes: Axes, report: LighteningReport) -> None:
     axes.bar([row.name for row in report.rows], [row.macs / 1e9 for row in report.rows], color=[_FULL, *[_LIGHT] * (len(report.rows) - 1)])
     axes.set_ylabel("GMACs")
     _plain(axes)
 
 
-def _plain(axes: "Axes") -> None:
+def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8.5)

@@ -85,11 +85,10 @@ def lighten_detector(
         WeightsError: if the detector has no record.
         ImageError: for an image that cannot be read.
     """
-    if detector.record is None:
-        raise WeightsError("the detector does not know its own record; open it with lw_retinanet.load")
     settings = settings or LighteningSettings()
     started = time.monotonic()
     light, levels = lighten_copy(detector.model, plan, own_output=settings.own_output)
+    record = _light_record(detector, light, plan, name)
     stages = [
         Stage(name=FULL, model=detector.model, seconds=0.0),
         Stage(name=SURGERY, model=copy.deepcopy(light), seconds=time.monotonic() - started),
@@ -113,14 +112,6 @@ def lighten_detector(
     stages += [Stage(name=CLOSED_FORM, model=model, seconds=sum(level.seconds for level in filled)) for model in solved]
     if curves:
         stages.append(Stage(name=FIT, model=light, seconds=sum(curve.seconds for curve in curves.values())))
-    record = detector.record.model_copy(
-        update={
-            "preset": name,
-            "plan": light.head.plan,
-            "switchable": is_switchable(detector.model, plan),
-            "full_output": light.fpn.full_output is not None,
-        }
-    )
     return Lightened(
         detector=Detector.of_model(
             light, detector.categories, device=detector.device, precision=detector.precision, name=name, record=record
@@ -131,4 +122,17 @@ def lighten_detector(
         curve=curves,
         images=len(files),
         views=sum(level.num_maps for level in filled),
+    )
+
+
+def _light_record(detector: Detector, light: RetinaNet, plan: HeadPlan, name: str) -> ModelRecord:
+    if detector.record is None:
+        raise WeightsError("the detector does not know its own record; open it with lw_retinanet.load")
+    return detector.record.model_copy(
+        update={
+            "preset": name,
+            "plan": light.head.plan,
+            "switchable": is_switchable(detector.model, plan),
+            "full_output": light.fpn.full_output is not None,
+        }
     )
