@@ -5,11 +5,12 @@ from pathlib import Path
 import typer
 
 from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.heads import presets_in_words
 
 
 def lighten_command(
     model: Path = typer.Argument(help="Trained model file or run folder (convert foreign weights first)."),
-    to: str = typer.Option("", help="Preset: lw-narrow, lw-v3, bbox-v3, ... [default: lw-narrow, without --budget]."),
+    to: str = typer.Option("", help=f"Preset: {presets_in_words()} [default: lw-narrow, without --budget]."),
     budget: float | None = typer.Option(None, min=0.0, help="GMACs to stay within at the model's size; without --to the plan is found."),
     data: Path | None = typer.Option(
         None, help="Calibration images: a folder, or a data set, whose val split then gives the AP. Their labels are not read."

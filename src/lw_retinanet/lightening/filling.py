@@ -77,7 +77,7 @@ def fill_levels(
     Args:
         levels: Old and new layers, on ``device``.
         inputs: What enters a level.
-        num_images: Number of calibration images.
+        num_images: Number of calibration images; without any, nothing is filled.
         settings: Length of the fit, memory and seeds.
         device: Device of the model.
         solve_on: Device for the closed form; None takes ``device``.
@@ -90,7 +90,7 @@ def fill_levels(
         TrainingError: if the loss of the fit is not finite.
     """
     filled = []
-    for level in levels:
+    for level in levels if num_images else ():
         started = time.monotonic()
         cached = _cache(level, inputs, num_images, settings, device, progress)
         level.to(solve_on or device)

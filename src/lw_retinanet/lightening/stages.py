@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -55,10 +55,10 @@ class Lightened:
     detector: Detector
     record: ModelRecord
     stages: Sequence[Stage]
-    errors: dict[str, float] = field(default_factory=dict)
-    curve: dict[str, FitCurve] = field(default_factory=dict)
-    images: int = 0
-    views: int = 0
+    errors: dict[str, float]
+    curve: dict[str, FitCurve]
+    images: int
+    views: int
 
 
 def lighten_detector(
@@ -100,7 +100,7 @@ def lighten_detector(
 
     solved: list[RetinaNet] = []
     filled = fill_levels(
-        levels if files else [],
+        levels,
         inputs,
         len(files),
         settings,
@@ -112,10 +112,9 @@ def lighten_detector(
     stages += [Stage(name=CLOSED_FORM, model=model, seconds=sum(level.seconds for level in filled)) for model in solved]
     if curves:
         stages.append(Stage(name=FIT, model=light, seconds=sum(curve.seconds for curve in curves.values())))
+    made = Detector.of_model(light, detector.categories, device=detector.device, precision=detector.precision, name=name, record=record)
     return Lightened(
-        detector=Detector.of_model(
-            light, detector.categories, device=detector.device, precision=detector.precision, name=name, record=record
-        ),
+        detector=made,
         record=record,
         stages=stages,
         errors={f"{level.level} {branch}": error for level in filled for branch, error in level.errors.items()},
