@@ -40,10 +40,10 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto") == choose_device("cpu") == CPU
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         choose_device("gpu")
-    with pytest.raises(InputError, match="no device cuda:1 here"):
+    with pytest.raises(InputError, match="device cuda:1 is not available here"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("auto").type == "cuda"
-    with pytest.raises(InputError, match="no device cuda:1 here"):
+    with pytest.raises(InputError, match="device cuda:1 is not available here"):
         choose_device("cuda:1")

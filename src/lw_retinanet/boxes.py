@@ -1,4 +1,4 @@
-"""Box arithmetic that torchvision.ops lacks: deltas, and overlap with crowd regions."""
+"""Box arithmetic that torchvision.ops does not have: deltas, overlap with crowd regions, clipping of batches."""
 
 import math
 
@@ -20,9 +20,9 @@ def encode(boxes: Tensor, anchors: Tensor, rule: BoxRule = BoxRule()) -> Tensor:
     """Express boxes relative to their anchors.
 
     Args:
-        boxes: (..., 4) xyxy, positive width and height; x2, y2 are where the last pixel ends, under every rule.
-        anchors: (..., 4) xyxy, same pixels, broadcast against ``boxes``.
-        rule: of the anchors' widths.
+        boxes: (..., 4) xyxy, positive width and height. x2 and y2 are the end of the last pixel, whatever the rule.
+        anchors: (..., 4) xyxy in the same pixels, broadcast against ``boxes``.
+        rule: Decides how the anchors' widths are computed.
 
     Returns:
         (..., 4) deltas (dx, dy, dw, dh): dx, dy in anchor widths and heights, dw, dh natural logarithms.
@@ -38,12 +38,12 @@ def decode(deltas: Tensor, anchors: Tensor, rule: BoxRule = BoxRule()) -> Tensor
     """The inverse of :func:`encode`, with dw and dh limited as ``rule.clamp`` says.
 
     Args:
-        deltas: (..., 4).
+        deltas: (..., 4) values dx, dy, dw, dh.
         anchors: (..., 4) xyxy, broadcast against ``deltas``.
-        rule: of the anchors' widths and the clamp.
+        rule: Decides how the anchors' widths are computed, and the clamp.
 
     Returns:
-        (..., 4) xyxy, same pixels as the anchors, not clipped; x2, y2 are where the last pixel ends, under every rule.
+        (..., 4) xyxy in the anchors' pixels, not clipped. x2 and y2 are the end of the last pixel, whatever the rule.
     """
     anchor_centres, anchor_sizes = _centres_and_sizes(anchors, float(rule.legacy_plus_one))
     log_scales = deltas[..., 2:]
@@ -57,12 +57,12 @@ def decode(deltas: Tensor, anchors: Tensor, rule: BoxRule = BoxRule()) -> Tensor
 
 
 def iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """(A, B) intersection over union; 0, not NaN, where both boxes are empty (padding)."""
+    """(A, B) intersection over union. Two empty boxes, as in padding, give 0 instead of NaN."""
     return torch.nan_to_num(box_iou(boxes_a, boxes_b), nan=0.0)
 
 
 def coverage(boxes: Tensor, regions: Tensor) -> Tensor:
-    """(A, B) share of each box's area that lies inside each region: COCO's overlap with crowd regions."""
+    """(A, B) share of each box's area that is inside each region. COCO uses this overlap for crowd regions."""
     upper_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
     lower_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     intersection = (lower_right - upper_left).clamp(min=0).prod(dim=-1)
@@ -71,12 +71,7 @@ def coverage(boxes: Tensor, regions: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, sizes_hw: Tensor) -> Tensor:
-    """Limit boxes to their image.
-
-    Args:
-        boxes: (N, D, 4) xyxy.
-        sizes_hw: (N, 2).
-    """
+    """Limit boxes (N, D, 4), xyxy, to the heights and widths (N, 2) of their images."""
     height, width = sizes_hw[:, 0, None], sizes_hw[:, 1, None]
     limits = torch.stack([width, height, width, height], dim=-1).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limits)

@@ -1,7 +1,7 @@
 """The choices in which RetinaNet implementations differ, as one record that travels with the weights.
 
-A model file stores it, so a detector answers as the system answers that its weights come from. Every field is honoured by
-``models``, ``data.preprocess`` and ``models.postprocess``; the defaults are this project's own.
+A model file stores this record, so that converted weights give the same detections as in the framework that they come from. The
+defaults are this project's own choices.
 """
 
 from typing import Literal, Self
@@ -17,19 +17,19 @@ class _Record(BaseModel):
 
 
 class AnchorRule(_Record):
-    """Where anchors sit and in which order the head names them.
+    """Where the anchors are, and their order in the head's channels.
 
     Args:
-        base_size: side of the smallest square anchor of a level, in strides.
-        octave_scales: scales of a level, relative to ``base_size``.
-        aspect_ratios: heights over widths.
-        order: ``ratio_major`` numbers an anchor ``ratio * scales + scale`` (torchvision, MMDetection),
-            ``scale_major`` the other way (Detectron2).
-        rounding: ``exact`` floats; ``torchvision``'s truncated sizes and rounded corners; ``detectron``'s rounded sides of the anchors of
-            one stride, scaled after that (Caffe2 Detectron).
-        centre: position of the anchors' centre inside a cell, in strides (0 is the cell's upper left corner).
-        inclusive: the lower right corner is the anchor's last pixel, ``x2 = x1 + width - 1`` (Caffe2 Detectron).
-        stride_rule: the ``fixed`` 8..128, or torchvision's ``padded size // feature size``.
+        base_size: Side of the smallest square anchor of a level, in strides.
+        octave_scales: Scales of a level, relative to ``base_size``.
+        aspect_ratios: Heights divided by widths.
+        order: ``ratio_major`` gives an anchor the number ``ratio * scales + scale`` (torchvision, MMDetection), ``scale_major`` the number
+            ``scale * ratios + ratio`` (Detectron2).
+        rounding: ``exact`` keeps floats; ``torchvision`` truncates sizes and rounds corners; ``detectron`` rounds the sides of anchors of
+            one stride and scales them after that (Caffe2 Detectron).
+        centre: Position of the anchors' centre inside a cell, in strides; 0 is the cell's upper left corner.
+        inclusive: The lower right corner is the anchor's last pixel, ``x2 = x1 + width - 1`` (Caffe2 Detectron).
+        stride_rule: ``fixed`` means strides of 8 to 128, ``padded_over_feature`` the padded size divided by the map's size (torchvision).
     """
 
     base_size: PositiveFloat = 4.0
@@ -43,7 +43,7 @@ class AnchorRule(_Record):
 
     @property
     def num_anchors(self) -> int:
-        """Anchors a cell."""
+        """Number of anchors in each cell."""
         return len(self.octave_scales) * len(self.aspect_ratios)
 
 
@@ -51,9 +51,9 @@ class BoxRule(_Record):
     """How deltas become boxes.
 
     Args:
-        legacy_plus_one: the origin's boxes end with their last pixel, so widths are ``x2 - x1 + 1`` (Caffe2 Detectron, odtk). Boxes
-            that enter or leave this package end where the last pixel ends, whatever this says.
-        clamp: limit dw and dh by ``log(1000 / 16)`` from above only (``max``), on ``both`` sides, or not at all (``none``).
+        legacy_plus_one: In the original framework x2 and y2 are the box's last pixel, so widths are ``x2 - x1 + 1`` (Caffe2 Detectron,
+            odtk). Boxes that enter or leave this package always have x2 and y2 at the end of the last pixel.
+        clamp: ``max`` limits dw and dh to at most ``log(1000 / 16)``, ``both`` also to at least minus that, ``none`` not at all.
     """
 
     legacy_plus_one: bool = False
@@ -61,22 +61,22 @@ class BoxRule(_Record):
 
 
 class InputRule(_Record):
-    """How a picture becomes the network's input.
+    """How an image becomes the network's input.
 
     Args:
         resize: ``long_side`` scales the longer side to ``size``; ``short_side`` scales the shorter side to ``size`` unless the longer one
-            would pass ``max_size``.
-        size: pixels.
-        max_size: pixels, for ``short_side`` only.
-        rounding: of the scaled sides: ``round`` (halves up), ``floor``, or ``detectron``: halves to the even number, ``max_size`` holds for
-            the rounded side, and pixels are sampled at the exact scale instead of the sides' ratio (Caffe2 Detectron).
-        antialias: low-pass filter when shrinking (Pillow and Detectron2 do, torchvision's detectors do not).
+            would exceed ``max_size``.
+        size: Side in pixels.
+        max_size: Largest longer side in pixels, for ``short_side`` only.
+        rounding: How scaled sides become whole numbers: ``round`` (halves up); ``floor``; or ``detectron``, which rounds halves to the
+            even number, applies ``max_size`` to the rounded side, and samples pixels at the exact scale instead of the ratio of the sides.
+        antialias: Apply a low-pass filter when shrinking (Pillow and Detectron2 do, torchvision's detectors do not).
         resample_as: ``uint8`` rounds resized pixels to whole levels, ``float32`` does not (torchvision, Caffe2 Detectron).
-        pad_multiple: the padded height and width are multiples of this, pixels added at the right and the bottom.
+        pad_multiple: Pixels are added at the right and the bottom until height and width are multiples of this.
         channel_order: ``rgb`` or ``bgr``.
-        scale: pixel values 0..255 are divided by this.
-        mean: per channel in ``channel_order``, subtracted after scaling.
-        std: per channel, divides after that.
+        scale: Pixel values 0..255 are divided by this.
+        mean: Subtracted from the scaled values, one number a channel, in ``channel_order``.
+        std: The result is divided by this, one number a channel.
     """
 
     resize: Literal["long_side", "short_side"] = "long_side"
@@ -92,9 +92,11 @@ class InputRule(_Record):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
-    def _samples_one_way(self) -> Self:
+    def _require_detectrons_sampling(self) -> Self:
         if self.rounding == "detectron" and (self.antialias or self.resample_as != "float32"):
-            raise ValueError("rounding=detectron samples without a filter and without rounding; set antialias=False, resample_as=float32")
+            raise ValueError(
+                "rounding=detectron resizes without a filter and without rounding pixels; set antialias=False, resample_as=float32"
+            )
         return self
 
 
@@ -102,16 +104,17 @@ class OutputRule(_Record):
     """How predictions become detections.
 
     Args:
-        score_threshold: scores must be greater.
-        last_level_score_threshold: the same for P7, where it differs (Caffe2 Detectron: 0).
-        candidates_per_level: the best (anchor, class) pairs of a level that go on to NMS.
-        nms_iou: of two boxes of one class that overlap more, the lower score goes.
-        max_detections: kept for one image.
-        clip: boxes are clipped before or after NMS.
-        clip_to: the ``picture``, its last pixel (``picture_minus_one``) or the last pixel of the padded input (``padded_minus_one``).
-        frame: pixels in which boxes are clipped and suppressed: of the network's ``input`` or of the original ``picture``.
-        scale_back: factors from input to picture pixels: the sides' ratios (``per_axis``) or the one scale of resizing (``uniform``).
-        drop_empty: a box that clipping leaves without width or height is no detection (Detectron2, MMDetection).
+        score_threshold: A detection's score must be greater.
+        last_level_score_threshold: Threshold for P7 if it is another one (Caffe2 Detectron: 0).
+        candidates_per_level: How many of the best (anchor, class) pairs of a level are considered by NMS.
+        nms_iou: If two boxes of one class overlap by more than this IoU, the one with the lower score is removed.
+        max_detections: Largest number of detections of one image.
+        clip: Whether boxes are clipped before or after NMS.
+        clip_to: Clip to the image (``picture``), to the image's last pixel (``picture_minus_one``) or to the last pixel of the padded input
+            (``padded_minus_one``).
+        frame: Whether boxes are clipped and suppressed in pixels of the network's ``input`` or of the original image (``picture``).
+        scale_back: From input pixels to image pixels by the ratio of the sides (``per_axis``), or by the scale of resizing (``uniform``).
+        drop_empty: Remove boxes that clipping leaves without width or height (Detectron2, MMDetection).
     """
 
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
@@ -126,20 +129,25 @@ class OutputRule(_Record):
     drop_empty: bool = False
 
     @model_validator(mode="after")
-    def _clips_within_its_frame(self) -> Self:
+    def _require_a_frame_to_clip_in(self) -> Self:
         if self.frame == "picture" and self.clip_to == "padded_minus_one":
-            raise ValueError("padding has no place in the picture's pixels; set frame=input or clip_to=picture_minus_one")
+            raise ValueError("frame=picture has no padding to clip to; set frame=input or clip_to=picture_minus_one")
         return self
 
 
 class Conventions(_Record):
-    """All of it.
+    """All choices of one implementation.
 
     Args:
-        stride_in: which convolution of a ResNet bottleneck strides: ``3x3`` (PyTorch) or the first ``1x1`` (Caffe, MSRA, Detectron2).
-        norm_eps: epsilon of the backbone's frozen batch norm (torchvision's v1 weights: 0).
-        p6_source: P6 is a convolution of ``C5`` or of ``P5``.
-        p7_relu: ReLU on P6 before the convolution that makes P7.
+        stride_in: Which convolution of a ResNet bottleneck has the stride: the ``3x3`` (PyTorch) or the first ``1x1`` (Caffe, MSRA,
+            Detectron2).
+        norm_eps: Epsilon of the backbone's frozen batch norm (torchvision's v1 weights: 0).
+        p6_source: Whether P6 is a convolution of ``C5`` or of ``P5``.
+        p7_relu: Apply a ReLU to P6 before the convolution that makes P7.
+        anchors: The anchors.
+        boxes: How deltas become boxes.
+        input: How images become the network's input.
+        output: How predictions become detections.
     """
 
     stride_in: Literal["3x3", "1x1"] = "3x3"

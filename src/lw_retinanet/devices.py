@@ -1,4 +1,4 @@
-"""What to compute on, where bf16 pays, and what a measurement has to ask of a device."""
+"""Choosing a device and a precision, and what measurements need from a device."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -15,24 +15,24 @@ Precision = Literal["fp32", "bf16", "auto"]
 
 
 def choose_device(name: str) -> torch.device:
-    """A device by name; ``auto`` is CUDA where there is one, else the CPU.
+    """The device of this name; ``auto`` is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        InputError: for a name that torch does not know, or a device that is not there.
+        InputError: If torch does not know the name, or the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = known_device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"there is no device {name} here; use cpu or auto")
+        raise InputError(f"device {name} is not available here; use cpu or auto")
     return device
 
 
 def known_device(name: str) -> torch.device:
-    """A device by name, whether it is there or not.
+    """The device of this name, whether it is available or not.
 
     Raises:
-        InputError: for a name that torch does not know.
+        InputError: If torch does not know the name.
     """
     try:
         return torch.device(name)
@@ -41,12 +41,12 @@ def known_device(name: str) -> torch.device:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, for which a CUDA device is not waited for; on the CPU the tensor itself."""
+    """Copy a tensor to the device without waiting for it; on the CPU return the tensor itself."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether to run the network under bf16 autocast; ``auto`` only where the device multiplies in bf16 natively."""
+    """Whether to run the network under bf16 autocast; ``auto`` does so if the device multiplies in bf16 natively."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -61,12 +61,12 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
 
 
 def waiting_for(device: torch.device) -> Callable[[], None]:
-    """A call that returns when the device has done all that it was given."""
+    """A function that waits until the device has finished its work."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def cpu_name() -> str:
-    """The processor, as far as the system tells it."""
+    """The processor's name, as far as the system knows it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8", errors="replace").splitlines() if information.is_file() else []
     named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
@@ -75,7 +75,7 @@ def cpu_name() -> str:
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """On a GPU, convolutions in fp32 would be rounded to TF32 by default, which is another precision."""
+    """Compute fp32 convolutions in fp32. By default a GPU rounds their inputs to TF32, which is another precision."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -1,17 +1,21 @@
-"""Pictures for people: boxes with names and scores on an image, and several images on one sheet."""
+"""Figures for people: boxes with names and scores on an image, several images on one sheet, and writing both."""
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lw_retinanet.errors import InputError
-from lw_retinanet.files import replacing
+from lw_retinanet.errors import ConfigError, InputError
+from lw_retinanet.files import replacing, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Colour = tuple[int, int, int]
 _Rect = tuple[int, int, int, int]
@@ -30,10 +34,11 @@ _HUES: tuple[Colour, ...] = (
 _BLACK: Colour = (17, 17, 17)
 _WHITE: Colour = (255, 255, 255)
 _MAX_NAME = 28
+_FIGURE_FORMATS = ("png", "svg", "pdf")
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of class ``label``: seven hues, then the same ones lighter, then darker, then again."""
+    """The colour of class ``label``: seven hues, then the same hues lighter, then darker, then all of them again."""
     hue, shade = _HUES[label % len(_HUES)], label // len(_HUES) % 3
     target, share = ((0, 0.0), (255, 0.5), (0, 0.4))[shade]
     red, green, blue = (round(channel + (target - channel) * share) for channel in hue)
@@ -50,17 +55,19 @@ def draw_boxes(
     *,
     zoom: int = 1,
 ) -> NDArray[np.uint8]:
-    """A copy of ``image`` with a frame and a tag around every object.
+    """Return a copy of ``image`` with a frame and a tag for every object.
 
-    Frames lie outside their boxes, so that small objects stay visible; tags go where they hide least. Lines and text grow with the image.
+    Frames are outside their boxes, so that small objects stay visible, and tags are where they hide least. Lines and text grow with the
+    image.
 
     Args:
         image: (H, W, 3) RGB.
-        boxes: (B, 4) xyxy, pixels of ``image``. What is not finite or lies outside of the image is left out.
+        boxes: (B, 4) xyxy in pixels of ``image``. Boxes that are not finite or outside the image are left out.
         labels: (B,) indices into ``names``.
-        scores: (B,) in 0..1, written behind the name.
-        crowd: (B,) true for regions that scoring ignores: dashed, and the tag says so.
-        zoom: enlarge the picture this many times first, for tags on very small images.
+        names: Class names. A label without a name is shown as a number.
+        scores: (B,) values from 0 to 1, written behind the name.
+        crowd: (B,) true for regions that scoring ignores. Their frame is dashed, and the tag says so.
+        zoom: Enlarge the image this many times first, to make room for tags on very small images.
 
     Returns:
         (zoom * H, zoom * W, 3).
@@ -69,18 +76,18 @@ def draw_boxes(
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     if zoom < 1:
         raise ValueError(f"zoom must be at least 1, got {zoom}")
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    canvas = Image.fromarray(np.ascontiguousarray(image))
     if zoom > 1:
-        picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
-    side = float(np.sqrt(picture.width * picture.height))
+        canvas = canvas.resize((canvas.width * zoom, canvas.height * zoom), Image.Resampling.BICUBIC)
+    side = float(np.sqrt(canvas.width * canvas.height))
     line = max(1, round(side / 400 + 0.6))
-    objects = list(_objects(picture.size, np.asarray(boxes, np.float64).reshape(-1, 4) * zoom, labels, names, scores, crowd))
+    objects = list(_objects(canvas.size, np.asarray(boxes, np.float64).reshape(-1, 4) * zoom, labels, names, scores, crowd))
 
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(canvas)
     for item in sorted(objects, key=lambda item: -_area(item.rect)):  # small ones last, on top
-        _draw_frame(draw, picture.size, item, line)
-    _draw_tags(draw, picture.size, objects, line, _font(max(9, round(6 + side / 64))))
-    return np.array(picture)
+        _draw_frame(draw, canvas.size, item, line)
+    _draw_tags(draw, canvas.size, objects, line, _font(max(9, round(6 + side / 64))))
+    return np.array(canvas)
 
 
 def contact_sheet(
@@ -89,13 +96,13 @@ def contact_sheet(
     titles: Sequence[str] | None = None,
     width: int = 1200,
 ) -> NDArray[np.uint8]:
-    """Images on one white sheet, row by row, each fitted into a cell and centred, with its title below.
+    """Place images on one white sheet, row by row, each fitted into its cell and centred, with its title below.
 
     Args:
-        images: (H, W, 3) RGB each, of any sizes; at least one.
-        columns: cells in a row; fewer images than that share the whole width.
-        titles: one for each image, cut where it does not fit.
-        width: of the sheet, in pixels.
+        images: At least one (H, W, 3) RGB image, of any size.
+        columns: Cells in each row. Fewer images than that share the whole width.
+        titles: A title for each image, cut if it does not fit.
+        width: Width of the sheet in pixels.
 
     Returns:
         (height, width, 3), as high as the rows need.
@@ -129,20 +136,44 @@ def contact_sheet(
     return np.array(sheet)
 
 
-def save_picture(image: NDArray[np.uint8], path: Path) -> None:
-    """Write an (H, W, 3) RGB array, the format by the suffix; a file appears whole or not at all.
+def save_image(image: NDArray[np.uint8], path: Path) -> None:
+    """Write an (H, W, 3) RGB array completely or not at all. The suffix decides the format.
 
     Raises:
-        InputError: for a suffix that is no picture format.
-        OutputError: if the place cannot be written.
+        InputError: For a suffix that is no image format.
+        OutputError: If the file cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix not in Image.registered_extensions():
-        raise InputError(f"{path}: a picture's name must end in .jpg, .png or another picture format")
+        raise InputError(f"{path}: an image's name must end in .jpg, .png or another image format")
     # Full colour resolution: thin coloured lines stay crisp.
     options: dict[str, Any] = {"quality": 92, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
     with replacing(path, durable=False) as temporary:
         Image.fromarray(image).save(temporary, **options)
+
+
+def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
+    """Draw a matplotlib figure and write it (150 dpi) completely or not at all. The same figure always gives the same file.
+
+    Args:
+        draw: Makes the figure. It is called after the file's name has been checked.
+        path: File to write; its suffix decides the format.
+
+    Raises:
+        ConfigError: If the name does not end in .png, .svg or .pdf.
+        OutputError: If the file cannot be written.
+    """
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in _FIGURE_FORMATS:
+        raise ConfigError(f"{path}: a chart's name must end in {', '.join(f'.{known}' for known in _FIGURE_FORMATS)}")
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    # By default every file holds random ids and the date.
+    with rc_context({"svg.hashsalt": "lw-retinanet", "svg.fonttype": "none"}):
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        draw().savefig(content, format=kind, dpi=150, metadata=metadata)
+    write_bytes(path, content.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +192,7 @@ def _objects(
     scores: ArrayLike | None,
     crowd: ArrayLike | None,
 ) -> Iterator[_Object]:
-    """What of the boxes can be seen in a picture of ``size`` (width, height), in whole pixels."""
+    """The visible part of each box in an image of ``size`` (width, height), in whole pixels."""
     all_labels = np.asarray(labels, np.int64).reshape(-1)
     all_scores = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
     is_crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool).reshape(-1)
@@ -222,7 +253,7 @@ def _draw_tags(draw: ImageDraw.ImageDraw, size: tuple[int, int], objects: Sequen
 
 
 def _tag_places(frame: _Rect, tag_size: tuple[int, int], size: tuple[int, int]) -> Iterator[_Rect]:
-    """Where a tag may go, best first: above, below, beside, then inside; always moved into the picture."""
+    """Where a tag may go, best first: above, below, beside, then inside; always moved into the image."""
     left, top, right, bottom = frame
     width, height = tag_size
     for x, y in (

@@ -1,4 +1,4 @@
-"""What the library raises when the caller can put it right: one line that says what is wrong, where, and what to do."""
+"""What the library raises. Every message is one line that says what is wrong, where, and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ class LwRetinaNetError(Exception):
 
 
 class InputError(LwRetinaNetError):
-    """Bad usage or bad input: a setting, a file, a data set. The command line turns it into exit code 2."""
+    """A setting, a file or a data set cannot be used. The command line ends with exit code 2."""
 
 
 class ConfigError(InputError):
-    """A setting is unknown, of the wrong type, out of range, or does not go with another one."""
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
 
 
 class DataError(InputError):
@@ -29,11 +29,11 @@ class WeightsError(InputError):
 
 
 class OutputError(InputError):
-    """A file cannot be written where it was asked for."""
+    """A file cannot be written to the place that was asked for."""
 
 
 class RunFolderError(InputError):
-    """A run folder is in use, already holds a run, or holds none."""
+    """A run folder is in use, already holds a run, or does not hold one."""
 
 
 class MissingExtraError(InputError):
@@ -41,11 +41,11 @@ class MissingExtraError(InputError):
 
 
 class TrainingError(LwRetinaNetError):
-    """Training had to stop, for instance because the loss is not finite."""
+    """Training had to stop, for example because the loss is not finite."""
 
 
 class ExportError(LwRetinaNetError):
-    """An exported network does not answer as the model does, or loses more AP than it may."""
+    """An exported network does not give the model's detections, or loses more AP than is allowed."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old content or the new one, never half of either."""
+"""Writing files so that a crash leaves either the old content or the new content, and checks of paths."""
 
 import hashlib
 import os
@@ -11,16 +11,16 @@ from lw_retinanet.errors import InputError, OutputError
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path in the same folder to write to; on success it becomes ``path``, on failure it is removed.
+    """Yield a temporary path in the same folder. On success the file there is renamed to ``path``; on failure it is removed.
 
-    The temporary name keeps the suffix, since many writers choose the format by it. Missing folders are made.
+    The temporary name keeps the suffix, since many writers choose the format by it. Missing folders are created.
 
     Args:
-        path: the file to write.
-        durable: make sure that it survives a power cut; not worth its time for one of many small files.
+        path: The file to write.
+        durable: Flush the file to the disk, so that it survives a power cut. This is too slow for many small files.
 
     Raises:
-        OutputError: if the place cannot be written.
+        OutputError: If the file cannot be written.
     """
     temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}.part{path.suffix}")
     try:
@@ -40,39 +40,35 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a whole small file, all or nothing; arguments and errors as :func:`replacing`."""
+    """Write a small file completely or not at all; see :func:`replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a whole small UTF-8 file, all or nothing; errors as :func:`replacing`."""
+    """Write a small UTF-8 file completely or not at all; see :func:`replacing`."""
     write_bytes(path, content.encode())
 
 
 def output_folder(path: Path) -> Path:
-    """The path, if it is a folder or can become one: better to know before hours of work than after them.
+    """Return the path if it is a folder or can become one. Checking this before long work saves the work.
 
     Raises:
-        OutputError: else.
+        OutputError: If nothing can be written there.
     """
     place = next((parent for parent in (path, *path.absolute().parents) if parent.exists() or parent.is_symlink()), path)
     if not place.is_dir():
         raise OutputError(f"{place} is a file, so nothing can be written to a folder {path}; choose another output folder")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"{place} may not be written to; choose another output folder")
+        raise OutputError(f"{place} is not writable; choose another output folder")
     return path
 
 
 def existing(path: Path, what: str) -> Path:
-    """The path, if something is there.
-
-    Args:
-        path: A file or folder to read.
-        what: What it should be, for the message.
+    """Return the path of a file or folder; ``what`` names it in the message if it does not exist.
 
     Raises:
-        InputError: if nothing is there.
+        InputError: If there is nothing at this path.
     """
     if not path.exists():
         raise InputError(f"{what} {path} does not exist; check the path")
@@ -80,12 +76,12 @@ def existing(path: Path, what: str) -> Path:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What :func:`replacing` left in a folder when its process was killed. Only for folders that no other process writes to."""
+    """Temporary files of :func:`replacing` whose process was killed. Only for folders that no other process writes to."""
     return sorted(folder.glob(".*.part*"))
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename survives a power cut only once its folder is on the disk.
+    # A rename survives a power cut only when the folder is flushed to the disk, too.
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -95,6 +91,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file's content."""
+    """Hexadecimal SHA-256 digest of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The few typed values that tensors travel in."""
+"""Named groups of tensors that the parts of a detector pass to one another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Predictions(NamedTuple):
-    """What the network says, before any decoding. N images, A anchors of all levels, K classes.
+    """The network's output before decoding, for N images, A anchors of all levels and K classes.
 
     Args:
-        logits: (N, A, K).
-        deltas: (N, A, 4) dx, dy, dw, dh relative to the anchors.
+        logits: (N, A, K) class logits.
+        deltas: (N, A, 4) values dx, dy, dw, dh relative to the anchors.
     """
 
     logits: Tensor
@@ -22,12 +22,12 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Ground truth of a batch, padded to one number of boxes M so that no step depends on a count.
+    """Ground truth of a batch. All images are padded to the same number of boxes M, so that no computation depends on a count.
 
     Args:
-        boxes: (N, M, 4) xyxy pixels of the resized image.
-        labels: (N, M) int64 class, -1 in padding.
-        is_ignored: (N, M) bool, crowd regions and difficult objects: anchors inside are neither positive nor negative.
+        boxes: (N, M, 4) xyxy, in pixels of the resized image.
+        labels: (N, M) int64 classes; -1 in padding.
+        is_ignored: (N, M) bool, true for crowd regions and difficult objects. Anchors inside them are neither positive nor negative.
     """
 
     boxes: Tensor
@@ -36,7 +36,7 @@ class Targets:
 
     @classmethod
     def padded(cls, per_image: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Self:
-        """Of boxes (M, 4), labels (M,) and is_ignored (M,) of each image; at least one row, so that no box gives the usual shapes."""
+        """Join boxes (B, 4), labels (B,) and is_ignored (B,) of each image. M is at least 1, so that no shape is empty."""
         most = max([1, *(len(labels) for _, labels, _ in per_image)])
         targets = cls(
             boxes=torch.zeros((len(per_image), most, 4)),
@@ -49,19 +49,20 @@ class Targets:
         return targets
 
     def to(self, device: torch.device) -> Self:
+        """The same targets on another device."""
         return type(self)(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch of training or evaluation.
+    """The images of one forward pass, for training or evaluation.
 
     Args:
-        images: (N, 3, H, W) uint8 RGB, padded at the right and the bottom; normalised on the device.
-        sizes_hw: (N, 2) int64 height and width of the picture inside the padding.
+        images: (N, 3, H, W) uint8 RGB, padded at the right and the bottom. They are normalised later, on the device.
+        sizes_hw: (N, 2) int64 height and width of each image inside the padding.
         scales_xy: (N, 2) float32 factors from original to resized pixels.
-        targets: None when predicting.
-        indices: N image numbers in the records.
+        targets: Ground truth, or None when predicting.
+        indices: Numbers of the N images in the records.
     """
 
     images: Tensor
@@ -71,19 +72,19 @@ class Batch:
     indices: tuple[int, ...]
 
     def pin_memory(self) -> Self:
-        """The same batch with its pictures in page-locked memory; torch's loader calls this by name."""
+        """The same batch with its images in page-locked memory. PyTorch's data loader calls this method by its name."""
         return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """Boxes after NMS, padded to D an image.
+    """Boxes after NMS, padded to D boxes for each image.
 
     Args:
-        boxes: (N, D, 4) xyxy pixels, of the picture or of the padded network input as the caller of ``detect`` chose; zeros in padding.
-        scores: (N, D) in falling order; 0 in padding.
+        boxes: (N, D, 4) xyxy, in pixels of the original image or of the padded input, as the caller of ``detect`` chose; 0 in padding.
+        scores: (N, D) in descending order; 0 in padding.
         labels: (N, D) int64; -1 in padding.
-        counts: (N,) int64 detections of each image.
+        counts: (N,) int64 number of detections of each image.
     """
 
     boxes: Tensor

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
-    """One line a row, columns two spaces apart, right-aligned but for those in ``left``. Wide characters count as two."""
+    """One line for each row. Columns are two spaces apart and right-aligned, except those in ``left``. Wide characters count as two."""
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]

@@ -136,7 +136,7 @@ def test_what_boxes_are_clipped_to(clip_to: str, legacy: bool, expected: list[fl
 
 
 def test_padding_cannot_be_clipped_to_in_the_picture() -> None:
-    with pytest.raises(ValueError, match="padding has no place in the picture's pixels"):
+    with pytest.raises(ValueError, match="frame=picture has no padding to clip to"):
         OutputRule(frame="picture", clip_to="padded_minus_one")
 
 
@@ -148,7 +148,7 @@ def test_back_to_the_picture_by_two_factors_or_by_one() -> None:
         for frame in ("input", "picture"):
             rules = conventions(scale_back=way, frame=frame).model_copy(update={"input": InputRule(size=64)})
             arguments: dict[str, Any] = {"size_hw": SIZE, "sizes_hw": torch.tensor([[34, 64]]), "conventions": rules}
-            boxes = detect(predictions, **arguments, pictures_hw=[(50, 93)]).boxes[0, 0]
+            boxes = detect(predictions, **arguments, images_hw=[(50, 93)]).boxes[0, 0]
             assert boxes.tolist() == pytest.approx([10 * 93 / 64, 10 * factor_y, 30 * 93 / 64, 30 * factor_y], rel=1e-5)
             assert detect(predictions, **arguments).boxes[0, 0].tolist() == pytest.approx([10, 10, 30, 30], abs=1e-4)
 
@@ -163,7 +163,7 @@ def test_suppression_in_picture_pixels_sees_what_clipping_there_leaves() -> None
         say(predictions, 0, 1, 0, 0.8, [0, 0, 6, 10], rule)
         output = OutputRule.model_validate({"frame": frame, "nms_iou": 0.62})
         rules = Conventions(anchors=ANCHORS, boxes=rule, output=output)
-        found = detect(predictions, size_hw=SIZE, sizes_hw=torch.tensor([[64, 96]]), conventions=rules, pictures_hw=[(32, 48)])
+        found = detect(predictions, size_hw=SIZE, sizes_hw=torch.tensor([[64, 96]]), conventions=rules, images_hw=[(32, 48)])
         assert found.boxes[0, 0].tolist() == pytest.approx([0, 0, 5.5, 5.5], abs=1e-4)
         counts.append(int(found.counts))
     assert counts == [2, 1]

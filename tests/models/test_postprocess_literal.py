@@ -127,7 +127,7 @@ def test_equal_to_the_straightforward_order(hundred: int, monkeypatch: pytest.Mo
         sizes_hw = torch.tensor([resized_size(picture_hw, rules.input) for picture_hw in PICTURES])
 
         def run() -> Detections:
-            return detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, pictures_hw=PICTURES)  # noqa: B023
+            return detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=PICTURES)  # noqa: B023
 
         results = [run()]
         with monkeypatch.context() as patch:  # what runs where waiting for the device would cost
@@ -165,7 +165,7 @@ def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> No
     for seed in range(50):
         predictions, rules = random_case(seed)
         sizes_hw = torch.tensor([resized_size(picture_hw, rules.input) for picture_hw in PICTURES])
-        expected = detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, pictures_hw=PICTURES)
+        expected = detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=PICTURES)
         there = Predictions(predictions.logits.cuda(), predictions.deltas.cuda())
         make_anchors(SIZE, ANCHORS, there.logits.device)  # kept from one call to the next
         postprocess._last_pixel(there.logits.device)
@@ -173,7 +173,7 @@ def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> No
         copied.clear()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = detect(there, size_hw=SIZE, sizes_hw=sizes_there, conventions=rules, pictures_hw=PICTURES)
+            found = detect(there, size_hw=SIZE, sizes_hw=sizes_there, conventions=rules, images_hw=PICTURES)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert copied == [True]

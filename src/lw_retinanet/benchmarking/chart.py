@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lw_retinanet.benchmarking.stages import STAGES
-from lw_retinanet.counting.cost_chart import save_figure
+from lw_retinanet.drawing import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -92,7 +92,7 @@ def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClo
                     size_hw=inputs.size_hw,
                     sizes_hw=inputs.sizes_hw,
                     conventions=detector.conventions,
-                    pictures_hw=inputs.originals_hw,
+                    images_hw=inputs.originals_hw,
                 )
             return group
 

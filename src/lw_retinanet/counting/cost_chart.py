@@ -1,14 +1,13 @@
 """Where the arithmetic goes, as a picture: a bar a block, the head's bars split by branch and layer."""
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lw_retinanet.counting.profile import Profile
+from lw_retinanet.drawing import save_figure
 from lw_retinanet.errors import ConfigError
-from lw_retinanet.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,36 +34,11 @@ _LABELS = {
     "bbox_predict": "head: box prediction",
     "second": "heads of the second stage",
 }
-_FORMATS = ("png", "svg", "pdf")
 
 
 def save_cost_chart(profiles: Sequence[Profile], path: Path) -> None:
     """Write :func:`cost_figure` to ``path``; details and errors as :func:`save_figure`, and ConfigError without a profile."""
     save_figure(lambda: cost_figure(profiles), path)
-
-
-def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
-    """Draw and write a picture (150 dpi), whole or not at all. The same picture gives the same file.
-
-    Args:
-        draw: makes the figure; called once the name is known to be fine.
-        path: its ending decides the format.
-
-    Raises:
-        ConfigError: if the name does not end in .png, .svg or .pdf.
-        OutputError: if the place cannot be written.
-    """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in _FORMATS:
-        raise ConfigError(f"{path}: a chart's name must end in {', '.join(f'.{known}' for known in _FORMATS)}")
-    from matplotlib import rc_context
-
-    picture = io.BytesIO()
-    # Random ids and today's date would make every file another one.
-    with rc_context({"svg.hashsalt": "lw-retinanet", "svg.fonttype": "none"}):
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        draw().savefig(picture, format=kind, dpi=150, metadata=metadata)
-    write_bytes(path, picture.getvalue())
 
 
 def cost_figure(profiles: Sequence[Profile]) -> "Figure":

@@ -20,7 +20,7 @@ _BRANCH_WORDS: dict[BranchName, str] = {"cls": "class branch", "bbox": "box bran
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RankedBranch:
     """One branch on one level.
 
     Args:
@@ -62,7 +62,7 @@ class Ranking:
     """
 
     cost: DetectorCost
-    rows: Sequence[Row]
+    rows: Sequence[RankedBranch]
 
     @cached_property
     def verdict(self) -> list[str]:
@@ -135,7 +135,7 @@ def rank_cost(cost: DetectorCost) -> Ranking:
         best = min(after, key=lambda name: after[name], default=None)
         saved = max(branch.macs - after[best], 0) if best else 0
         rows.append(
-            Row(
+            RankedBranch(
                 level=branch.level,
                 branch=branch.branch,
                 macs=branch.macs,

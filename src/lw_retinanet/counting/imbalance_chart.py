@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lw_retinanet.counting.cost_chart import save_figure
-from lw_retinanet.counting.imbalance import Ranking, Row
+from lw_retinanet.counting.imbalance import RankedBranch, Ranking
+from lw_retinanet.drawing import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ _SMALLEST = 0.001  # of the model; what is less is no bar that anyone sees
 
 
 def save_imbalance_chart(ranking: Ranking, path: Path, *, name: str, planned: Mapping[str, tuple[str, int]]) -> None:
-    """Write :func:`imbalance_figure` to ``path``; details and errors as :func:`~lw_retinanet.counting.cost_chart.save_figure`."""
+    """Write :func:`imbalance_figure` to ``path``; details and errors as :func:`~lw_retinanet.drawing.save_figure`."""
     save_figure(lambda: imbalance_figure(ranking, name=name, planned=planned), path)
 
 
@@ -70,6 +70,6 @@ def imbalance_figure(ranking: Ranking, *, name: str, planned: Mapping[str, tuple
     return figure
 
 
-def _words(row: Row, planned: tuple[str, int] | None) -> str:
+def _words(row: RankedBranch, planned: tuple[str, int] | None) -> str:
     now = f"{row.macs / 1e9:.3g}  ({row.share:.1%})"
     return now if planned is None else f"{now}, {planned[1] / 1e9:.3g} with {planned[0]}"

@@ -15,7 +15,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
+class TimeInterval:
     """An estimate and the 95 % interval around it."""
 
     value: float
@@ -70,13 +70,13 @@ def take_turns(
     return times
 
 
-def median_interval(times: list[float], *, draws: int = DRAWS, seed: int = 0) -> Interval:
+def median_interval(times: list[float], *, draws: int = DRAWS, seed: int = 0) -> TimeInterval:
     """The median, and where it lies in 95 % of the times when as many rounds are drawn from these anew."""
     values = np.asarray(times)
     return _interval(float(np.median(values)), np.median(values[_rows(len(values), draws, seed)], axis=1))
 
 
-def ratio_interval(slow: list[float], fast: list[float], *, draws: int = DRAWS, seed: int = 0) -> Interval:
+def ratio_interval(slow: list[float], fast: list[float], *, draws: int = DRAWS, seed: int = 0) -> TimeInterval:
     """Median of ``slow`` over median of ``fast``: how many times as fast. Rounds are drawn for both together, since both ran in them."""
     rows = _rows(len(slow), draws, seed)
     above, below = np.asarray(slow), np.asarray(fast)
@@ -93,6 +93,6 @@ def _rows(count: int, draws: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(count, size=(draws, count))
 
 
-def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+def _interval(value: float, drawn: NDArray[np.float64]) -> TimeInterval:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(value=value, low=float(low), high=float(high))
+    return TimeInterval(value=value, low=float(low), high=float(high))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
-from lw_retinanet.drawing import contact_sheet, draw_boxes, save_picture
+from lw_retinanet.drawing import contact_sheet, draw_boxes, save_image
 from lw_retinanet.errors import ConfigError, InputError
 
 _READABLE_SIDE = 480  # below this many pixels, tags would cover the objects: enlarge
@@ -38,11 +38,11 @@ def preview(records: Records, out: Path, *, count: int = 16, seed: int = 0) -> l
             picture = _draw(records, image)
             stem = re.sub(r"[^\w.-]+", "_", Path(records.file_names[image]).stem)[:80]
             files.append(out / f"{number:03d}_{stem}.jpg")
-            save_picture(picture, files[-1])
+            save_image(picture, files[-1])
             pictures.append(picture)
             titles.append(Path(records.file_names[image]).name)
         files.append(out / "contact_sheet.jpg")
-        save_picture(contact_sheet(pictures, columns=min(4, len(pictures)), titles=titles, width=1600), files[-1])
+        save_image(contact_sheet(pictures, columns=min(4, len(pictures)), titles=titles, width=1600), files[-1])
     except OSError as error:
         raise InputError(f"{out}: cannot write the preview ({error.strerror or error}); name a folder that can be written") from None
     return files

@@ -10,7 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lw_retinanet.drawing import save_picture
+from lw_retinanet.drawing import save_image
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.files import write_text
 
@@ -118,7 +118,7 @@ def _write_images(folder: Path, split: str, count: int, size: int, stream: tuple
         height = size * 3 // 4 if index % 5 == 4 else size
         scene = draw_scene(rng, (height, size))
         name, image_id = f"{split}_{index + 1:04d}.jpg", 10 * (index + 1)
-        save_picture(scene.image, folder / name)
+        save_image(scene.image, folder / name)
         images.append({"id": image_id, "file_name": name, "width": size, "height": height})
         for number, label in enumerate(scene.labels):
             annotations.append(

@@ -21,7 +21,7 @@ from lw_retinanet.detection.result import Result
 from lw_retinanet.detection.runtime import Runtime, TorchRuntime
 from lw_retinanet.devices import Precision, to_device
 from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
-from lw_retinanet.models.postprocess import detect, factors_to_pictures
+from lw_retinanet.models.postprocess import detect, factors_to_images
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Detections, Predictions
 
@@ -320,13 +320,13 @@ class Detector:
             size_hw=inputs.size_hw,
             sizes_hw=inputs.sizes_hw,
             conventions=conventions,
-            pictures_hw=inputs.originals_hw,
+            images_hw=inputs.originals_hw,
         )
 
     def _in_original_pixels(self, found: Detections, inputs: NetworkInputs, conventions: Conventions) -> Detections:
         """Detections of a network that ends with NMS, scaled back, above the caller's own score."""
         last_pixel = torch.tensor([0.0, 0.0, 1.0, 1.0]) * float(conventions.boxes.legacy_plus_one)
-        factors = factors_to_pictures(inputs.originals_hw, inputs.sizes_hw, conventions)[:, None]
+        factors = factors_to_images(inputs.originals_hw, inputs.sizes_hw, conventions)[:, None]
         boxes = (found.boxes - last_pixel) * factors + last_pixel
         is_there = torch.arange(found.scores.shape[1]) < found.counts[:, None]
         if conventions.output != self.conventions.output:  # a caller's own score, not below the one that is built in

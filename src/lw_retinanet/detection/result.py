@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.records import Category
-from lw_retinanet.drawing import draw_boxes, save_picture
+from lw_retinanet.drawing import draw_boxes, save_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Write :meth:`plot` to a file, the format by its suffix; returns the path."""
-        save_picture(self.plot(), Path(path))
+        save_image(self.plot(), Path(path))
         return Path(path)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import Precision
-from lw_retinanet.drawing import contact_sheet, save_picture
+from lw_retinanet.drawing import contact_sheet, save_image
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
@@ -83,4 +83,4 @@ def _save_detections_figure(path: Path, detector: Detector, records: Records) ->
     chosen = choose(records, count=min(FIGURE_IMAGES, records.num_images), seed=0)
     results = [detector.predict_arrays([decode(records.path(image))], score=FIGURE_SCORE)[0] for image in chosen]
     sheet = contact_sheet([result.plot() for result in results], columns=4, titles=[Path(records.file_names[i]).name for i in chosen])
-    save_picture(sheet, path)
+    save_image(sheet, path)

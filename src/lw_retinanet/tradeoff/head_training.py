@@ -211,7 +211,7 @@ def detect_from_maps(
             size_hw=maps.padded_hw(image),
             sizes_hw=torch.tensor([maps.resized_hw(image)], device=device),
             conventions=model.conventions,
-            pictures_hw=[(height, width)],
+            images_hw=[(height, width)],
         )
         count = int(detections.counts[0])
         labels = match.labels[detections.labels[0, :count].cpu().numpy()]
