@@ -94,7 +94,7 @@ def test_transparent_pil_pictures_lie_on_white_as_files_do(detector: Detector, t
         (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\) uint8"),
         (np.zeros((0, 8, 3), np.uint8), r"got \(0, 8, 3\) uint8"),
         (Image.new("F", (8, 8)), "mode F is unknown; convert it"),
-        ([3], "expected a file, folder, glob, PIL picture or array, got int"),
+        ([3], "expected a file, folder, glob, PIL image or array, got int"),
         (None, "got NoneType"),
         ("nothing/*.jpg", "no file matches"),
     ],
@@ -108,7 +108,7 @@ def test_a_pil_picture_whose_file_is_cut_off_is_an_image_error(detector: Detecto
     path = tmp_path / "cut.jpg"
     Image.fromarray(noise(64, 64, 3)).save(path)
     path.write_bytes(path.read_bytes()[:1500])
-    with Image.open(path) as opened, pytest.raises(ImageError, match="PIL picture cannot be decoded"):
+    with Image.open(path) as opened, pytest.raises(ImageError, match="PIL image cannot be decoded"):
         detector.predict(opened)
 
 

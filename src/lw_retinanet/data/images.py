@@ -1,8 +1,8 @@
-"""The one image decoder: files and bytes to (H, W, 3) uint8 RGB, for training, checking, prediction and serving alike.
+"""The one image decoder: files, bytes and PIL images become (H, W, 3) uint8 RGB arrays.
 
-What a picture is follows from its content, never from its name. Colours: grey, 1-bit and palette pictures become RGB; transparent pixels
-are laid over white; 16-bit samples are scaled by 1/257; CMYK is converted without a colour profile, and embedded profiles are ignored.
-Of pictures with several frames or pages the first one counts.
+The content of a file decides what it is, never its name. Grey, 1-bit and palette images become RGB; transparent pixels are laid over
+white; 16-bit samples are scaled by 1/257; CMYK is converted without a colour profile, and embedded profiles are ignored. Of several
+frames or pages the first one counts.
 """
 
 import io
@@ -31,13 +31,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from lw_retinanet.errors import ImageError
+from lw_retinanet.errors import ImageError, InputError
 
 MAX_PIXELS = 64_000_000
 
-# Called directly: Image.open() would first warn about, or refuse, a large picture by a limit that is global to the process.
+# Called directly, because Image.open() first applies a limit of pixels that is global to the process.
 _OPENERS = {
-    "JPEG": JpegImagePlugin.jpeg_factory,  # MPO, the stereo form of cameras, included
+    "JPEG": JpegImagePlugin.jpeg_factory,  # includes MPO, the stereo format of cameras
     "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -71,7 +71,7 @@ _FOREIGN_SIGNATURES = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the picture itself"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the image itself"),
 )
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,44 +99,60 @@ if hasattr(os, "register_at_fork"):  # a loader worker must not inherit a lock t
 
 
 def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> NDArray[np.uint8]:
-    """Read a picture in the orientation in which it is displayed (EXIF applied; a broken EXIF block is ignored).
+    """Read an image in the orientation in which it is displayed: EXIF is applied, and a broken EXIF block is ignored.
 
     Args:
-        source: a file, or the bytes of one.
-        max_pixels: larger pictures are refused after reading their header.
-        name: what error messages call the picture; by default its path.
+        source: A file, or the bytes of one.
+        max_pixels: Images with more pixels are refused after their header has been read.
+        name: What error messages call the image; its path if not given.
 
     Returns:
         (H, W, 3) RGB, writable and contiguous.
 
     Raises:
-        ImageError: if the file is missing, of a form that is not read, truncated, broken or too large.
+        ImageError: if the file is missing, of a format that is not read, truncated, broken or too large.
     """
     with _opened(source, max_pixels, name, pixels=True) as (image, orientation):
-        rgb = _to_rgb(image)
-        if orientation in _TURNS:
-            rgb = rgb.transpose(_TURNS[orientation])
-        return np.array(rgb)
+        return _to_array(image, orientation)
+
+
+def as_array(image: object) -> NDArray[np.uint8]:
+    """An array, checked, or a PIL image, decoded as a file would be: (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: if it is neither, or an array of another shape or type, or a PIL image whose range of values is unknown.
+        ImageError: if the file behind a PIL image cannot be decoded.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
+            raise InputError(f"an array must be (H, W, 3) or (H, W) uint8 in RGB order, got {image.shape} {image.dtype}")
+        return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    if not isinstance(image, Image.Image):
+        raise InputError(f"expected a file, folder, glob, PIL image or array, got {type(image).__name__}")
+    if image.mode in ("I", "F"):
+        raise InputError(f"the range of a PIL image of mode {image.mode} is unknown; convert it to 8 bits first")
+    try:
+        image.load()
+        return _to_array(image, _orientation(image))
+    except (OSError, SyntaxError) as error:  # a file that PIL opened and now cannot decode
+        raise ImageError(f"a PIL image cannot be decoded ({error}); replace its file") from None
 
 
 def read_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
-    """(height, width) as displayed, from the header alone: the shape that ``decode`` returns, if the pixels are sound.
-
-    Arguments and errors are those of ``decode``.
-    """
+    """(height, width) as displayed, from the header alone; arguments and errors are those of ``decode``."""
     with _opened(source, max_pixels, name, pixels=False) as (image, orientation):
         width, height = image.size
         return (width, height) if orientation in _SWAPS_SIDES else (height, width)
 
 
 def printable(name: str | Path) -> str:
-    """Fit for one line of a message: file names may hold line breaks and bytes that are no text."""
+    """A file name fit for one line of a message: names may hold line breaks and bytes that are no text."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(name))
 
 
 @contextmanager
 def _opened(source: Path | bytes, max_pixels: int, name: str | None, *, pixels: bool) -> Iterator[tuple[ImageFile.ImageFile, int]]:
-    """The picture with its header read, and its EXIF orientation; whatever goes wrong inside comes out as an ImageError."""
+    """The image with its header read, and its EXIF orientation; any error inside the context becomes an ImageError."""
     shown = name or (printable(source) if isinstance(source, Path) else "image data")
     with _stream(source, shown) as stream:
         form = _form(stream.read(512), shown)
@@ -144,7 +160,7 @@ def _opened(source: Path | bytes, max_pixels: int, name: str | None, *, pixels: 
             if form == "PNG":
                 stream = _slim_png(stream, limit=8 * max_pixels + 2**20, pixels=pixels)
             stream.seek(0)
-            # Pillow warns about damaged metadata, which is no news to the user. The filters are global, hence the lock.
+            # Pillow's warnings about damaged metadata do not help the user. Filters of warnings are global, hence the lock.
             with _quiet, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 image = _OPENERS[form](stream, "")
@@ -162,7 +178,7 @@ def _opened(source: Path | bytes, max_pixels: int, name: str | None, *, pixels: 
             yield image, orientation
         except ImageError:
             raise
-        except Image.DecompressionBombError as error:  # WebP and GIF look at Pillow's own limit before theirs is known here
+        except Image.DecompressionBombError as error:  # WebP and GIF apply Pillow's own limit while their header is read
             raise ImageError(f"{shown}: is too large ({error}); shrink the image") from None
         except Exception as error:  # broken files make Pillow raise nearly anything: struct.error, KeyError, ZeroDivisionError, ...
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -191,7 +207,7 @@ def _stream(source: Path | bytes, shown: str) -> Iterator[BinaryIO]:
 
 
 def _form(head: bytes, shown: str) -> str:
-    """The form of the picture whose first bytes are ``head``; other forms are refused by their name."""
+    """The format of the image whose first bytes are ``head``; other formats are refused by their name."""
     for signature, form in _SIGNATURES:
         if head.startswith(signature):
             return form
@@ -220,13 +236,13 @@ def _foreign_form(head: bytes) -> str:
         return "is a web page (a failed download?)"
     if b"<svg" in text:
         return "is an SVG drawing"
-    return "is not an image of a known form"
+    return "is not an image of a known format"
 
 
 def _slim_png(stream: BinaryIO, limit: int, *, pixels: bool) -> BinaryIO:
-    """The same PNG without texts, profiles and animation, and with EXIF in front of the pixels (it may come after them).
+    """The same PNG without texts, profiles and animation, and with EXIF moved in front of the pixels.
 
-    Oversized text is thereby harmless, and reading the size needs no decoding. Without ``pixels`` the pixel data stay unread.
+    Oversized text does no harm then, and the size can be read without decoding. Without ``pixels`` the pixel data are not read.
     """
     head, body, exif = io.BytesIO(), io.BytesIO(), b""
     head.write(_PNG_SIGNATURE)
@@ -235,7 +251,7 @@ def _slim_png(stream: BinaryIO, limit: int, *, pixels: bool) -> BinaryIO:
     for _ in range(_MAX_PNG_CHUNKS):
         prefix = stream.read(8)
         if len(prefix) < 8:
-            break  # truncated: Pillow finds out when it decodes
+            break  # truncated; Pillow will say so when it decodes
         length, kind = struct.unpack(">I4s", prefix)
         if kind == b"eXIf" and length < 2**20:
             exif = stream.read(length)
@@ -265,24 +281,27 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # any garbage may stand in an EXIF block, and none of it makes the pixels worse
+    except Exception:  # a broken EXIF block raises nearly anything, and the pixels are sound nevertheless
         return 1
-    # Pillow turns a TIFF by itself: its size is already the displayed one.
+    # Pillow turns a TIFF by itself, so its size is already the displayed one.
     return orientation if isinstance(orientation, int) and not isinstance(image, TiffImagePlugin.TiffImageFile) else 1
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
+def _to_array(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
+    rgb = _to_rgb(image)
+    return np.array(rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I;16"):
         return _from_16_bit_grey(image)
     if image.mode in ("La", "RGBa"):
         return _over_white(image.convert("LA" if image.mode == "La" else "RGBA"))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        return _over_white(image)
-    return image.convert("RGB")
+    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -292,12 +311,12 @@ def _over_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _from_16_bit_grey(image: ImageFile.ImageFile) -> Image.Image:
+def _from_16_bit_grey(image: Image.Image) -> Image.Image:
     samples = np.asarray(image).astype(np.uint32)
     white = 65535
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         white = 4095 if image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else white
-        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white
             samples = white - samples
     grey = ((samples * 255 + white // 2) // white).astype(np.uint8)
     if isinstance(transparent := image.info.get("transparency"), int):

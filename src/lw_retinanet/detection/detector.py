@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.image_files import find_images
-from lw_retinanet.data.images import decode
+from lw_retinanet.data.images import as_array, decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
@@ -369,35 +369,3 @@ def _read(source: Path | _NamedImage) -> _NamedImage | ImageError:
         return _NamedImage(file=str(source), pixels=decode(source))
     except ImageError as error:
         return error
-
-
-def as_array(image: object) -> NDArray[np.uint8]:
-    """A PIL picture or an array as (H, W, 3) uint8 RGB."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or image.size == 0:
-            raise InputError(f"an array must be (H, W, 3) or (H, W) uint8 in RGB order, got {image.shape} {image.dtype}")
-        return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    from PIL.Image import Image
-
-    if isinstance(image, Image):
-        return _from_pil(image)
-    raise InputError(f"expected a file, folder, glob, PIL picture or array, got {type(image).__name__}")
-
-
-def _from_pil(image: "Image") -> NDArray[np.uint8]:
-    """As the decoder reads files: turned as EXIF says, transparency over white, 16 bits scaled to 8."""
-    from PIL import Image, ImageOps
-
-    if image.mode in ("I", "F"):
-        raise InputError(f"the range of a PIL picture of mode {image.mode} is unknown; convert it to 8 bits first")
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            return np.repeat(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.new("RGB", rgba.size, "white")
-            image.paste(rgba, mask=rgba)
-        return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # a file that PIL opened and now cannot decode
-        raise ImageError(f"a PIL picture cannot be decoded ({error}); replace its file") from None

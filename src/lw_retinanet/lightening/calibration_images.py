@@ -13,9 +13,8 @@ from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.image_sizes import require_files
-from lw_retinanet.data.images import decode
+from lw_retinanet.data.images import as_array, decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
-from lw_retinanet.detection.detector import as_array
 from lw_retinanet.errors import DataError, InputError
 
 if TYPE_CHECKING:
