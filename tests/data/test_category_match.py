@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.category_match import match_categories
-from lw_retinanet.data.records import Category
+from lw_retinanet.data.records import Category, build_records
 from lw_retinanet.errors import DataError
 
 

@@ -9,11 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.convert import convert
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.formats.table import FORMATS, load_format
-from lw_retinanet.data.records import Category, Id, Records
+from lw_retinanet.data.records import Category, Id, Records, build_records
 from lw_retinanet.errors import DataError, ImageError
 
 Maker = Callable[..., Records]

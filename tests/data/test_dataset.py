@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lw_retinanet.data.box_quality import require_boxes, usable
-from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.dataset import Dataset
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError, ImageError
 
 

@@ -9,11 +9,6 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError
 
 
-def image_of_box(records: Records) -> NDArray[np.int64]:
-    """(B,) the row 0..I-1 of each box's image."""
-    return np.repeat(np.arange(records.num_images, dtype=np.int64), np.diff(records.offsets))
-
-
 def clipped_sides(records: Records) -> NDArray[np.float64]:
     """(B, 2) width and height of every box after clipping to its image, zero or negative where nothing is left.
 
@@ -21,7 +16,7 @@ def clipped_sides(records: Records) -> NDArray[np.float64]:
     """
     if records.num_boxes == 0:
         return np.zeros((0, 2), dtype=np.float64)
-    sizes_wh = records.sizes_hw[image_of_box(records), ::-1].astype(np.float64)
+    sizes_wh = records.sizes_hw[records.image_of_box, ::-1].astype(np.float64)
     is_known = (sizes_wh > 0).all(axis=1, keepdims=True)
     low = records.boxes_xywh[:, :2]
     high = low + records.boxes_xywh[:, 2:]
@@ -30,7 +25,7 @@ def clipped_sides(records: Records) -> NDArray[np.float64]:
 
 
 def usable(records: Records) -> NDArray[np.bool_]:
-    """(B,) True for boxes of which at least 1 x 1 pixel lies in the image; the others are dropped in training, kept in scoring."""
+    """(B,) True for boxes of which at least 1 x 1 pixel lies in the image. Training drops the others; scoring keeps them."""
     sides = clipped_sides(records)
     return np.logical_and(sides[:, 0] >= 1.0, sides[:, 1] >= 1.0)
 

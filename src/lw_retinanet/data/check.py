@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lw_retinanet.data.box_quality import clipped_sides, image_of_box
-from lw_retinanet.data.builder import build_records
+from lw_retinanet.data.box_quality import clipped_sides
 from lw_retinanet.data.check_report import ClassCount, Report, SplitReport
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.formats.annotation_format import WHOLE, Part
-from lw_retinanet.data.image_root import is_safe_name
+from lw_retinanet.data.image_files import is_safe_name
 from lw_retinanet.data.image_sizes import header_sizes
 from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
-from lw_retinanet.data.records import Records
+from lw_retinanet.data.records import Records, build_records
 from lw_retinanet.errors import DataError, ImageError
 
 # Annotation tools round; a box that reaches out by less than this is not worth a warning.
@@ -57,7 +56,7 @@ def _read(part: Part) -> tuple[Records, Problems]:
 
 
 def _check_boxes(records: Records, problems: Problems, *, has_ids: bool) -> None:
-    rows_of_images = image_of_box(records)
+    rows_of_images = records.image_of_box
 
     def add(kind: str, is_bad: ArrayLike) -> None:
         rows = np.flatnonzero(is_bad)
@@ -175,7 +174,7 @@ def _class_table(records: Records) -> tuple[ClassCount, ...]:
     num_classes = len(records.categories)
     boxes = np.bincount(records.labels[~records.is_ignored], minlength=num_classes)
     ignored = np.bincount(records.labels[records.is_ignored], minlength=num_classes)
-    pairs = np.unique(image_of_box(records) * max(1, num_classes) + records.labels)
+    pairs = np.unique(records.image_of_box * max(1, num_classes) + records.labels)
     images = np.bincount(pairs % max(1, num_classes), minlength=num_classes)
     return tuple(
         ClassCount(id=category.id, name=category.name, images=int(images[k]), boxes=int(boxes[k]), ignored=int(ignored[k]))

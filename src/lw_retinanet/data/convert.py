@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.formats.annotation_format import Content, Files
 from lw_retinanet.data.formats.table import load_format
-from lw_retinanet.data.image_root import is_safe_name
+from lw_retinanet.data.image_files import is_safe_name
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError, ImageError
 from lw_retinanet.files import replacing

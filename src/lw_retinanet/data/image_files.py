@@ -1,15 +1,17 @@
-"""Finding image files: those of a folder, and those that a user means by files, folders and patterns."""
+"""Finding image files: those of a folder, those that a user means by files, folders and patterns, and those of an annotation file."""
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PureWindowsPath
 
 from lw_retinanet.data.images import printable
 from lw_retinanet.errors import InputError
 
 # The suffix only selects files of a folder or a pattern; what a file is follows from its content.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+_NUM_PROBES = 5  # file names by which the folder of the images is found
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
@@ -65,3 +67,55 @@ def walk_images(folder: Path) -> Iterator[Path]:
         if real not in seen:
             yield from (Path(parent, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
         seen.add(real)
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a file name stays inside the folder that it is relative to: it is not absolute, has no ``..`` out of it, and is no URL.
+
+    Symbolic links may lead out, since they are a usual way to place a large image folder.
+    """
+    if not name or "\0" in name:
+        return False
+    if name[0] not in "/\\" and ":" not in name and ".." not in name:
+        return True
+    if "://" in name or name[0] in "/\\" or PureWindowsPath(name).drive:
+        return False
+    return posixpath.normpath(name.replace("\\", "/")).split("/")[0] != ".."
+
+
+def find_root(file_names: Sequence[str], candidates: Iterable[Path]) -> Path:
+    """The candidate folder that holds most of the first few file names, the earliest where several tie.
+
+    Where none holds any, it is the first candidate that exists, so that missing images can be reported by a full path.
+    """
+    folders = list(dict.fromkeys(candidates))
+    # The names are spread over the file, so that a missing first image does not decide.
+    step = max(1, len(file_names) // _NUM_PROBES)
+    probes = [name for name in file_names[::step][:_NUM_PROBES] if is_safe_name(name)]
+    best, best_hits = None, 0
+    for folder in folders:
+        hits = sum((folder / name).is_file() for name in probes)
+        if hits > best_hits:
+            best, best_hits = folder, hits
+            if hits == len(probes):
+                break
+    if best is not None:
+        return best
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def root_candidates(path: Path) -> list[Path]:
+    """Folders in which the images of an annotation file may lie, the likeliest first."""
+    folder = path.resolve().parent
+    split = path.stem.removeprefix("instances_")  # COCO's own: annotations/instances_val2017.json and val2017/
+    above = folder.parent
+    return [
+        folder / "images",
+        folder,
+        folder / split,
+        folder / "images" / split,
+        above / "images",
+        above / split,
+        above / "images" / split,
+        above,
+    ]

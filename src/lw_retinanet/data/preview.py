@@ -53,7 +53,7 @@ def choose(records: Records, *, count: int, seed: int) -> list[int]:
     order = np.random.default_rng(seed).permutation(records.num_images)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    image_of_box = np.repeat(np.arange(records.num_images), np.diff(records.offsets))
+    image_of_box = records.image_of_box
     # Each class once an image.
     pairs = np.unique(np.stack((records.labels.astype(np.int64), image_of_box), axis=1), axis=0)
     images_per_class = np.bincount(pairs[:, 0], minlength=len(records.categories))

@@ -1,4 +1,4 @@
-"""The one form in which annotations live inside the program: arrays, sorted by image, whatever file they came from."""
+"""Annotations in memory: flat arrays sorted by image, whatever format they were read from."""
 
 import hashlib
 import json
@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Id = int | str
+MAX_COORDINATE = 1e9  # in pixels; larger numbers would overflow later
 _BOX_COLUMNS = ("boxes_xywh", "labels", "is_crowd", "is_difficult", "areas", "annotation_ids")  # the arrays of one row a box
 
 
@@ -19,8 +20,8 @@ class Category:
     """One class of a data set.
 
     Args:
-        id: the data set's own id (COCO's have gaps; some tools write strings).
-        name: what people read.
+        id: The data set's own id. COCO's ids have gaps, and some tools write strings.
+        name: The name that people read.
         supercategory: COCO's optional group name, kept so that a conversion loses nothing.
     """
 
@@ -31,12 +32,12 @@ class Category:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
-    """Images and their boxes as flat arrays: a COCO-sized data set is a few dozen megabytes, shared by all loader workers.
+    """I images and their B boxes. A data set of COCO's size takes a few dozen megabytes, which all loader workers share.
 
-    I images, B boxes. The boxes of image ``i`` are the rows ``offsets[i]:offsets[i + 1]`` of every array of length B, in file order.
+    The boxes of image ``i`` are the rows ``offsets[i]:offsets[i + 1]`` of every array of length B, in the order of the file.
 
     Args:
-        root: folder that ``file_names`` are relative to.
+        root: The folder that ``file_names`` are relative to.
         file_names: I names, as the annotation file gives them.
         image_ids: I ids of the data set, unique.
         sizes_hw: (I, 2) int32 height and width in pixels as annotated; (0, 0) where the file does not say.
@@ -65,18 +66,22 @@ class Records:
 
     @property
     def num_images(self) -> int:
+        """I."""
         return len(self.file_names)
 
     @property
     def num_boxes(self) -> int:
+        """B."""
         return len(self.labels)
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """The names of the K classes, in the order of the labels."""
         return tuple(category.name for category in self.categories)
 
     @property
     def category_ids(self) -> tuple[Id, ...]:
+        """The ids of the K classes, in the order of the labels."""
         return tuple(category.id for category in self.categories)
 
     @cached_property
@@ -94,7 +99,13 @@ class Records:
         boxes[:, 2:] += boxes[:, :2]
         return boxes
 
+    @property
+    def image_of_box(self) -> NDArray[np.int64]:
+        """(B,) number 0..I-1 of each box's image."""
+        return np.repeat(np.arange(self.num_images, dtype=np.int64), np.diff(self.offsets))
+
     def path(self, image: int) -> Path:
+        """The file of image number ``image``."""
         return self.root / self.file_names[image]
 
     def subset(self, images: NDArray[np.int64]) -> "Records":
@@ -110,7 +121,7 @@ class Records:
         )
 
     def fingerprint(self) -> str:
-        """sha256 of everything but the root folder: equal for equal data, so a moved data set can still be resumed on."""
+        """sha256 of everything but the root folder, so that a run can be resumed after its data set was moved."""
         digest = hashlib.sha256()
         categories = [(category.id, category.name, category.supercategory) for category in self.categories]
         digest.update(json.dumps([list(self.file_names), list(self.image_ids), categories]).encode())
@@ -123,3 +134,54 @@ class Records:
     def summary(self) -> str:
         """One line for logs: ``448 images, 3,323 boxes, 7 classes``."""
         return f"{self.num_images:,} images, {self.num_boxes:,} boxes, {len(self.categories):,} classes"
+
+
+def build_records(
+    *,
+    root: Path,
+    file_names: Sequence[str],
+    sizes_hw: ArrayLike,
+    image_of_box: ArrayLike,
+    boxes_xywh: ArrayLike,
+    labels: ArrayLike,
+    categories: Sequence[Category],
+    image_ids: Sequence[Id] | None = None,
+    areas: NDArray[np.float64] | None = None,
+    is_crowd: ArrayLike | None = None,
+    is_difficult: ArrayLike | None = None,
+    annotation_ids: NDArray[np.int64] | None = None,
+) -> Records:
+    """Make `Records` of columns in any order: boxes are sorted by image, and keep their order within an image.
+
+    Args:
+        root, file_names, sizes_hw, boxes_xywh, labels, categories, is_crowd, is_difficult: See `Records`; flags are False if not given.
+        image_of_box: (B,) number 0..I-1 of each box's image.
+        image_ids: The ids of the images; 1..I if not given.
+        areas: The areas of the objects; width times height if not given.
+        annotation_ids: The ids of the boxes; 1..B in the sorted order if not given.
+    """
+    num_images = len(file_names)
+    image_rows = np.asarray(image_of_box, dtype=np.int64).reshape(-1)
+    num_boxes = len(image_rows)
+    order = np.argsort(image_rows, kind="stable")
+    boxes = np.asarray(boxes_xywh, dtype=np.float64).reshape(-1, 4)[order]
+    offsets = np.zeros(num_images + 1, dtype=np.int64)
+    np.cumsum(np.bincount(image_rows, minlength=num_images), out=offsets[1:])
+
+    def flags(values: ArrayLike | None) -> NDArray[np.bool_]:
+        return np.zeros(num_boxes, dtype=np.bool_) if values is None else np.asarray(values, dtype=np.bool_).reshape(-1)[order]
+
+    return Records(
+        root=root,
+        file_names=tuple(file_names),
+        image_ids=tuple(range(1, num_images + 1)) if image_ids is None else tuple(image_ids),
+        sizes_hw=np.asarray(sizes_hw, dtype=np.int32).reshape(-1, 2),
+        offsets=offsets,
+        boxes_xywh=boxes,
+        labels=np.asarray(labels, dtype=np.int32).reshape(-1)[order],
+        is_crowd=flags(is_crowd),
+        is_difficult=flags(is_difficult),
+        areas=boxes[:, 2] * boxes[:, 3] if areas is None else areas[order],
+        annotation_ids=np.arange(1, num_boxes + 1, dtype=np.int64) if annotation_ids is None else annotation_ids[order],
+        categories=tuple(categories),
+    )

@@ -155,7 +155,7 @@ def _precision_and_recall(
     import hotcoco
 
     numbers = image_numbers(records)
-    image_of_box = np.repeat(np.arange(records.num_images), np.diff(records.offsets))
+    image_of_box = records.image_of_box
     voc_ignored = records.is_difficult & ~records.is_crowd
     # An ignored box that is no crowd takes one detection; VOC's takes any number, so it is repeated once a detection it could meet.
     copies = np.ones(records.num_boxes, dtype=np.int64)
@@ -209,7 +209,7 @@ def _per_class(records: Records, precision: NDArray[np.float64]) -> tuple[ClassM
     """``precision``: (10 IoUs, 101 recalls, K)."""
     num_classes = len(records.categories)
     counted = ~records.is_ignored
-    image_of_box = np.repeat(np.arange(records.num_images), np.diff(records.offsets))
+    image_of_box = records.image_of_box
     boxes = np.bincount(records.labels[counted], minlength=num_classes)
     pairs = np.unique(image_of_box[counted] * num_classes + records.labels[counted])
     images = np.bincount(pairs % max(num_classes, 1), minlength=num_classes)

@@ -162,7 +162,7 @@ def match(records: Records, detections: DetectionTable, *, max_detections: int =
     numbers = image_numbers(records) - 1
     num_classes = len(records.categories)
 
-    box_image = np.repeat(np.arange(records.num_images), np.diff(records.offsets))
+    box_image = records.image_of_box
     box_cell = numbers[box_image] * num_classes + records.labels
     box_order = np.argsort(box_cell, kind="stable")
     cell = numbers[detections.image] * num_classes + detections.labels

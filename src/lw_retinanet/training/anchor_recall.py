@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from lw_retinanet.conventions import STRIDES, AnchorRule, InputRule
-from lw_retinanet.data.box_quality import image_of_box, usable
+from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.preprocess import resized_size
 from lw_retinanet.data.records import Records
 from lw_retinanet.models.anchors import cell_anchors, feature_sizes
@@ -60,7 +60,7 @@ def anchor_recall(records: Records, image_size: int, rule: AnchorRule = AnchorRu
         image_size: Longer side of the resized images, pixels.
         rule: Shapes and places of the anchors.
     """
-    images = image_of_box(records)
+    images = records.image_of_box
     rows = np.flatnonzero(usable(records) & ~records.is_ignored & (records.sizes_hw[images] > 0).all(axis=1))
     sizes, resized = records.sizes_hw[images[rows]], _resized(records, image_size)[images[rows]]
     factors = (resized / np.maximum(sizes, 1))[:, ::-1]

@@ -51,7 +51,7 @@ def test_split_column_and_odd_column_order(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a.png,1,2,x,4,cat", "line 3: 1, 2, x, 4"),
+        ("a.png,1,2,x,4,cat", "line 3: xmin=.1., ymin=.2., xmax=.x., ymax=.4."),
         ("a.png,1,2,,4,cat", "line 3"),
         ("a.png,1,2,inf,4,cat", "nan, inf"),
         ("a.png,1,2,3,4", "line 3: 5 fields instead of 6"),

@@ -1,8 +1,9 @@
 """What an annotation format can do: recognise a data set, read it, and write one."""
 
 import enum
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.records import Records
+from lw_retinanet.data.records import MAX_COORDINATE, Records
 from lw_retinanet.errors import DataError
 
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 WHOLE = ""  # the split of a data set that has none
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 Content = Path | Callable[[], Iterator[bytes]]  # of a file to write: a file to copy, or a function that gives the bytes
@@ -141,3 +143,23 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: no such file; check the path") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def box_from_corners(texts: Sequence[str], where: str, problems: Problems) -> list[float] | None:
+    """x, y, width and height of a box written as the four `CORNERS`; None, and a problem, if they are not usable numbers.
+
+    Args:
+        texts: The four numbers as written.
+        where: Where they stand, for the list of problems.
+        problems: Gets what is wrong.
+    """
+    try:
+        xmin, ymin, xmax, ymax = map(float, texts)
+    except ValueError:
+        shown = ", ".join(f"{corner}={text!r}" for corner, text in zip(CORNERS, texts, strict=True))
+        problems.add("malformed_box", f"{where}: {shown}")
+        return None
+    if not all(math.isfinite(value) and abs(value) <= MAX_COORDINATE for value in (xmin, ymin, xmax, ymax)):
+        problems.add("non_finite_box", f"{where}: {', '.join(texts)}")
+        return None
+    return [xmin, ymin, xmax - xmin, ymax - ymin]

@@ -1,4 +1,4 @@
-"""COCO JSON: any ids, any order, crowds and images without boxes, in files of COCO's own size."""
+"""COCO JSON, with any ids in any order; fast enough for files of COCO's own size."""
 
 import gc
 import json
@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.box_quality import image_of_box
-from lw_retinanet.data.builder import MAX_COORDINATE, build_records
 from lw_retinanet.data.formats.annotation_format import SPLIT_FOLDERS, WHOLE, AnnotationFormat, Files, Part, Parts, Sign, existing_splits
 from lw_retinanet.data.formats.json_sections import iterate_sections
 from lw_retinanet.data.formats.target_files import known_sizes, target_names
-from lw_retinanet.data.image_root import find_root, is_safe_name, root_candidates
+from lw_retinanet.data.image_files import find_root, is_safe_name, root_candidates
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.records import Category, Id, Records
+from lw_retinanet.data.records import MAX_COORDINATE, Category, Id, Records, build_records
 from lw_retinanet.errors import DataError
 
 _NUMBERS = frozenset({int, float})
@@ -96,13 +94,10 @@ class Coco(AnnotationFormat):
             image_ids=images.ids,
             sizes_hw=images.sizes_hw,
             image_of_box=image_rows[keep],
-            boxes_xywh=annotations.boxes()[keep],
             labels=labels[keep],
             categories=categories.found,
-            areas=annotations.areas()[keep],
-            is_crowd=annotations.is_crowd()[keep],
-            is_difficult=annotations.is_difficult()[keep],
             annotation_ids=None if ids is None else ids[keep],
+            **{name: column[keep] for name, column in annotations.columns().items()},
         )
 
     def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
@@ -121,7 +116,7 @@ class Coco(AnnotationFormat):
 
 @contextmanager
 def _paused_collector() -> Iterator[None]:
-    """No cyclic garbage collection: parsing makes none, and looking for it among millions of new objects costs a third of the time."""
+    """Pause the garbage collector: parsing makes no cycles, and the search for them among new objects takes a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -131,8 +126,8 @@ def _paused_collector() -> Iterator[None]:
             gc.enable()
 
 
-def as_id(value: object) -> Id | None:
-    """A JSON value as an id: whole numbers (also written as 3.0) and strings; None for anything else."""
+def _as_id(value: object) -> Id | None:
+    """A JSON value as an id: a whole number, also one written as 3.0, or a string; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | str):
@@ -154,7 +149,7 @@ class _Images:
 
     def extend(self, batch: Sequence[Any]) -> None:
         for image in batch:
-            image_id = as_id(image.get("id")) if isinstance(image, dict) else None
+            image_id = _as_id(image.get("id")) if isinstance(image, dict) else None
             name = image.get("file_name") if image_id is not None else None
             size_hw = self._size_hw(image) if image_id is not None else None
             if image_id is None or not isinstance(name, str) or not name or size_hw is None:
@@ -189,7 +184,7 @@ class _Categories:
 
     def extend(self, batch: Sequence[Any]) -> None:
         for category in batch:
-            category_id = as_id(category.get("id")) if isinstance(category, dict) else None
+            category_id = _as_id(category.get("id")) if isinstance(category, dict) else None
             name = category.get("name") if category_id is not None else None
             if category_id is None or not isinstance(name, str) or not name:
                 self.problems.add("malformed_category", str(category)[:60])
@@ -204,7 +199,11 @@ class _Categories:
 
 
 class _Annotations:
-    """Columns of the annotation list. A batch of sound annotations never meets a Python loop of its own statements."""
+    """The columns of the annotation list.
+
+    A batch of annotations is checked column by column, since a loop over annotations takes several times as long. Only a batch with
+    something wrong in it is gone through one by one.
+    """
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
@@ -223,7 +222,7 @@ class _Annotations:
                 raise AssertionError("an annotation passed one by one but not in its batch")
 
     def _append(self, batch: Sequence[Any]) -> bool:
-        """Take a batch as a whole; False, and nothing is taken, if any of its annotations needs a closer look."""
+        """Take a batch as a whole; if anything is wrong in it, take nothing and return False."""
         if not set(map(type, batch)) <= {dict}:
             return False
         bboxes = [annotation.get("bbox") for annotation in batch]
@@ -261,7 +260,7 @@ class _Annotations:
         return True
 
     def _is_sound(self, annotation: Any) -> bool:
-        """The checks of `_append` for one annotation, with the reason counted."""
+        """The checks of `_append` for one annotation; what is wrong is added to the problems."""
         if not isinstance(annotation, dict):
             self.problems.add("malformed_annotation", str(annotation)[:60])
             return False
@@ -274,7 +273,7 @@ class _Annotations:
             self.problems.add("non_finite_box", f"{where}: bbox {str(bbox)[:60]}")
             return False
         area = annotation.get("area")
-        wrong = [key for key in ("image_id", "category_id") if as_id(annotation.get(key)) is None]
+        wrong = [key for key in ("image_id", "category_id") if _as_id(annotation.get(key)) is None]
         wrong += [key for key in ("iscrowd", "ignore") if annotation.get(key) not in (None, 0, 1)]
         if area is not None and not (_is_number(area) and abs(area) <= MAX_COORDINATE**2):
             wrong.append("area")
@@ -284,7 +283,7 @@ class _Annotations:
         return True
 
     def resolve(self, image_rows: Mapping[Id, int], category_rows: Mapping[Id, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(B,) image row and label of each annotation, -1 where its id is not listed (and counted)."""
+        """(B,) image number and label of each annotation, -1 where its id is not listed, which is a problem."""
         columns = []
         for kind, key, ids, rows in (
             ("unknown_image", "image_id", self._image_ids, image_rows),
@@ -297,7 +296,7 @@ class _Annotations:
         return columns[0], columns[1]
 
     def ids(self) -> NDArray[np.int64] | None:
-        """(B,) the file's own annotation ids, None unless all are whole numbers."""
+        """(B,) the file's own annotation ids; None unless all are whole numbers."""
         types = set(map(type, self._ids))
         if types <= {int}:
             try:
@@ -309,17 +308,14 @@ class _Annotations:
             self.problems.add_many("renumbered_annotation_ids", len(odd), map(repr, odd))
         return None
 
-    def boxes(self) -> NDArray[np.float64]:
-        return np.concatenate([np.zeros((0, 4)), *self._boxes])
-
-    def areas(self) -> NDArray[np.float64]:
-        return np.concatenate([np.zeros(0), *self._areas])
-
-    def is_crowd(self) -> NDArray[np.bool_]:
-        return np.concatenate([np.zeros(0, dtype=np.bool_), *self._crowd])
-
-    def is_difficult(self) -> NDArray[np.bool_]:
-        return np.concatenate([np.zeros(0, dtype=np.bool_), *self._difficult])
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What `Records` holds of the boxes, in the order of the file."""
+        return {
+            "boxes_xywh": np.concatenate([np.zeros((0, 4)), *self._boxes]),
+            "areas": np.concatenate([np.zeros(0), *self._areas]),
+            "is_crowd": np.concatenate([np.zeros(0, dtype=np.bool_), *self._crowd]),
+            "is_difficult": np.concatenate([np.zeros(0, dtype=np.bool_), *self._difficult]),
+        }
 
 
 def _json_text(records: Records, names: list[str]) -> Iterator[bytes]:
@@ -332,7 +328,7 @@ def _json_text(records: Records, names: list[str]) -> Iterator[bytes]:
     yield b'], "annotations": ['
     columns = zip(
         records.annotation_ids.tolist(),
-        image_of_box(records).tolist(),
+        records.image_of_box.tolist(),
         records.labels.tolist(),
         records.boxes_xywh.tolist(),
         records.areas.tolist(),

@@ -1,7 +1,6 @@
 """CSV tables of boxes, as RetinaNet projects and DeepForest write them."""
 
 import csv
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from io import StringIO
@@ -10,21 +9,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.builder import MAX_COORDINATE, build_records
-from lw_retinanet.data.formats.annotation_format import WHOLE, AnnotationFormat, Files, Part, Parts, Sign, existing_splits, read_text
+from lw_retinanet.data.formats.annotation_format import (
+    CORNERS,
+    WHOLE,
+    AnnotationFormat,
+    Files,
+    Part,
+    Parts,
+    Sign,
+    box_from_corners,
+    existing_splits,
+    read_text,
+)
 from lw_retinanet.data.formats.target_files import plain_objects, require_plain_class_names, target_names, used_class_names, without_details
-from lw_retinanet.data.image_root import find_root, is_safe_name, root_candidates
+from lw_retinanet.data.image_files import find_root, is_safe_name, root_candidates
 from lw_retinanet.data.image_sizes import measure_sizes
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
 
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _ALIASES: Mapping[str, Sequence[str]] = {
     "image": ("image", "image_path", "filename", "file_name"),
     "label": ("label", "class", "name"),
     "split": ("split",),
-    **{side: (side,) for side in _SIDES},
+    **{side: (side,) for side in CORNERS},
 }
 
 
@@ -105,7 +113,7 @@ class Csv(AnnotationFormat):
         return {"annotations.csv": partial(self._text, splits, names), **images}
 
     def _text(self, splits: Mapping[str, Records], names: Mapping[str, list[str]]) -> Iterator[bytes]:
-        yield _csv_line("image", *_SIDES, "label", "split")
+        yield _csv_line("image", *CORNERS, "label", "split")
         for split, records in splits.items():
             keep = self.holds(records)
             for row, name in enumerate(names[split]):
@@ -129,9 +137,14 @@ class _Lines:
         self.class_names: set[str] = set()
 
     def add(self, cells: Mapping[str, str], where: str, split: str | None) -> None:
-        box = _read_box(cells, where, self.problems)
-        if box is None:
-            return
+        texts = [cells[corner] for corner in CORNERS]
+        box: list[float] | None = []  # of an image without objects
+        if any(texts):
+            box = box_from_corners(texts, where, self.problems)
+            if box is None:
+                return
+            if not any(box):  # as DeepForest writes an image without objects
+                box = []
         if box and not cells["label"]:
             self.problems.add("malformed_annotation", f"{where}: a box without a label")
             return
@@ -187,24 +200,6 @@ def _delimiter(text: str) -> str:
     """The separator of a table: the semicolon of some spreadsheets if the first line has one, the comma otherwise."""
     first = text[:4096].lstrip().split("\n", 1)[0]
     return ";" if ";" in first and "," not in first else ","
-
-
-def _read_box(cells: Mapping[str, str], where: str, problems: Problems) -> list[float] | None:
-    """x, y, width, height; an empty list for an image without objects; None (and counted) if unusable."""
-    texts = [cells[side] for side in _SIDES]
-    if not any(texts):
-        return []
-    try:
-        xmin, ymin, xmax, ymax = map(float, texts)
-    except ValueError:
-        problems.add("malformed_box", f"{where}: {', '.join(texts)}")
-        return None
-    if not all(math.isfinite(value) and abs(value) <= MAX_COORDINATE for value in (xmin, ymin, xmax, ymax)):
-        problems.add("non_finite_box", f"{where}: {', '.join(texts)}")
-        return None
-    if xmin == ymin == xmax == ymax == 0:
-        return []
-    return [xmin, ymin, xmax - xmin, ymax - ymin]
 
 
 FORMAT = Csv()

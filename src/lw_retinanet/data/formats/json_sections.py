@@ -1,4 +1,4 @@
-"""The lists of a large JSON object, a batch at a time, so that the whole tree never exists in memory."""
+"""The lists of a large JSON object in batches, so that the whole tree is never in memory."""
 
 import json
 import re
@@ -16,11 +16,11 @@ def iterate_sections(path: Path) -> Iterator[tuple[str, list[object] | None]]:
     """Walk through the top-level object of a JSON file.
 
     Yields:
-        For each list of the object (key, batch of its elements), at least one batch a list, possibly empty; for any other value
-        (key, None).
+        (key, batch of elements) for each list of the object, at least once a list, with an empty batch for an empty list; (key, None)
+        for any other value.
 
     Raises:
-        DataError: if the file is not one JSON object, with line and column; a list that appears twice is refused too.
+        DataError: if the file is not one JSON object, or if a key appears twice; the message has line and column.
     """
     text = read_text(path)
     try:

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.box_quality import image_of_box
-from lw_retinanet.data.builder import build_records
-from lw_retinanet.data.image_root import is_safe_name
+from lw_retinanet.data.image_files import is_safe_name
 from lw_retinanet.data.image_sizes import header_sizes
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
 
 
@@ -45,7 +43,7 @@ def without_details(
         root=records.root,
         file_names=records.file_names,
         sizes_hw=records.sizes_hw,
-        image_of_box=image_of_box(records)[keep],
+        image_of_box=records.image_of_box[keep],
         boxes_xywh=records.boxes_xywh[keep],
         labels=labels[records.labels[keep]],
         is_difficult=None if is_difficult is None else is_difficult[keep],

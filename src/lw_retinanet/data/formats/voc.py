@@ -1,6 +1,5 @@
 """PASCAL VOC XML, read with defusedxml only, since a plain XML parser can be made to fill the memory."""
 
-import math
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,18 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 from numpy.typing import NDArray
 
-from lw_retinanet.data.builder import MAX_COORDINATE, build_records
-from lw_retinanet.data.formats.annotation_format import SPLIT_FOLDERS, WHOLE, AnnotationFormat, Files, Part, Parts, Sign, read_text
+from lw_retinanet.data.formats.annotation_format import (
+    CORNERS,
+    SPLIT_FOLDERS,
+    WHOLE,
+    AnnotationFormat,
+    Files,
+    Part,
+    Parts,
+    Sign,
+    box_from_corners,
+    read_text,
+)
 from lw_retinanet.data.formats.target_files import (
     known_sizes,
     require_plain_class_names,
@@ -23,14 +32,11 @@ from lw_retinanet.data.formats.target_files import (
     with_unique_stems,
     without_details,
 )
-from lw_retinanet.data.image_files import SUFFIXES
-from lw_retinanet.data.image_root import find_root, is_safe_name
+from lw_retinanet.data.image_files import SUFFIXES, find_root, is_safe_name
 from lw_retinanet.data.image_sizes import header_sizes
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
-
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass
@@ -195,17 +201,11 @@ def _read_object(element: ET.Element, where: str, annotated: _Annotated, problem
     if not name:
         problems.add("malformed_annotation", f"{where}: no <name>")
         return
-    texts = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES]
-    try:
-        xmin, ymin, xmax, ymax = map(float, texts)
-    except ValueError:
-        problems.add("malformed_box", f"{where}: {', '.join(f'{side}={text!r}' for side, text in zip(_SIDES, texts, strict=True))}")
-        return
-    if not all(math.isfinite(value) and abs(value) <= MAX_COORDINATE for value in (xmin, ymin, xmax, ymax)):
-        problems.add("non_finite_box", f"{where}: {', '.join(texts)}")
+    box = box_from_corners([(element.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS], where, problems)
+    if box is None:
         return
     annotated.names.append(name)
-    annotated.boxes_xywh.append([xmin, ymin, xmax - xmin, ymax - ymin])
+    annotated.boxes_xywh.append(box)
     annotated.is_difficult.append((element.findtext("difficult") or "").strip() in ("1", "true", "True"))
 
 
@@ -242,7 +242,7 @@ def _xml_text(records: Records, row: int, name: str, size_hw: NDArray[np.int32])
         ET.SubElement(element, "name").text = records.class_names[label]
         ET.SubElement(element, "difficult").text = str(int(is_ignored))
         bndbox = ET.SubElement(element, "bndbox")
-        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+        for side, value in zip(CORNERS, box, strict=True):
             ET.SubElement(bndbox, side).text = f"{value:.10g}" if abs(value) < 1e5 else repr(value)
     ET.indent(root)
     yield ET.tostring(root, encoding="utf-8") + b"\n"

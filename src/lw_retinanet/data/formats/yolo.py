@@ -11,7 +11,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from lw_retinanet.data.builder import build_records
 from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign, read_text
 from lw_retinanet.data.formats.target_files import (
     known_sizes,
@@ -24,7 +23,7 @@ from lw_retinanet.data.formats.target_files import (
 from lw_retinanet.data.formats.yolo_lists import images_and_labels, read_yolo_file
 from lw_retinanet.data.image_sizes import measure_sizes
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.data.records import Category, Records
+from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
 
 _MAX_FRACTION = 2.0  # boxes may reach out of the image, but pixels in place of fractions must not pass
