@@ -1,4 +1,4 @@
-"""Augmentation of one training picture: a pure function of (seed, epoch, index), so that a resumed run is the same run."""
+"""Augmentation of a training image: a pure function of (seed, epoch, index), so that a resumed run is the same run."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.preprocess import resize, resized_size
 
-MIN_VISIBLE = 0.25  # of a box, else what is left of it after cropping is ignored: neither right nor wrong to detect
+MIN_VISIBLE = 0.25  # if cropping leaves less of a box, the rest is ignored: it is neither right nor wrong to detect it
 _photometric = v2.RandomPhotometricDistort(p=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What will happen to a picture, decided before it is opened, so that the batch's size is known to every process.
+    """What will be done to an image. It is decided before the image is read, so that every process knows the padded size of the batch.
 
     Args:
-        flip: mirror left and right.
-        resized_hw: size to scale to.
-        crop: top, left, height, width of the part that is kept, in resized pixels.
+        flip: Whether left and right are mirrored.
+        resized_hw: The size after resizing.
+        crop: Top, left, height and width of the part that is kept, in pixels of the resized image.
     """
 
     flip: bool
@@ -33,16 +33,17 @@ class Geometry:
 
     @property
     def size_hw(self) -> tuple[int, int]:
+        """The size of the augmented image."""
         return self.crop[2], self.crop[3]
 
 
 def sample_generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:
-    """Random numbers that depend on nothing but these four."""
+    """A random generator that depends on these four numbers alone."""
     return np.random.default_rng((seed, epoch, index, stream))
 
 
 def plan_geometry(size_hw: tuple[int, int], *, seed: int, epoch: int, index: int, config: DataConfig, rule: InputRule) -> Geometry:
-    """Draw flip, scale and crop. A picture that grows is cropped to its usual size, so no batch becomes larger by jitter."""
+    """Draw flip, scale and crop. An image that grows is cropped to its usual size, so that jitter makes no batch larger."""
     random = sample_generator(seed, epoch, index, stream=0)
     flip = config.augment != "none" and bool(random.random() < 0.5)
     usual = resized_size(size_hw, rule)
@@ -57,22 +58,22 @@ def plan_geometry(size_hw: tuple[int, int], *, seed: int, epoch: int, index: int
 
 
 def apply_geometry(image: Tensor, boxes: Tensor, geometry: Geometry, rule: InputRule) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, crop and flip a picture with its boxes.
+    """Scale, crop and flip an image with its boxes.
 
     Args:
         image: (3, H, W) uint8.
-        boxes: (M, 4) float32 xyxy pixels of the picture.
-        geometry: from :func:`plan_geometry`.
-        rule: of the weights.
+        boxes: (M, 4) float32 xyxy pixels of the image.
+        geometry: What :func:`plan_geometry` has drawn.
+        rule: How the model's images are resized.
 
     Returns:
-        Picture, boxes clipped to it, and the visible share (M,) of each box's area.
+        The image, the boxes clipped to it, and (M,) the share of each box's area that is still visible.
     """
     height, width = image.shape[1:]
     scaled = boxes * torch.tensor([geometry.resized_hw[1] / width, geometry.resized_hw[0] / height] * 2)
     image = resize(image, geometry.resized_hw, rule)
     if image.is_floating_point():
-        image = image.round().to(torch.uint8)  # what colour distortion expects, and a quarter of the memory on the way to the device
+        image = image.round().to(torch.uint8)  # colour distortion needs it, and it takes a quarter of the memory on the way to the device
     image = F.crop(image, *geometry.crop)
     tracked = tv_tensors.BoundingBoxes(scaled, format="XYXY", canvas_size=geometry.resized_hw)
     tracked = F.crop(tracked, *geometry.crop)
@@ -85,7 +86,7 @@ def apply_geometry(image: Tensor, boxes: Tensor, geometry: Geometry, rule: Input
 
 
 def apply_colours(image: Tensor, *, seed: int, epoch: int, index: int) -> Tensor:
-    """Brightness, contrast, saturation, hue and channel order, as SSD's photometric distortion."""
+    """Change brightness, contrast, saturation, hue and channel order as in SSD's photometric distortion."""
     number = int(sample_generator(seed, epoch, index, stream=1).integers(2**63))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)

@@ -15,8 +15,8 @@ class CategoryMatch:
     """Which label of a data set each label of a model means.
 
     Args:
-        labels: (M,) int32; the model's label ``m`` is the data set's label ``labels[m]``, or -1: the data set has no such class.
-        notes: what a reader of the numbers should know, one line each; usually empty.
+        labels: (M,) int32; the model's label ``m`` is the data set's label ``labels[m]``, or -1 if the data set has no such class.
+        notes: What the reader of an evaluation should know, one line each; usually empty.
     """
 
     labels: NDArray[np.int32]
@@ -26,11 +26,11 @@ class CategoryMatch:
 def match_categories(model_classes: Sequence[Category], records: Records) -> CategoryMatch:
     """Find each class of a model in a data set: by id and name together, else by name alone.
 
-    Classes of the data set that the model does not know stay in the score, with AP 0; classes of the model that the data set does not
-    have are left out of it. A note names either.
+    Classes of the data set that the model does not know count in the score, with AP 0. Classes of the model that the data set does not
+    have do not count. The notes name both.
 
     Raises:
-        DataError: if no class of the model is in the data set, or two of them are the same class of the data set.
+        DataError: if no class of the model is in the data set, or if two of them mean the same class of the data set.
     """
     by_id_and_name = {(category.id, category.name): label for label, category in enumerate(records.categories)}
     by_name: dict[str, list[int]] = {}

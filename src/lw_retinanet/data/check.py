@@ -1,4 +1,4 @@
-"""Look through a whole data set for everything that harms training or scoring, without stopping at the first problem."""
+"""Checking a whole data set for everything that harms training or scoring, without stopping at the first problem."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lw_retinanet.data.box_quality import clipped_sides
-from lw_retinanet.data.check_report import ClassCount, Report, SplitReport
+from lw_retinanet.data.check_report import ClassCount, DataReport, SplitReport
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.formats.annotation_format import WHOLE, Part
 from lw_retinanet.data.image_files import is_safe_name
@@ -17,18 +17,18 @@ from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
 from lw_retinanet.data.records import Records, build_records
 from lw_retinanet.errors import DataError, ImageError
 
-# Annotation tools round; a box that reaches out by less than this is not worth a warning.
+# Annotation tools round coordinates, so a box that reaches out by less is not worth a warning.
 _BORDER_TOLERANCE = 0.5
 _SIDE_LIMITS = (8, 16, 32, 64, 128, 256, 512)
 _COCO_LIMITS = (32**2, 96**2)
 
 
-def check(dataset: Dataset, split: str | None = None) -> Report:
+def check(dataset: Dataset, split: str | None = None) -> DataReport:
     """Count every problem of a data set, with the first few ids or files of each kind.
 
     Args:
-        dataset: What to look through.
-        split: Only this one; all splits if None, compared with one another too.
+        dataset: The data set.
+        split: The split to check; None checks all splits, and compares them with one another.
 
     Raises:
         DataError: if there is no such split.
@@ -37,7 +37,7 @@ def check(dataset: Dataset, split: str | None = None) -> Report:
     read = {name: _read(part) for name, part in parts.items()}
     _compare_splits({name: records for name, (records, _) in read.items()}, {name: problems for name, (_, problems) in read.items()})
     reports = [_report(name, parts[name], records, problems) for name, (records, problems) in read.items()]
-    return Report(source=str(dataset.path), splits=tuple(reports))
+    return DataReport(source=str(dataset.path), splits=tuple(reports))
 
 
 def _read(part: Part) -> tuple[Records, Problems]:
@@ -126,7 +126,7 @@ def _check_images(records: Records, problems: Problems) -> None:
 
 
 def _compare_splits(records: Mapping[str, Records], problems: Mapping[str, Problems]) -> None:
-    """Images that an earlier split holds, and class lists that differ from the first split's."""
+    """Find images that are in an earlier split, too, and lists of classes that differ from the first split's."""
     # VOC's trainval is the union of two other lists by definition.
     names = [name for name in records if name != "trainval" and records[name].num_images]
     home: dict[Path, str] = {}

@@ -1,4 +1,4 @@
-"""What a check of a data set found: problems, class table and box sizes, as plain text or JSON."""
+"""The report of a data set check: problems, table of classes and sizes of boxes, as text or JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,14 @@ from lw_retinanet.data.records import Id
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCount:
-    """One line of the class table.
+    """One line of the table of classes.
 
     Args:
-        images: number of images with at least one box of the class.
-        boxes: number of its boxes that count, crowds and difficult ones left out.
-        ignored: number of its crowd regions and difficult boxes.
+        id: The id of the class.
+        name: The name of the class.
+        images: Number of images with at least one box of the class.
+        boxes: Number of its boxes, crowd regions and difficult boxes left out.
+        ignored: Number of its crowd regions and difficult boxes.
     """
 
     id: Id
@@ -26,14 +28,18 @@ class ClassCount:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """The findings of one split.
+    """What was found in one split.
 
     Args:
-        split: its name, None where the source has no splits.
-        form: coco, voc, yolo or csv.
-        path: the annotation file or folder.
-        side_histogram: label of a bin of the square root of the box area, in pixels -> number of boxes, ignored ones left out.
-        coco_sizes: small, medium, large by COCO's limits (32 and 96 px squared, object area, original resolution) -> number of boxes.
+        split: Its name, None where the data set has no splits.
+        form: The name of the annotation format.
+        path: The annotation file or folder.
+        images: Number of images.
+        boxes: Number of boxes, ignored ones included.
+        problems: All problems, errors first.
+        classes: The table of classes.
+        side_histogram: Number of boxes by the square root of their area in pixels; ignored boxes are left out.
+        coco_sizes: Number of boxes that are small, medium or large by COCO's limits (32 and 96 pixels squared in the original image).
     """
 
     split: str | None
@@ -47,6 +53,7 @@ class SplitReport:
     coco_sizes: Mapping[str, int]
 
     def as_dict(self) -> dict[str, object]:
+        """The entry of the JSON report."""
         return {
             "split": self.split,
             "form": self.form,
@@ -83,8 +90,8 @@ class SplitReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """A check of a whole source, split by split."""
+class DataReport:
+    """The report of a whole data set, split by split."""
 
     source: str
     splits: tuple[SplitReport, ...]
@@ -94,10 +101,12 @@ class Report:
 
     @property
     def num_errors(self) -> int:
+        """How many errors all splits have together."""
         return self._count("error")
 
     @property
     def num_warnings(self) -> int:
+        """How many warnings all splits have together."""
         return self._count("warning")
 
     def as_dict(self) -> dict[str, object]:

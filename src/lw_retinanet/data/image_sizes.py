@@ -1,4 +1,4 @@
-"""Sizes of many images from their headers, read side by side, and whether the images are there at all."""
+"""Checking the files of many images by their headers: whether they exist, and what their sizes are."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from lw_retinanet.errors import DataError, ImageError
 
 HeaderSize = tuple[int, int] | ImageError | None
 _MISSING_REMEDY = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"
-_NUM_THREADS = 8  # the wait is for the disk or the network, not for the processor
+_NUM_THREADS = 8  # more than processors, because reading waits for the disk or the network
 
 
 def _header_size(path: Path) -> HeaderSize:
@@ -29,7 +29,7 @@ def _header_size(path: Path) -> HeaderSize:
 
 
 def header_sizes(paths: Sequence[Path]) -> list[HeaderSize]:
-    """For each path (height, width) in displayed orientation, None where there is no file, the error where it cannot be read."""
+    """(height, width) in displayed orientation for each path; None if there is no file, the error if it cannot be read."""
     if len(paths) < 2 * _NUM_THREADS:
         return [_header_size(path) for path in paths]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -50,10 +50,10 @@ def measure_sizes(root: Path, file_names: Sequence[str], problems: Problems) -> 
 
 
 def with_sizes(records: Records) -> Records:
-    """The same records with every unknown size read from the picture's header.
+    """The same records with every unknown size read from the image's header.
 
     Raises:
-        ImageError: for a picture that is missing or unreadable.
+        ImageError: for an image that is missing or unreadable.
     """
     unknown = np.flatnonzero((records.sizes_hw <= 0).any(axis=1))
     if len(unknown) == 0:
@@ -70,10 +70,10 @@ def with_sizes(records: Records) -> Records:
 
 
 def require_files(records: Records) -> None:
-    """Check that every picture is there, before hours of work and not in the middle of them.
+    """Check that every image file exists.
 
     Raises:
-        ImageError: naming the first missing picture and how many there are.
+        ImageError: naming the first missing image and how many are missing.
     """
     missing = [image for image in range(records.num_images) if not records.path(image).is_file()]
     if missing:

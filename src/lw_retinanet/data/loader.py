@@ -1,4 +1,4 @@
-"""Batches for training: which pictures make a step, and the worker-side work of loading them."""
+"""Batches for training: which images make a step, and how loader workers read them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from lw_retinanet.structures import Batch, Targets
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """Names one augmented picture, and the size that its whole step is padded to."""
+    """Names one augmented image, and the size that all images of its step are padded to."""
 
     epoch: int
     index: int
@@ -31,6 +31,17 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
+    """One augmented image with its targets.
+
+    Args:
+        image: (3, h, w) uint8, not padded.
+        boxes: (M, 4) xyxy pixels of ``image``.
+        labels: (M,) int64.
+        is_ignored: (M,) bool.
+        scale_xy: Width and height of the resized over the original image.
+        key: What was asked for.
+    """
+
     image: Tensor
     boxes: Tensor
     labels: Tensor
@@ -40,14 +51,14 @@ class Sample:
 
 
 class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
-    """Pictures with targets. A picture that fails comes back as the error, to be raised where the caller can handle it.
+    """Images with their targets. Where an image cannot be read the error is returned, since raising it in a worker would lose its type.
 
     Args:
-        records: with known sizes, see :func:`~lw_retinanet.data.image_sizes.with_sizes`.
-        usable: (B,) bool boxes to train on.
-        seed: of augmentation.
-        config: augmentation.
-        rule: input size and resizing.
+        records: The data set, with all sizes known, see `Dataset.ready`.
+        usable: (B,) bool, the boxes to train on.
+        seed: Seed for augmentation.
+        config: Settings of augmentation.
+        rule: Input size and resizing of the model.
     """
 
     def __init__(self, records: Records, *, usable: NDArray[np.bool_], seed: int, config: DataConfig, rule: InputRule) -> None:
@@ -67,18 +78,24 @@ class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
             return error
 
     def load(self, key: Key) -> Sample:
+        """Read and augment one image.
+
+        Raises:
+            ImageError: if the image cannot be read.
+            DataError: if it has another size than its annotation says.
+        """
         records, rows = self.records, self.records.rows(key.index)
         path = records.path(key.index)
-        picture = decode(path)
+        pixels = decode(path)
         size_hw = (int(records.sizes_hw[key.index, 0]), int(records.sizes_hw[key.index, 1]))
-        require_size(path, (picture.shape[0], picture.shape[1]), size_hw)
+        require_size(path, (pixels.shape[0], pixels.shape[1]), size_hw)
         keep = self.usable[rows]
         boxes = torch.from_numpy(records.boxes(key.index)[keep]).float()
         labels = torch.from_numpy(records.labels[rows][keep]).long()
         is_ignored = torch.from_numpy(records.is_ignored[rows][keep])
         position = {"seed": self.seed, "epoch": key.epoch, "index": key.index}
         geometry = plan_geometry(size_hw, **position, config=self.config, rule=self.rule)
-        image, boxes, visible = apply_geometry(to_tensor(picture), boxes, geometry, self.rule)
+        image, boxes, visible = apply_geometry(to_tensor(pixels), boxes, geometry, self.rule)
         if self.config.augment == "full":
             image = apply_colours(image, **position)
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -89,7 +106,7 @@ class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
 
 
 def collate(samples: "list[Sample | LwRetinaNetError]") -> "Batch | LwRetinaNetError":
-    """Pad pictures to their step's size and targets to one number of boxes."""
+    """Make a batch: images are padded to the size of their step, targets to one number of boxes. An error is passed on."""
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, LwRetinaNetError):
@@ -106,22 +123,22 @@ def collate(samples: "list[Sample | LwRetinaNetError]") -> "Batch | LwRetinaNetE
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan(Sampler[list[Key]]):
-    """Which pictures make which step: a function of (seed, epoch) alone, so any step can be the first and any process can know all.
+    """Which images make which step: a function of (seed, epoch) alone, so that training can start at any step and every process knows all.
 
-    A step takes ``batch_size * accumulate * world`` pictures; each process gets its consecutive share, one micro-batch after another. All
-    of them are padded to one size, since a network sees the size of the padding: only so does accumulation equal the large batch.
+    A step takes ``batch_size * accumulate * world`` images; each process gets its consecutive share, one micro-batch after another. All
+    images of a step are padded to one size, because padding changes the network's answer: accumulation then equals the large batch.
 
     Args:
-        sizes_hw: (I, 2) of the original pictures.
-        config: augmentation and grouping.
-        rule: input size and padding.
-        seed: of order and augmentation.
-        batch_size: pictures of one micro-batch.
-        accumulate: micro-batches of one process in a step.
-        rank: of this process.
-        world: number of processes.
-        first_step: where to start.
-        last_step: where to stop (exclusive).
+        sizes_hw: (I, 2) sizes of the original images.
+        config: Settings of augmentation and grouping.
+        rule: Input size and padding of the model.
+        seed: Seed for the order of the images and for augmentation.
+        batch_size: Images of one micro-batch.
+        accumulate: Micro-batches of one process in a step.
+        rank: The number of this process.
+        world: The number of processes.
+        first_step: The first step.
+        last_step: The step after the last one.
     """
 
     sizes_hw: NDArray[np.int32]
@@ -137,15 +154,16 @@ class StepPlan(Sampler[list[Key]]):
 
     @property
     def images_per_step(self) -> int:
+        """Images of one step in all processes together."""
         return self.batch_size * self.accumulate * self.world
 
     @property
     def steps_per_epoch(self) -> int:
-        """A last incomplete step is left out; a set smaller than one step is repeated within it."""
+        """Steps of an epoch. An incomplete last step is left out; a data set smaller than one step is repeated within it."""
         return max(1, len(self.sizes_hw) // self.images_per_step)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """(steps_per_epoch, images_per_step) image numbers of an epoch."""
+        """(steps_per_epoch, images_per_step) the image numbers of an epoch."""
         random = np.random.default_rng((self.seed, epoch))
         step = self.images_per_step
         order = random.permutation(len(self.sizes_hw))
@@ -161,7 +179,7 @@ class StepPlan(Sampler[list[Key]]):
         return steps[random.permutation(len(steps))] if self.config.group_by_shape else steps
 
     def keys(self, epoch: int, indices: NDArray[np.int64]) -> list[Key]:
-        """Keys of all pictures of one step."""
+        """The keys of all images of one step."""
         sizes = [
             plan_geometry(
                 (int(self.sizes_hw[index, 0]), int(self.sizes_hw[index, 1])),
@@ -192,5 +210,5 @@ class StepPlan(Sampler[list[Key]]):
 
 
 def make_loader(dataset: TrainingSet, plan: StepPlan, *, workers: int, pin: bool) -> "DataLoader[Batch | LwRetinaNetError]":
-    """A torch loader over the steps of ``plan``."""
+    """A torch loader over the steps of ``plan``; ``pin`` puts batches into page-locked memory."""
     return DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, pin_memory=pin)  # type: ignore[arg-type]

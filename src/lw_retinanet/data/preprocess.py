@@ -1,4 +1,4 @@
-"""From a decoded picture to the network's input: the one path that training, prediction and serving share."""
+"""From a decoded image to the network's input; training and prediction share this code."""
 
 import math
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from lw_retinanet.conventions import InputRule
 
 
 def resize_scale(size_hw: tuple[int, int], rule: InputRule) -> float:
-    """The factor from picture to input pixels, before the sides are rounded."""
+    """The factor from pixels of the original image to pixels of the network's input, before the sides are rounded."""
     shorter, longer = min(size_hw), max(size_hw)
     if rule.resize == "long_side":
         return rule.size / longer
     scale = rule.size / shorter
-    # Detectron looks at the rounded side only: 1333.4 pixels are not more than 1333.
+    # Detectron compares the rounded side: 1333.4 pixels are not more than 1333.
     is_too_long = round(scale * longer) > rule.max_size if rule.rounding == "detectron" else scale * longer > rule.max_size
     return rule.max_size / longer if is_too_long else scale
 
 
 def resized_size(size_hw: tuple[int, int], rule: InputRule, jitter: float = 1.0) -> tuple[int, int]:
-    """Height and width of a picture after resizing (each at least 1).
+    """Height and width of an image after resizing, each at least 1.
 
     Args:
-        size_hw: of the original.
-        rule: of the weights.
-        jitter: extra factor, for augmentation.
+        size_hw: The size of the original image.
+        rule: How the model's images are resized.
+        jitter: A factor on top, for augmentation.
     """
     scale = resize_scale(size_hw, rule) * jitter
     sides = (size_hw[0] * scale, size_hw[1] * scale)
@@ -38,7 +38,7 @@ def resized_size(size_hw: tuple[int, int], rule: InputRule, jitter: float = 1.0)
         return max(1, math.floor(sides[0] + 0.5)), max(1, math.floor(sides[1] + 0.5))
     if rule.rounding == "detectron":
         return max(1, round(sides[0])), max(1, round(sides[1]))
-    # As torchvision does, of whose models this is the rule: a side of 97 scaled by 800 / 97 is 799.99... and becomes 799.
+    # As in torchvision, whose models need it: a side of 97 scaled by 800 / 97 is 799.99... and becomes 799.
     return max(1, int(sides[0])), max(1, int(sides[1]))
 
 
@@ -49,19 +49,19 @@ def padded_size(sizes_hw: Sequence[tuple[int, int]], multiple: int) -> tuple[int
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) array -> (3, H, W) uint8 tensor, without a copy where the memory allows it."""
+    """(H, W, 3) array -> (3, H, W) uint8 tensor, without a copy if the array is writable."""
     return torch.from_numpy(np.require(image, requirements=["W"])).permute(2, 0, 1)
 
 
 def resize(image: Tensor, size_hw: tuple[int, int], rule: InputRule) -> Tensor:
-    """Bilinear, with a low-pass filter if the rule says so. (3, H, W) uint8 -> (3, *size_hw) uint8, or float32 0..255 if it says so."""
+    """Resize a (3, H, W) uint8 image bilinearly to (3, *size_hw). The rule says whether with a low-pass filter, and in uint8 or float32."""
     if rule.resample_as == "float32":
         image = image.float()
     original = (int(image.shape[1]), int(image.shape[2]))
     if original == size_hw:
         return image
     if rule.rounding == "detectron" and size_hw == resized_size(original, rule):
-        # The step between samples is the exact scale, not the ratio of the rounded sides: up to half a pixel at the far border.
+        # The step between samples is the exact scale. The ratio of the rounded sides would be off by half a pixel at the far border.
         scale = resize_scale(original, rule)
         resized: Tensor = torch.ops.aten.upsample_bilinear2d(image[None], list(size_hw), False, scale, scale)[0]
         return resized
@@ -69,7 +69,7 @@ def resize(image: Tensor, size_hw: tuple[int, int], rule: InputRule) -> Tensor:
 
 
 def pad_to(images: Sequence[Tensor], size_hw: tuple[int, int]) -> Tensor:
-    """Stack (3, h, w) pictures into (N, 3, *size_hw) with zeros at the right and the bottom, channels last in memory."""
+    """Stack (3, h, w) images into (N, 3, *size_hw) with zeros at the right and the bottom, channels last in memory."""
     batch = torch.zeros((len(images), 3, *size_hw), dtype=images[0].dtype).to(memory_format=torch.channels_last)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
@@ -77,12 +77,12 @@ def pad_to(images: Sequence[Tensor], size_hw: tuple[int, int]) -> Tensor:
 
 
 def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
-    """Scale, subtract the mean, divide by the deviation, and zero what is padding (as torchvision, Detectron2 and MMDetection do).
+    """Scale, subtract the mean, divide by the deviation, and set the padding to zero, as torchvision, Detectron2 and MMDetection do.
 
     Args:
         images: (N, 3, H, W) RGB, uint8 or float of the same range.
-        sizes_hw: (N, 2) picture inside the padding.
-        rule: of the weights.
+        sizes_hw: (N, 2) the image sizes inside the padding.
+        rule: The scale, mean, deviation and channel order of the model.
 
     Returns:
         (N, 3, H, W) float32, channels last in memory.
@@ -99,7 +99,7 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # made while predicting, they must serve training too
+@torch.inference_mode(False)  # tensors made in inference mode could not be used in training
 def mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each. Kept, since a copy to a CUDA device would be waited for at every call."""
+    """(3, 1, 1) each; cached, because every copy to a CUDA device waits for the device."""
     return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]

@@ -1,4 +1,4 @@
-"""A look at a data set: some of its images with their boxes drawn, and all of them on one sheet."""
+"""Drawing some images of a data set with their boxes, one file an image and all together on a contact sheet."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,16 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.drawing import contact_sheet, draw_boxes, save_image
 from lw_retinanet.errors import ConfigError, InputError
 
-_READABLE_SIDE = 480  # below this many pixels, tags would cover the objects: enlarge
+_READABLE_SIDE = 480  # smaller images are enlarged, because the tags would cover their objects
 
 
 def preview(records: Records, out: Path, *, count: int = 16, seed: int = 0) -> list[Path]:
-    """Write up to ``count`` annotated images and ``contact_sheet.jpg`` into the folder ``out``.
+    """Draw up to ``count`` images with their boxes, and ``contact_sheet.jpg`` with all of them, into the folder ``out``.
 
-    The same seed picks the same images, with every class among them if ``count`` allows.
+    The same seed chooses the same images. Every class is among them if ``count`` allows. Files of the same names are replaced.
 
     Returns:
-        The files written, the sheet last. Files of the same names are replaced.
+        The files written, the contact sheet last.
 
     Raises:
         ImageError: if one of the images cannot be read.
@@ -33,29 +33,28 @@ def preview(records: Records, out: Path, *, count: int = 16, seed: int = 0) -> l
         raise InputError(f"{records.root}: the data set has no images; nothing to preview")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files, pictures, titles = [], [], []
+        files, figures, titles = [], [], []
         for number, image in enumerate(images, start=1):
-            picture = _draw(records, image)
+            figure = _draw(records, image)
             stem = re.sub(r"[^\w.-]+", "_", Path(records.file_names[image]).stem)[:80]
             files.append(out / f"{number:03d}_{stem}.jpg")
-            save_image(picture, files[-1])
-            pictures.append(picture)
+            save_image(figure, files[-1])
+            figures.append(figure)
             titles.append(Path(records.file_names[image]).name)
         files.append(out / "contact_sheet.jpg")
-        save_image(contact_sheet(pictures, columns=min(4, len(pictures)), titles=titles, width=1600), files[-1])
+        save_image(contact_sheet(figures, columns=min(4, len(figures)), titles=titles, width=1600), files[-1])
     except OSError as error:
         raise InputError(f"{out}: cannot write the preview ({error.strerror or error}); name a folder that can be written") from None
     return files
 
 
 def choose(records: Records, *, count: int, seed: int) -> list[int]:
-    """Up to ``count`` image numbers, sorted: first one for each class, the rarest class first, then any others."""
+    """Choose up to ``count`` images, and return their sorted numbers: one for each class, the rarest class first, then any others."""
     order = np.random.default_rng(seed).permutation(records.num_images)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    image_of_box = records.image_of_box
     # Each class once an image.
-    pairs = np.unique(np.stack((records.labels.astype(np.int64), image_of_box), axis=1), axis=0)
+    pairs = np.unique(np.stack((records.labels.astype(np.int64), records.image_of_box), axis=1), axis=0)
     images_per_class = np.bincount(pairs[:, 0], minlength=len(records.categories))
 
     chosen: dict[int, None] = {}

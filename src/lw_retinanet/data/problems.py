@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: every kind counted with its first few examples, so that a check reports and a reader raises."""
+"""What can be wrong with a data set. Every kind of problem is counted, with its first few examples; a reader raises the errors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ NUM_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of problem. An error stops a reader and fails a check; a warning is only reported."""
+    """A kind of problem. An error stops a reader and fails a check; a warning is only reported."""
 
     severity: Severity
     text: str
@@ -55,7 +55,7 @@ KINDS: Mapping[str, Kind] = {
 
 @dataclass
 class Problem:
-    """One kind of problem as found: how often, and its first few examples."""
+    """How often a kind of problem was found, and its first few examples."""
 
     kind: str
     count: int = 0
@@ -63,6 +63,7 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
+        """``error`` or ``warning``."""
         return KINDS[self.kind].severity
 
     def line(self) -> str:
@@ -72,6 +73,7 @@ class Problem:
         return f"{kind.text}: {self.count:,} ({', '.join(self.examples)}{more}); {kind.remedy}"
 
     def as_dict(self) -> dict[str, object]:
+        """The entry of the JSON report."""
         return {"kind": self.kind, "severity": self.severity, "count": self.count, "examples": list(self.examples), "text": self.line()}
 
 
@@ -83,10 +85,11 @@ class Problems:
         self._by_kind: dict[str, Problem] = {}
 
     def add(self, kind: str, example: str) -> None:
+        """Count one more of a kind."""
         self.add_many(kind, 1, (example,))
 
     def add_many(self, kind: str, count: int, examples: Iterable[str]) -> None:
-        """Count ``count`` more of a kind; only the first few of ``examples`` are looked at. A count of 0 adds nothing."""
+        """Count ``count`` more of a kind; only the first few of ``examples`` are evaluated. A count of 0 adds nothing."""
         if count == 0:
             return
         problem = self._by_kind.setdefault(kind, Problem(kind))
@@ -99,9 +102,6 @@ class Problems:
     def found(self) -> Sequence[Problem]:
         """Errors first, each group in order of appearance."""
         return sorted(self._by_kind.values(), key=lambda problem: problem.severity != "error")
-
-    def count(self, kind: str) -> int:
-        return self._by_kind[kind].count if kind in self._by_kind else 0
 
     def raise_errors(self) -> None:
         """Raise the first kind of error as one line.

@@ -1,4 +1,4 @@
-"""The embedded made-up data set: coloured shapes on textured backgrounds, the same files for the same seed, COCO form on disk."""
+"""The made-up data set: coloured shapes on textured backgrounds, as COCO files, with equal files for equal seeds."""
 
 import json
 import re
@@ -19,20 +19,20 @@ CATEGORIES = ((1, "disc"), (4, "checker"), (8, "star"), (9, "ring"))
 
 _MARK = "Made-up shapes of lw_retinanet"
 _OVERSAMPLING = 4
-_MOST_LEAN = 0.25  # radians that a checker is turned at most
-_CHECKS = 4  # in a row of a checker
-_MIN_VISIBLE = 0.7  # of every object, after others came to lie on it and the border cut it
-_MIN_CONTRAST = 110.0  # Euclidean RGB distance of an object from every object and background that it touches
+_MOST_LEAN = 0.25  # radians; checkers are turned by no more
+_CHECKS = 4  # fields in a row of a checker
+_MIN_VISIBLE = 0.7  # share of every object that other objects and the border must leave visible
+_MIN_CONTRAST = 110.0  # Euclidean RGB distance of an object from the background and the objects that it touches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture and what is in it.
+    """An image and what is in it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         owner: (H, W) int32, the number of the object seen at each pixel, -1 for the background.
-        labels: index into ``CATEGORIES`` of each object.
+        labels: The index into ``CATEGORIES`` of each object.
     """
 
     image: NDArray[np.uint8]
@@ -40,12 +40,13 @@ class Scene:
     labels: tuple[int, ...]
 
     def box_xywh(self, number: int) -> list[int]:
-        """The extent of the visible pixels of object ``number``."""
+        """x, y, width and height of the visible pixels of object ``number``."""
         rows, columns = np.nonzero(self.owner == number)
         x, y = int(columns.min()), int(rows.min())
         return [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
 
     def area(self, number: int) -> int:
+        """How many pixels of object ``number`` are visible."""
         return int((self.owner == number).sum())
 
 
@@ -53,11 +54,15 @@ def make_sample(out: Path, *, num_train: int = 600, num_val: int = 150, size: in
     """Write ``train.json``, ``val.json`` and ``images/`` into ``out``, and return ``out``.
 
     Args:
-        size: width of the pictures; most are square, every fifth is landscape, 4 to 3.
-        seed: the same one gives the same bytes with the same versions of Pillow and NumPy; picture i is the same in a sample of any length.
+        out: A new or empty folder, or an earlier sample, which is replaced.
+        num_train: Number of training images.
+        num_val: Number of validation images.
+        size: Width of the images in pixels. Most are square, every fifth is 4 to 3.
+        seed: Seed for everything. The bytes are equal for the same versions of Pillow and NumPy; image i is the same in a sample of any
+            length.
 
     Raises:
-        InputError: if ``out`` holds other files or cannot be written; a sample made before is replaced.
+        InputError: if ``out`` holds other files or cannot be written.
     """
     if num_train < 1 or num_val < 1:
         raise ConfigError(f"num_train and num_val must be at least 1, got {num_train} and {num_val}")
@@ -78,7 +83,7 @@ def make_sample(out: Path, *, num_train: int = 600, num_val: int = 150, size: in
 
 
 def draw_scene(rng: Generator, size_hw: tuple[int, int]) -> Scene:
-    """Draw one picture of 0 to 5 shapes; sizes scale with the width, and 128 pixels have shapes of 6 to 70."""
+    """Draw an image of 0 to 5 shapes. Their size scales with the width: an image of 128 pixels has shapes of 6 to 70."""
     height, width = size_hw
     base, canvas = _background(rng, height, width)
     owner = np.full((height, width), -1, np.int32)
@@ -156,7 +161,7 @@ def _background(rng: Generator, height: int, width: int) -> tuple[NDArray[np.flo
 
 
 def _place(rng: Generator, label: int, height: int, width: int) -> tuple[NDArray[np.float32], int, int]:
-    """Coverage (0..1) of a shape of random size and turn, and the pixel of the picture where its upper left corner goes."""
+    """Coverage (0..1) of a shape of random size and angle, and the left and top pixel of the image where it goes."""
     kind = rng.random()
     low, high = (6.0, 12.0) if kind < 0.04 else (24.0, 60.0) if kind < 0.94 else (60.0, 70.0)
     diameter = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * width / 128
@@ -188,7 +193,7 @@ def shape_cover(label: int, diameter: float, angle: float, shift: NDArray[np.flo
         if name == "star":
             turns = angle + np.arange(10) * np.pi / 5
             radii = np.where(np.arange(10) % 2 == 1, 0.42 * radius, radius)
-        else:  # the square of a checker, which leans a little
+        else:  # the square of a checker, slightly turned
             turns = np.pi / 4 + (angle / np.pi - 1) * _MOST_LEAN + np.arange(4) * np.pi / 2
             radii = np.full(4, radius)
         points = centre + radii[:, None] * np.stack((np.cos(turns), np.sin(turns)), axis=1)
@@ -197,7 +202,7 @@ def shape_cover(label: int, diameter: float, angle: float, shift: NDArray[np.flo
 
 
 def _clip(cover: NDArray[np.float32], left: int, top: int, height: int, width: int) -> tuple[NDArray[np.float32], slice, slice]:
-    """The part of ``cover`` inside the picture, and the rows and columns where it goes."""
+    """The part of ``cover`` inside the image, and the rows and columns where it goes."""
     rows = slice(max(top, 0), min(top + cover.shape[0], height))
     columns = slice(max(left, 0), min(left + cover.shape[1], width))
     return cover[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left], rows, columns
@@ -206,7 +211,7 @@ def _clip(cover: NDArray[np.float32], left: int, top: int, height: int, width: i
 def _leaves_all_visible(
     owner: NDArray[np.int32], below: NDArray[np.int32], mask: NDArray[np.bool_], cover: NDArray[np.float32], full_areas: list[int]
 ) -> bool:
-    """Whether the new object (``mask``, ``cover``) and all those ``below`` it would still be seen well enough."""
+    """Whether enough of the new object (``mask``, ``cover``) and of all objects ``below`` it would be visible."""
     if mask.sum() < _MIN_VISIBLE * (cover >= 0.5).sum():
         return False
     for number in np.unique(below[below >= 0]).tolist():
@@ -216,7 +221,7 @@ def _leaves_all_visible(
 
 
 def _colour(rng: Generator, neighbours: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """A random colour unlike every one of ``neighbours``; of sixteen tries the first that is far enough, else the farthest."""
+    """A random colour unlike all ``neighbours``: of sixteen the first that is far enough from them, else the farthest."""
     tries = rng.uniform(15, 240, (16, 3))
     distances = np.min([np.linalg.norm(tries - neighbour, axis=1) for neighbour in neighbours], axis=0)
     far = np.flatnonzero(distances >= _MIN_CONTRAST)
@@ -224,7 +229,7 @@ def _colour(rng: Generator, neighbours: list[NDArray[np.float64]]) -> NDArray[np
 
 
 def _shaded(rng: Generator, colour: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """(H, W, 3) of one colour, lit from a random side."""
+    """(H, W, 3) pixels of one colour, lit from a random side."""
     y, x = np.mgrid[-1 : 1 : complex(0, shape[0]), -1 : 1 : complex(0, shape[1])]
     angle = rng.uniform(0, 2 * np.pi)
     light = rng.uniform(0, 18) * (x * np.cos(angle) + y * np.sin(angle))
@@ -232,13 +237,13 @@ def _shaded(rng: Generator, colour: NDArray[np.float64], shape: tuple[int, ...])
 
 
 def _checked(paint: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """The same colour with every other check dark; ``side`` is that of the whole shape."""
+    """The pixels ``paint`` with every other field darkened; ``side`` is the side of the whole shape."""
     rows, columns = np.indices(paint.shape[:2]) * _CHECKS // side
     return np.where(((rows + columns) % 2 == 0)[..., None], paint, 0.25 * paint).astype(np.float32)
 
 
 def _is_ours(out: Path) -> bool:
-    """Whether a sample, or what an interrupted run left of one, is all that ``out`` holds."""
+    """Whether ``out`` holds nothing but a sample, or what an interrupted call left of one."""
     names = {path.name for path in out.iterdir() if not re.fullmatch(r"\.(train|val)\.\d+\.part\.json", path.name)}
     if not names <= {"train.json", "val.json", "images"}:
         return False

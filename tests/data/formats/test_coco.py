@@ -98,7 +98,7 @@ def test_a_bad_box_names_its_annotation(tmp_path: Path, bbox: object, kind: str)
         COCO.read(path)
     problems = Problems(path)
     assert COCO.read(path, problems=problems).num_boxes == 3  # the sound ones of the batch are kept
-    assert problems.count(kind) == 1
+    assert kind in [problem.kind for problem in problems.found() if problem.count == 1]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_string_annotation_ids_are_numbered(tmp_path: Path) -> None:
     problems = Problems("x")
     records = COCO.read(write(tmp_path, content), problems=problems)
     assert records.annotation_ids.tolist() == [1, 2, 3]
-    assert problems.count("renumbered_annotation_ids") == 1
+    assert "renumbered_annotation_ids" in [problem.kind for problem in problems.found() if problem.count == 1]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_the_tolerant_reader_keeps_the_rest(tmp_path: Path) -> None:
     (tmp_path / "b.xml").write_text("<svg/>")
     problems = Problems(tmp_path)
     assert VOC.read(tmp_path, problems=problems).num_boxes == 1
-    assert problems.count("broken_file") == 1
+    assert "broken_file" in [problem.kind for problem in problems.found() if problem.count == 1]
 
 
 def test_a_folder_without_xml(tmp_path: Path) -> None:
