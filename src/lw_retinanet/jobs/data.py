@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lw_retinanet.data.check import check
-from lw_retinanet.data.check_report import Report
+from lw_retinanet.data.check_report import DataReport
 from lw_retinanet.data.convert import DataConversion, convert
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
@@ -25,7 +25,7 @@ class DataCheck:
         anchor_recall: The anchor recall of every split that can be read; the key is None where there are no splits.
     """
 
-    report: Report
+    report: DataReport
     anchor_recall: Mapping[str | None, AnchorRecall]
 
     def as_dict(self) -> dict[str, Any]:
