@@ -10,10 +10,12 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.errors import DataError, InputError, WeightsError
 from lw_retinanet.weights.foreign.class_rows import assign_classes, read_classes
 from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES
-from lw_retinanet.weights.foreign.weights_format import WeightsFormat
+from lw_retinanet.weights.foreign.weights_format import TensorNames, WeightsFormat
 
-TORCHVISION = WeightsFormat(framework="torchvision", generation="", conventions=Conventions(), tensor_name=str, has_background_row=True)
-OTHER = WeightsFormat(framework="mmdet", generation="", conventions=Conventions(), tensor_name=str)
+TORCHVISION = WeightsFormat(
+    framework="torchvision", generation="", conventions=Conventions(), names=TensorNames({}), has_background_row=True
+)
+OTHER = WeightsFormat(framework="mmdet", generation="", conventions=Conventions(), names=TensorNames({}))
 
 
 def with_ids(*ids: int | str) -> list[Category]:

@@ -18,7 +18,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.weights.foreign.comparison import Detections, Image, compare_with_framework, compare_with_torchvision
+from lw_retinanet.weights.foreign.comparison import Arrays, Image, compare_with_framework, compare_with_torchvision
 from lw_retinanet.weights.foreign.convert import convert
 from lw_retinanet.weights.foreign.torchvision_model import convert_model, from_torchvision
 from lw_retinanet.weights.model_file import LoadedModel
@@ -61,8 +61,9 @@ def make(
     return model
 
 
-def answers(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Detections]:
-    return Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
+def answers(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Arrays]:
+    results = Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
+    return [(result.boxes, result.scores, result.labels) for result in results]
 
 
 CASES: list[dict[str, Any]] = [

@@ -133,12 +133,9 @@ def push_to_hub(
     Args:
         model: As in :func:`save_pretrained`.
         repo_id: The repository, ``OWNER/NAME``, which is created if it does not exist.
-        metrics: As in :func:`save_pretrained`.
-        licence: As in :func:`save_pretrained`.
-        dataset: As in :func:`save_pretrained`.
+        metrics, licence, dataset: As in :func:`save_pretrained`.
         private: Whether a new repository is private; None takes the owner's default.
-        revision: As in :func:`from_pretrained`.
-        token: As in :func:`from_pretrained`.
+        revision, token: As in :func:`from_pretrained`.
         message: Message of the commit.
 
     Returns:

@@ -8,9 +8,8 @@ from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.detection.result import Result
 from lw_retinanet.errors import OutputError
-from lw_retinanet.weights.foreign.comparison import Image, compare_with_framework
+from lw_retinanet.weights.foreign.comparison import Arrays, Image, compare_with_framework
 from lw_retinanet.weights.foreign.conversion import ConvertedModel
 from lw_retinanet.weights.foreign.convert import convert
 from lw_retinanet.weights.model_file import LoadedModel, save_model
@@ -46,6 +45,7 @@ def _require_new_model_file(out: Path, weights: str | Path) -> None:
         raise OutputError(f"{out} is the file to convert itself; choose another name for the output")
 
 
-def _answers(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Result]:
+def _answers(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Arrays]:
     """What every user of the model will get, for the comparison with the origin's library."""
-    return Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
+    results = Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
+    return [(result.boxes, result.scores, result.labels) for result in results]

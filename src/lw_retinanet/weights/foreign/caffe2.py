@@ -6,14 +6,7 @@ from collections.abc import Collection
 from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
-from lw_retinanet.weights.foreign.weights_format import (
-    Assumption,
-    TensorName,
-    WeightsFormat,
-    parse_block_tensor,
-    parse_fpn_tensor,
-    parse_head_tensor,
-)
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
 NAME = "caffe2"
 # Affine layers have no epsilon, so 0 reproduces them exactly. P6 comes from C5, with a ReLU before P7.
@@ -38,9 +31,19 @@ CONVENTIONS = Conventions(
     output=OutputRule(last_level_score_threshold=0.0, clip_to="picture_minus_one", frame="picture", scale_back="uniform"),
 )
 _BLOB = re.compile(r"res([2-5])_(\d+)_branch2a_w")
-_PARAMETERS = {"weight": "w", "bias": "b"}
-_AFFINE = {"weight": "s", "bias": "b"}
-_BRANCHES = {0: "branch1", 1: "branch2a", 2: "branch2b", 3: "branch2c"}
+_NAMES = {
+    "stem": "conv1_{parameter}",
+    "stem_norm": "res_conv1_bn_{parameter}",
+    "conv": "res{res}_{block}_branch2{letter}_{parameter}",
+    "norm": "res{res}_{block}_branch2{letter}_bn_{parameter}",
+    "shortcut": "res{res}_{block}_branch1_{parameter}",
+    "shortcut_norm": "res{res}_{block}_branch1_bn_{parameter}",
+    "extra": "fpn_{level}_{parameter}",
+    "cls_unit": "retnet_cls_conv_n{unit}_fpn3_{parameter}",
+    "bbox_unit": "retnet_bbox_conv_n{unit}_fpn3_{parameter}",
+    "cls_prediction": "retnet_cls_pred_fpn3_{parameter}",
+    "bbox_prediction": "retnet_bbox_pred_fpn3_{parameter}",
+}
 _UNUSED = (
     (r".*_momentum", "the optimiser's"),
     (r"lr|.*_iter|.*/lr|.*/iter.*|gpu_0/.*|__preserve__/.*", "the trainer's"),
@@ -77,7 +80,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
         framework=NAME,
         generation="Detectron",
         conventions=CONVENTIONS,
-        tensor_name=_tensor_name(last),
+        names=_names(last),
         unused=_UNUSED,
         assumed=(
             Assumption(setting="stride_in", value=CONVENTIONS.stride_in, why="Detectron's MSRA backbones"),
@@ -86,34 +89,11 @@ def describe(file: ForeignFile) -> WeightsFormat:
     )
 
 
-def _tensor_name(last: dict[int, int]) -> TensorName:
-    """Return the function from our names to blobs; ``last`` is the number of the last block of res2..res5, which FPN blobs contain."""
-
-    def name(ours: str) -> str | None:
-        if ours == "backbone.conv1.weight":
-            return "conv1_w"
-        if ours.startswith("backbone.bn1."):
-            return _affine("res_conv1", ours.rpartition(".")[2])
-        if block := parse_block_tensor(ours):
-            blob = f"res{block.stage + 1}_{block.block}_{_BRANCHES[block.conv]}"
-            return _affine(blob, block.parameter) if block.is_norm else f"{blob}_w"
-        if part := parse_fpn_tensor(ours):
-            kind, which, parameter = part
-            if kind == "extra_blocks":
-                return f"fpn_{which.removeprefix('p')}_{_PARAMETERS[parameter]}"
-            stage = int(which) + 3
-            blob = f"res{stage}_{last[stage]}_sum"
-            if kind == "layer_blocks":
-                return f"fpn_{blob}_{_PARAMETERS[parameter]}"
-            # The coarsest level starts the top-down path, so Detectron does not call its convolution lateral.
-            return f"fpn_inner_{blob}{'' if stage == 5 else '_lateral'}_{_PARAMETERS[parameter]}"
-        if (head := parse_head_tensor(ours)) and head.layer == 0:
-            layer = "pred" if head.unit is None else f"conv_n{head.unit}"
-            return f"retnet_{head.branch}_{layer}_fpn3_{_PARAMETERS[head.parameter]}"
-        return None
-
-    return name
-
-
-def _affine(blob: str, parameter: str) -> str | None:
-    return f"{blob}_bn_{_AFFINE[parameter]}" if parameter in _AFFINE else None
+def _names(last: dict[int, int]) -> TensorNames:
+    """The names for the number of the last block of res2..res5, which names of the FPN contain."""
+    names = dict(_NAMES)
+    for level in (3, 4, 5):
+        # The coarsest level starts the top-down path, so Detectron does not call its convolution lateral.
+        names[f"lateral{level}"] = f"fpn_inner_res{level}_{last[level]}_sum{'' if level == 5 else '_lateral'}_{{parameter}}"
+        names[f"output{level}"] = f"fpn_res{level}_{last[level]}_sum_{{parameter}}"
+    return TensorNames(names, parameters={"weight": "w", "bias": "b"}, norm_parameters={"weight": "s", "bias": "b"})

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +26,9 @@ _TIED_PX = 0.05  # the same at a threshold, where another detection of almost th
 _NEVER = -1e4  # logit of a class row that is never detected
 
 
-class Detections(Protocol):
-    """Detections in one image, sorted by descending score."""
-
-    @property
-    def boxes(self) -> NDArray[np.float32]:
-        """(N, 4) xyxy, pixels of the image."""
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """(N,) from 0 to 1."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) from 0 to K-1."""
-
-
-Predict = Callable[[LoadedModel, Sequence[Image]], Sequence[Detections]]
+# Boxes, scores and labels of one image, sorted by descending score.
+Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+Predict = Callable[[LoadedModel, Sequence[Image]], Sequence[Arrays]]
 
 
 def compare_with_framework(converted: ConvertedModel, predict: Predict, images: Sequence[Image] = ()) -> ConvertedModel:
@@ -50,7 +36,7 @@ def compare_with_framework(converted: ConvertedModel, predict: Predict, images: 
 
     Args:
         converted: The result of :func:`~lw_retinanet.weights.foreign.convert.convert`.
-        predict: Returns what the converted model detects in images, each by itself.
+        predict: Returns what the converted model detects in images: boxes, scores and labels of each.
         images: (H, W, 3) uint8 RGB, compared at the model's full size. Two drawn images are always compared, at a smaller size.
 
     Returns:
@@ -138,12 +124,11 @@ def _compare_one(reference: Any, loaded: LoadedModel, rows: Sequence[int], predi
     their_anchors = reference.anchor_generator(inputs, features)[0]
     height, width = inputs.tensors.shape[-2:]
     our_anchors = make_anchors((height, width), conventions.anchors, their_anchors.device)
-    detections = predict(loaded, [image])[0]
     expected = reference([tensor])[0]
     labels = {row: label for label, row in enumerate(rows)}
     boxes, scores, unmatched = _match(
         (expected["boxes"].numpy(), expected["scores"].numpy(), np.array([labels[row] for row in expected["labels"].tolist()], np.int64)),
-        (detections.boxes, detections.scores, detections.labels),
+        predict(loaded, [image])[0],
         conventions,
     )
     differences = {
@@ -159,9 +144,6 @@ def _compare_one(reference: Any, loaded: LoadedModel, rows: Sequence[int], predi
 
 def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.float() - b.float()).abs().max()) if a.shape == b.shape else float("inf")
-
-
-Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def _match(expected: Arrays, found: Arrays, conventions: Conventions) -> tuple[float, float, int]:

@@ -99,7 +99,7 @@ def convert_file(
         source: Name of the source, for the report.
     """
     overrides = dict(overrides or {})
-    architecture = read_architecture(file.tensors, layout.tensor_name, where=file.where, backbone=overrides.get(BACKBONE))
+    architecture = read_architecture(file.tensors, layout.names, where=file.where, backbone=overrides.get(BACKBONE))
     conventions = layout.conventions
     if architecture.p6_source:
         conventions = conventions.model_copy(update={"p6_source": architecture.p6_source})

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from lw_retinanet.conventions import STRIDES, AnchorRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
-from lw_retinanet.weights.foreign.weights_format import Assumption, WeightsFormat, parse_block_tensor, parse_fpn_tensor, parse_head_tensor
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
 NAME = "detectron2"
 # Detectron2 clips boxes after scaling them to the original image, which is the same as clipping them before.
@@ -16,8 +16,23 @@ CONVENTIONS = Conventions(
     output=OutputRule(clip="after_nms", drop_empty=True),
 )
 
-_SUBNETS = {"cls": "cls_subnet", "bbox": "bbox_subnet"}
-_PREDICTORS = {"cls": "cls_score", "bbox": "bbox_pred"}
+_NAMES = TensorNames(
+    {
+        "stem": "backbone.bottom_up.stem.conv1.{parameter}",
+        "stem_norm": "backbone.bottom_up.stem.conv1.norm.{parameter}",
+        "conv": "backbone.bottom_up.res{res}.{block}.conv{conv}.{parameter}",
+        "norm": "backbone.bottom_up.res{res}.{block}.conv{conv}.norm.{parameter}",
+        "shortcut": "backbone.bottom_up.res{res}.{block}.shortcut.{parameter}",
+        "shortcut_norm": "backbone.bottom_up.res{res}.{block}.shortcut.norm.{parameter}",
+        "lateral": "backbone.fpn_lateral{level}.{parameter}",
+        "output": "backbone.fpn_output{level}.{parameter}",
+        "extra": "backbone.top_block.p{level}.{parameter}",
+        "cls_unit": "head.cls_subnet.{twice}.{parameter}",
+        "bbox_unit": "head.bbox_subnet.{twice}.{parameter}",
+        "cls_prediction": "head.cls_score.{parameter}",
+        "bbox_prediction": "head.bbox_pred.{parameter}",
+    }
+)
 _UNUSED = (
     (r"pixel_mean|pixel_std", "read into the input rule"),
     (r"anchor_generator\.cell_anchors\.\d|anchor_generator\.cell_anchors", "checked against the anchor rule"),
@@ -56,7 +71,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
         framework=NAME,
         generation="model zoo" if is_zoo else "trained",
         conventions=conventions,
-        tensor_name=_tensor_name,
+        names=_NAMES,
         unused=_UNUSED,
         assumed=tuple(assumed),
         cell_anchors=tuple(stored) if len(stored) == len(STRIDES) else (),
@@ -69,23 +84,3 @@ def _with_pixels(file: ForeignFile, conventions: Conventions) -> Conventions:
         if key in file.tensors and file.tensors[key].numel() == 3:
             changes[field] = tuple(file.tensors[key].double().flatten().tolist())
     return conventions.model_copy(update={"input": conventions.input.model_copy(update=changes)})
-
-
-def _tensor_name(ours: str) -> str | None:
-    if ours.startswith("backbone.conv1."):
-        return ours.replace("backbone.", "backbone.bottom_up.stem.", 1)
-    if ours.startswith("backbone.bn1."):
-        return ours.replace("backbone.bn1.", "backbone.bottom_up.stem.conv1.norm.", 1)
-    if block := parse_block_tensor(ours):
-        conv = f"conv{block.conv}" if block.conv else "shortcut"
-        return f"backbone.bottom_up.res{block.stage + 1}.{block.block}.{conv}.{'norm.' if block.is_norm else ''}{block.parameter}"
-    if part := parse_fpn_tensor(ours):
-        kind, which, parameter = part
-        if kind == "extra_blocks":
-            return f"backbone.top_block.{which}.{parameter}"
-        return f"backbone.fpn_{'lateral' if kind == 'inner_blocks' else 'output'}{int(which) + 3}.{parameter}"
-    if (head := parse_head_tensor(ours)) and head.layer == 0:
-        if head.unit is None:
-            return f"head.{_PREDICTORS[head.branch]}.{head.parameter}"
-        return f"head.{_SUBNETS[head.branch]}.{2 * head.unit}.{head.parameter}"
-    return None

@@ -10,7 +10,7 @@ from lw_retinanet.errors import WeightsError
 from lw_retinanet.weights.classes import plain_name
 from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
-from lw_retinanet.weights.foreign.weights_format import Assumption, WeightsFormat, parse_fpn_tensor, parse_head_tensor
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
 NAME = "mmdet"
 # Version 3. It clips boxes in pixels of the input and then scales them, which is the same as clipping them in the original image.
@@ -27,8 +27,20 @@ CAFFE_CONVENTIONS = CONVENTIONS.model_copy(
     }
 )
 
-_TOWERS = {"cls": "cls_convs", "bbox": "reg_convs"}
-_PREDICTORS = {"cls": "retina_cls", "bbox": "retina_reg"}
+_NAMES = TensorNames(
+    {
+        "backbone": "backbone.{rest}",
+        "lateral": "neck.lateral_convs.{index}.conv.{parameter}",
+        "output": "neck.fpn_convs.{index}.conv.{parameter}",
+        "extra": "neck.fpn_convs.{index}.conv.{parameter}",
+        "cls_unit": "bbox_head.cls_convs.{unit}.conv.{parameter}",
+        "bbox_unit": "bbox_head.reg_convs.{unit}.conv.{parameter}",
+        "cls_unit_norm": "bbox_head.cls_convs.{unit}.gn.{parameter}",
+        "bbox_unit_norm": "bbox_head.reg_convs.{unit}.gn.{parameter}",
+        "cls_prediction": "bbox_head.retina_cls.{parameter}",
+        "bbox_prediction": "bbox_head.retina_reg.{parameter}",
+    }
+)
 # Our field of the output rule -> MMDetection's keys.
 _OUTPUT: dict[str, tuple[str, ...]] = {
     "score_threshold": ("score_thr",),
@@ -67,7 +79,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
         framework=NAME,
         generation=f"MMDetection {version[:20]}" if version else "MMDetection",
         conventions=conventions,
-        tensor_name=_tensor_name,
+        names=_NAMES,
         unused=(
             (r"backbone\.fc\..*", "the classifier of the backbone's first training"),
             (r"data_preprocessor\.(mean|std)", "no weights"),
@@ -75,22 +87,6 @@ def describe(file: ForeignFile) -> WeightsFormat:
         assumed=tuple(assumed),
         categories=_classes(meta),
     )
-
-
-def _tensor_name(ours: str) -> str | None:
-    if ours.startswith("backbone."):
-        return ours
-    if part := parse_fpn_tensor(ours):
-        kind, which, parameter = part
-        if kind == "inner_blocks":
-            return f"neck.lateral_convs.{which}.conv.{parameter}"
-        number = {"p6": 3, "p7": 4}[which] if kind == "extra_blocks" else int(which)
-        return f"neck.fpn_convs.{number}.conv.{parameter}"
-    if head := parse_head_tensor(ours):
-        if head.unit is None:
-            return f"bbox_head.{_PREDICTORS[head.branch]}.{head.parameter}"
-        return f"bbox_head.{_TOWERS[head.branch]}.{head.unit}.{'gn' if head.layer else 'conv'}.{head.parameter}"
-    return None
 
 
 class _ConfigText:

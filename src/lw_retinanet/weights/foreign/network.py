@@ -14,7 +14,7 @@ from lw_retinanet.heads import HeadPlan, TowerPlan
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
-from lw_retinanet.weights.foreign.weights_format import TensorName, WeightsFormat
+from lw_retinanet.weights.foreign.weights_format import TensorNames, WeightsFormat
 
 # (has bottlenecks, residual blocks of the four stages) -> torchvision's name of the network.
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -72,22 +72,22 @@ class FilledNetwork:
     unused: Mapping[str, str]
 
 
-def read_architecture(tensors: Mapping[str, Tensor], name: TensorName, *, where: str, backbone: str | None = None) -> Architecture:
+def read_architecture(tensors: Mapping[str, Tensor], names: TensorNames, *, where: str, backbone: str | None = None) -> Architecture:
     """Read depth, widths and counts off the shapes of the tensors.
 
     Args:
         tensors: Tensors of the file.
-        name: Maps our tensor names to the file's.
+        names: The file's names of our tensors.
         where: Name of the file, for messages.
         backbone: Name of the backbone; None determines it from the tensors.
 
     Raises:
         WeightsError: For a backbone, a head or a count that cannot be converted; the message names what was found.
     """
-    backbone = backbone or _read_backbone(tensors, name, where)
-    width = _shape(tensors, name("fpn.inner_blocks.0.0.weight"), where)[0]
-    box_rows = _shape(tensors, name("head.bbox.shared_predict.weight"), where)[0]
-    rows = _shape(tensors, name("head.cls.shared_predict.weight"), where)[0]
+    backbone = backbone or _read_backbone(tensors, names, where)
+    width = _shape(tensors, names("fpn.inner_blocks.0.0.weight"), where)[0]
+    box_rows = _shape(tensors, names("head.bbox.shared_predict.weight"), where)[0]
+    rows = _shape(tensors, names("head.cls.shared_predict.weight"), where)[0]
     if box_rows % 4 or box_rows == 0:
         raise WeightsError(
             f"the box predictor of {where} has {box_rows} rows, not four for each anchor; boxes of other kinds cannot be converted"
@@ -97,22 +97,22 @@ def read_architecture(tensors: Mapping[str, Tensor], name: TensorName, *, where:
         raise WeightsError(
             f"the class predictor of {where} has {rows} rows for {anchors} anchors in a cell; one row for each anchor and class is expected"
         )
-    p6 = _shape(tensors, name("fpn.extra_blocks.p6.weight"), where)
-    c5 = _shape(tensors, name("fpn.inner_blocks.2.0.weight"), where)
+    p6 = _shape(tensors, names("fpn.extra_blocks.p6.weight"), where)
+    c5 = _shape(tensors, names("fpn.inner_blocks.2.0.weight"), where)
     p6_source: Literal["C5", "P5"] | None = None
     if len(p6) > 1 and len(c5) > 1 and c5[1] != width:
         p6_source = "C5" if p6[1] == c5[1] else "P5"
-    plan = _read_plan(tensors, name, where)
+    plan = _read_plan(tensors, names, where)
     return Architecture(backbone=backbone, width=width, plan=plan, num_anchors=anchors, num_rows=rows // anchors, p6_source=p6_source)
 
 
-def _read_plan(tensors: Mapping[str, Tensor], name: TensorName, where: str) -> HeadPlan:
+def _read_plan(tensors: Mapping[str, Tensor], names: TensorNames, where: str) -> HeadPlan:
     num_units = 0
-    while name(f"head.cls.shared_units.{num_units}.0.weight") in tensors:
+    while names(f"head.cls.shared_units.{num_units}.0.weight") in tensors:
         num_units += 1
     if num_units == 0:
-        raise WeightsError(f"the head of {where} has no class tower: {name('head.cls.shared_units.0.0.weight')} is missing")
-    has_norm = name("head.cls.shared_units.0.1.weight") in tensors
+        raise WeightsError(f"the head of {where} has no class tower: {names('head.cls.shared_units.0.0.weight')} is missing")
+    has_norm = names("head.cls.shared_units.0.1.weight") in tensors
     plan = HeadPlan()
     if has_norm or num_units != len(plan.shared.units):
         plan = HeadPlan(shared=TowerPlan(units=("3x3-gn" if has_norm else "3x3",) * num_units))
@@ -128,26 +128,26 @@ def _shape(tensors: Mapping[str, Tensor], name: str | None, where: str) -> tuple
     return shape
 
 
-def _read_backbone(tensors: Mapping[str, Tensor], name: TensorName, where: str) -> str:
+def _read_backbone(tensors: Mapping[str, Tensor], names: TensorNames, where: str) -> str:
     blocks = []
     for stage in range(1, 5):
         count = 0
-        while name(f"backbone.layer{stage}.{count}.conv1.weight") in tensors:
+        while names(f"backbone.layer{stage}.{count}.conv1.weight") in tensors:
             count += 1
         blocks.append(count)
     if not any(blocks):
         kind = next((kind for kind, pattern in _OTHER_BACKBONES.items() if any(re.search(pattern, key) for key in tensors)), None)
         found = f"{kind} (by its names)" if kind else "of an unknown kind"
         raise WeightsError(f"the backbone of {where} is {found}, no ResNet; only ResNets can be converted")
-    first = tensors.get(name("backbone.layer1.0.conv1.weight") or "")
-    second = tensors.get(name("backbone.layer1.0.conv2.weight") or "")
+    first = tensors.get(names("backbone.layer1.0.conv1.weight") or "")
+    second = tensors.get(names("backbone.layer1.0.conv2.weight") or "")
     if first is not None and second is not None and first.dim() == second.dim() == 4:
         if second.shape[1] != first.shape[0]:
             groups = first.shape[0] // max(1, second.shape[1])
             raise WeightsError(f"the backbone of {where} is a ResNeXt ({groups} groups); only plain ResNets can be converted")
         if first.shape[0] != 64:
             raise WeightsError(f"the backbone of {where} is a ResNet of other widths ({first.shape[0]} channels in C2, not 64)")
-    has_bottlenecks = name("backbone.layer1.0.conv3.weight") in tensors
+    has_bottlenecks = names("backbone.layer1.0.conv3.weight") in tensors
     try:
         return RESNETS[has_bottlenecks, tuple(blocks)]
     except KeyError:
@@ -177,7 +177,7 @@ def fill_network(
     used: dict[str, str] = {}
     missing, misshapen, broken = [], [], []
     for ours, wanted in model.state_dict().items():
-        theirs = layout.tensor_name(ours)
+        theirs = layout.names(ours)
         if theirs is None:
             state[ours] = _constant(ours, wanted, conventions)
             continue

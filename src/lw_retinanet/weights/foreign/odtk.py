@@ -6,7 +6,7 @@ from collections.abc import Collection
 from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
-from lw_retinanet.weights.foreign.weights_format import Assumption, TensorName, WeightsFormat, parse_fpn_tensor, parse_head_tensor
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
 NAME = "odtk"
 # odtk places anchors around the centre of a cell but measures them with both border pixels, so the centres of its decoded boxes lie half
@@ -19,7 +19,6 @@ CONVENTIONS = Conventions(
 )
 
 _HEADS = {"cls": "cls_head", "bbox": "box_head"}
-_PREDICTION = 8  # index in odtk's nn.Sequential, after four convolutions and their ReLUs
 _STEM = re.compile(r"backbones\.(\w+)\.features\.conv1\.weight")
 
 
@@ -55,7 +54,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
         framework=NAME,
         generation=found[0],
         conventions=CONVENTIONS.model_copy(update={"anchors": anchors}),
-        tensor_name=_tensor_name(found[0]),
+        names=_names(found[0]),
         unused=((r"backbones\.\w+\.features\.fc\..*", "the classifier of the backbone's first training"),),
         assumed=tuple(assumed),
     )
@@ -67,22 +66,18 @@ def _numbers(values: object) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _tensor_name(backbone: str) -> TensorName:
-    """Return the function from our names to odtk's; ``backbone`` is odtk's name of it, such as ``ResNet50FPN``."""
-
-    def name(ours: str) -> str | None:
-        place = f"backbones.{backbone}."
-        if ours.startswith("backbone."):
-            return f"{place}features.{ours.removeprefix('backbone.')}"
-        if part := parse_fpn_tensor(ours):
-            kind, which, parameter = part
-            if kind == "extra_blocks":
-                return f"{place}pyramid{which.removeprefix('p')}.{parameter}"
-            return f"{place}{'lateral' if kind == 'inner_blocks' else 'smooth'}{int(which) + 3}.{parameter}"
-        if (head := parse_head_tensor(ours)) and head.layer == 0:
-            if head.unit is not None and 2 * head.unit >= _PREDICTION:
-                return None
-            return f"{_HEADS[head.branch]}.{_PREDICTION if head.unit is None else 2 * head.unit}.{head.parameter}"
-        return None
-
-    return name
+def _names(backbone: str) -> TensorNames:
+    """The names for odtk's name of the backbone, such as ``ResNet50FPN``."""
+    place = f"backbones.{backbone}"
+    # A head is an nn.Sequential of four convolutions, each followed by a ReLU, and the prediction.
+    heads = {f"{ours}_unit{unit}": f"{theirs}.{2 * unit}.{{parameter}}" for ours, theirs in _HEADS.items() for unit in range(4)}
+    return TensorNames(
+        {
+            "backbone": f"{place}.features.{{rest}}",
+            "lateral": f"{place}.lateral{{level}}.{{parameter}}",
+            "output": f"{place}.smooth{{level}}.{{parameter}}",
+            "extra": f"{place}.pyramid{{level}}.{{parameter}}",
+            **heads,
+            **{f"{ours}_prediction": f"{theirs}.8.{{parameter}}" for ours, theirs in _HEADS.items()},
+        }
+    )

@@ -8,7 +8,7 @@ from lw_retinanet.conventions import AnchorRule, Conventions, InputRule, OutputR
 from lw_retinanet.errors import WeightsError, first_line, nearest
 from lw_retinanet.weights.foreign.coco_classes import TORCHVISION_COCO_ROWS
 from lw_retinanet.weights.foreign.weights_file import ForeignFile, unwrap
-from lw_retinanet.weights.foreign.weights_format import Assumption, TensorName, WeightsFormat, parse_fpn_tensor, parse_head_tensor
+from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
 NAME = "torchvision"
 # torchvision 0.13 and later. It sets the epsilon of the norms to 0 when it loads its own v1 weights; a network that somebody trained
@@ -24,8 +24,6 @@ TORCHVISION_V2 = TORCHVISION_V1.model_copy(update={"norm_eps": 1e-5, "p6_source"
 DOWNLOAD = "torchvision:"
 
 _DOWNLOADABLE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2")
-_HEADS = {"cls": "head.classification_head", "bbox": "head.regression_head"}
-_PREDICTORS = {"cls": "cls_logits", "bbox": "bbox_reg"}
 UNUSED = (
     (r"backbone\.body\.fc\..*", "the classifier of the backbone's first training"),
     (r"transform\..*|anchor_generator\..*", "no weights"),
@@ -69,38 +67,34 @@ def describe(file: ForeignFile) -> WeightsFormat:
         framework=NAME,
         generation=generation,
         conventions=conventions,
-        tensor_name=tensor_name(has_plain_pyramid=has_plain_pyramid, has_flat_towers=has_flat_towers),
+        names=tensor_names(has_plain_pyramid=has_plain_pyramid, has_flat_towers=has_flat_towers),
         unused=UNUSED,
         assumed=tuple(assumed),
         has_background_row=True,
     )
 
 
-def tensor_name(*, has_plain_pyramid: bool = False, has_flat_towers: bool = False) -> TensorName:
-    """Return the function from our names to torchvision's.
+def tensor_names(*, has_plain_pyramid: bool = False, has_flat_towers: bool = False) -> TensorNames:
+    """Return torchvision's names.
 
     Args:
         has_plain_pyramid: The FPN has ``inner_blocks.0.weight`` instead of ``inner_blocks.0.0.weight``.
         has_flat_towers: The towers have ``conv.{0,2,4,6}`` instead of ``conv.{0,1,2,3}.0``.
     """
-
-    def name(ours: str) -> str | None:
-        if ours.startswith("backbone."):
-            return f"backbone.body.{ours.removeprefix('backbone.')}"
-        if part := parse_fpn_tensor(ours):
-            kind, which, parameter = part
-            inner = "" if has_plain_pyramid or kind == "extra_blocks" else ".0"
-            return f"backbone.fpn.{kind}.{which}{inner}.{parameter}"
-        if head := parse_head_tensor(ours):
-            place = _HEADS[head.branch]
-            if head.unit is None:
-                return f"{place}.{_PREDICTORS[head.branch]}.{head.parameter}"
-            if has_flat_towers:
-                return f"{place}.conv.{2 * head.unit}.{head.parameter}" if head.layer == 0 else None
-            return f"{place}.conv.{head.unit}.{head.layer}.{head.parameter}"
-        return None
-
-    return name
+    inner = "" if has_plain_pyramid else ".0"
+    templates = {
+        "backbone": "backbone.body.{rest}",
+        "lateral": f"backbone.fpn.inner_blocks.{{index}}{inner}.{{parameter}}",
+        "output": f"backbone.fpn.layer_blocks.{{index}}{inner}.{{parameter}}",
+        "extra": "backbone.fpn.extra_blocks.p{level}.{parameter}",
+        "cls_prediction": "head.classification_head.cls_logits.{parameter}",
+        "bbox_prediction": "head.regression_head.bbox_reg.{parameter}",
+    }
+    for branch, place in (("cls", "head.classification_head.conv"), ("bbox", "head.regression_head.conv")):
+        templates[f"{branch}_unit"] = f"{place}.{{twice}}.{{parameter}}" if has_flat_towers else f"{place}.{{unit}}.0.{{parameter}}"
+        if not has_flat_towers:
+            templates[f"{branch}_unit_norm"] = f"{place}.{{unit}}.1.{{parameter}}"
+    return TensorNames(templates)
 
 
 def _num_rows(file: ForeignFile) -> int:

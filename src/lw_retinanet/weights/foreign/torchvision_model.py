@@ -17,7 +17,7 @@ from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.weights.foreign.class_rows import read_classes
 from lw_retinanet.weights.foreign.conversion import ConvertedModel
 from lw_retinanet.weights.foreign.convert import convert_file
-from lw_retinanet.weights.foreign.torchvision import NAME, TORCHVISION_V1, UNUSED, tensor_name
+from lw_retinanet.weights.foreign.torchvision import NAME, TORCHVISION_V1, UNUSED, tensor_names
 from lw_retinanet.weights.foreign.weights_file import unwrap
 from lw_retinanet.weights.foreign.weights_format import WeightsFormat
 from lw_retinanet.weights.model_file import LoadedModel
@@ -57,7 +57,7 @@ def convert_model(model: nn.Module, categories: Sequence[Category] | Sequence[st
         framework=NAME,
         generation=f"a live {type(model).__name__}, {'v2' if has_norm else 'v1'}",
         conventions=_conventions(model),
-        tensor_name=tensor_name(),
+        names=tensor_names(),
         unused=UNUSED,
         has_background_row=True,
     )

@@ -18,7 +18,7 @@ from lw_retinanet.errors import InputError
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.conversion import ConversionSource
 from lw_retinanet.weights.foreign.network import RESNETS
-from lw_retinanet.weights.foreign.torchvision import TORCHVISION_V1, TORCHVISION_V2, tensor_name
+from lw_retinanet.weights.foreign.torchvision import TORCHVISION_V1, TORCHVISION_V2, tensor_names
 
 # Units of a tower that torchvision's head can have -> the norm that makes them.
 _HEAD_NORMS: dict[tuple[str, ...], Any] = {("3x3",) * 4: None, ("3x3-gn",) * 4: partial(nn.GroupNorm, 32)}
@@ -168,12 +168,12 @@ def _build(
 
 def _torchvision_tensors(model: RetinaNet) -> dict[str, Tensor]:
     """The tensors of our model's backbone, pyramid and full head under torchvision's names."""
-    name = tensor_name()
+    names = tensor_names()
     full_output = "fpn.full_output."
     tensors = model.state_dict()
     for key in [key for key in tensors if key.startswith(full_output)]:
         tensors[f"fpn.layer_blocks.0.0.{key.removeprefix(full_output)}"] = tensors.pop(key)
     shared = {key: tensor for key, tensor in tensors.items() if ".own_units." not in key and ".own_predict." not in key}
-    renamed = {name(key): tensor for key, tensor in shared.items()}
+    renamed = {names(key): tensor for key, tensor in shared.items()}
     assert None not in renamed
     return {str(key): tensor for key, tensor in renamed.items()}

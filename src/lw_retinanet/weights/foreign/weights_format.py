@@ -1,22 +1,85 @@
 """How a framework names its tensors, and which of its conventions a weights file does not state."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 
-TensorName = Callable[[str], str | None]
-
 # Left out of every conversion, whatever the framework.
 _COUNTERS = (r".*\.num_batches_tracked", "a counter of training")
-_BLOCK = re.compile(r"backbone\.layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.([01]))\.(\w+)")
-_FPN = re.compile(r"fpn\.(inner_blocks|layer_blocks|extra_blocks)\.(\d|p6|p7)(?:\.0)?\.(weight|bias)")
-_HEAD = re.compile(r"head\.(cls|bbox)\.(?:shared_units\.(\d+)\.(\d)|(shared_predict))\.(weight|bias)")
+_BLOCK = r"backbone\.layer(?P<stage>\d)\.(?P<block>\d+)"
+# Kinds of the convolutions and norms of our networks, each with a regular expression for its name.
+_KINDS = {
+    "stem": r"backbone\.conv1",
+    "stem_norm": r"backbone\.bn1",
+    "conv": _BLOCK + r"\.conv(?P<conv>\d)",
+    "norm": _BLOCK + r"\.bn(?P<conv>\d)",
+    "shortcut": _BLOCK + r"\.downsample\.0",
+    "shortcut_norm": _BLOCK + r"\.downsample\.1",
+    "lateral": r"fpn\.inner_blocks\.(?P<index>\d)\.0",
+    "output": r"fpn\.layer_blocks\.(?P<index>\d)\.0",
+    "extra": r"fpn\.extra_blocks\.p(?P<level>\d)",
+    **{f"{branch}_unit": rf"head\.{branch}\.shared_units\.(?P<unit>\d+)\.0" for branch in ("cls", "bbox")},
+    **{f"{branch}_unit_norm": rf"head\.{branch}\.shared_units\.(?P<unit>\d+)\.1" for branch in ("cls", "bbox")},
+    **{f"{branch}_prediction": rf"head\.{branch}\.shared_predict" for branch in ("cls", "bbox")},
+}
+
+
+class TensorNames:
+    """A framework's names for the tensors of our networks.
+
+    Args:
+        templates: Kind of a convolution or norm -> the framework's name, with fields in braces. Every name may use ``{parameter}``
+            (``weight``, ``running_var``, ...). Names of residual blocks may use ``{stage}`` (1 to 4), ``{res}`` (2 to 5), ``{block}``,
+            ``{conv}`` (1 to 3) and ``{letter}`` (a to c); names of the FPN ``{level}`` (3 to 7) and ``{index}`` (0 for level 3); names of
+            head units ``{unit}`` (from 0) and ``{twice}`` (0, 2, 4, ...). A kind followed by a number, such as ``lateral5``, is for this
+            level or unit only. ``backbone`` is for all tensors of the backbone that have no template of their own, with ``{rest}``.
+        parameters: Names of a convolution's parameters in PyTorch -> the framework's; None if they are the same.
+        norm_parameters: The same for norms; the framework has none of the parameters that are left out.
+    """
+
+    def __init__(
+        self, templates: Mapping[str, str], *, parameters: Mapping[str, str] | None = None, norm_parameters: Mapping[str, str] | None = None
+    ) -> None:
+        self._templates, self._parameters, self._norm_parameters = templates, parameters, norm_parameters
+
+    def __call__(self, ours: str) -> str | None:
+        """Return the framework's name of one of our tensors, or None if the framework has no such tensor."""
+        module, _, parameter = ours.rpartition(".")
+        for kind, pattern in _KINDS.items():
+            if match := re.fullmatch(pattern, module):
+                fields = _fields(match.groupdict())
+                parameters = self._norm_parameters if kind.endswith("norm") else self._parameters
+                theirs = parameter if parameters is None else parameters.get(parameter)
+                number = fields.get("level", fields.get("unit"))
+                template = self._templates.get(f"{kind}{number}") or self._templates.get(kind)
+                if template and theirs:
+                    return template.format_map({**fields, "parameter": theirs})
+        if ours.startswith("backbone.") and "backbone" in self._templates:
+            return self._templates["backbone"].format(rest=ours.removeprefix("backbone."))
+        return None
+
+
+def _fields(numbers: Mapping[str, str]) -> dict[str, int | str]:
+    """The fields of a template for the numbers in one of our names."""
+    found = {name: int(number) for name, number in numbers.items()}
+    if "index" in found:
+        found["level"] = found["index"] + 3
+    elif "level" in found:
+        found["index"] = found["level"] - 3
+    fields: dict[str, int | str] = {**found}
+    if "stage" in found:
+        fields["res"] = found["stage"] + 1
+    if "conv" in found:
+        fields["letter"] = "_abc"[found["conv"]]
+    if "unit" in found:
+        fields["twice"] = 2 * found["unit"]
+    return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +105,7 @@ class WeightsFormat:
         framework: Name of the framework, one of ``frameworks.NAMES``.
         generation: Version or variant of the framework's format, for people.
         conventions: The framework's conventions, updated with what the file itself states.
-        tensor_name: Maps the name of one of our tensors to the file's name. It returns None for a tensor that the format lacks and
-            a constant replaces.
+        names: The file's names of our tensors.
         unused: Regular expressions for names of tensors that are left out, each with the reason.
         assumed: What the file does not state.
         categories: The classes that the file names, in the order of its class rows.
@@ -54,7 +116,7 @@ class WeightsFormat:
     framework: str
     generation: str
     conventions: Conventions
-    tensor_name: TensorName
+    names: TensorNames
     unused: tuple[tuple[str, str], ...] = ()
     assumed: tuple[Assumption, ...] = ()
     categories: tuple[Category, ...] | None = None
@@ -64,48 +126,3 @@ class WeightsFormat:
     def reason_to_drop(self, name: str) -> str | None:
         """Return why a tensor of the file is not used, or None if the format gives no reason."""
         return next((reason for pattern, reason in (_COUNTERS, *self.unused) if re.fullmatch(pattern, name)), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockTensor:
-    """A tensor of a residual block: of convolution ``conv`` (0 is the shortcut's), or of the norm behind it."""
-
-    stage: int
-    block: int
-    conv: int
-    is_norm: bool
-    parameter: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadTensor:
-    """A tensor of the head: of unit ``unit`` (``layer`` 0 is the convolution, 1 the norm), or of the prediction if ``unit`` is None."""
-
-    branch: Literal["cls", "bbox"]
-    unit: int | None
-    layer: int
-    parameter: str
-
-
-def parse_block_tensor(name: str) -> BlockTensor | None:
-    """Split one of our names of a residual block's tensor; None for every other name, the stem's included."""
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        return None
-    is_norm = match[3] == "bn" or match[5] == "1"
-    return BlockTensor(stage=int(match[1]), block=int(match[2]), conv=int(match[4] or 0), is_norm=is_norm, parameter=match[6])
-
-
-def parse_fpn_tensor(name: str) -> tuple[str, str, str] | None:
-    """Split one of our names of the FPN, such as ``("inner_blocks", "0", "weight")`` or ``("extra_blocks", "p6", "bias")``."""
-    match = _FPN.fullmatch(name)
-    return (match[1], match[2], match[3]) if match else None
-
-
-def parse_head_tensor(name: str) -> HeadTensor | None:
-    """Split one of our names of the head; None for every other name."""
-    match = _HEAD.fullmatch(name)
-    if match is None:
-        return None
-    unit = None if match[4] else int(match[2])
-    return HeadTensor(branch="cls" if match[1] == "cls" else "bbox", unit=unit, layer=int(match[3] or 0), parameter=match[5])
