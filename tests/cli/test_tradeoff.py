@@ -111,7 +111,23 @@ def test_what_cannot_be_is_refused_in_one_line(
     small = edited("small", lines=[{"name": "scaling", "variants": ["retinanet"], "scales": [3]}])
     assert "lines.0.scales.0=3" in cli.refuses("tradeoff", small, "--out", out, unchanged=tmp_path)
     longer = edited("longer", settings={"train": {"steps": 3}})
-    assert "choose another --out" in cli.refuses("tradeoff", longer, "--out", done[0], unchanged=done[0])
+    assert "choose another output folder" in cli.refuses("tradeoff", longer, "--out", done[0], unchanged=done[0])
     assert "too few" in cli.refuses("tradeoff", edited("few", data=str(data)), "--out", out, unchanged=tmp_path)
     assert "does not exist" in cli.refuses("tradeoff", tmp_path / "none.yaml", "--out", out, unchanged=tmp_path)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("lines: [")
+    assert "broken.yaml, line 1: not valid YAML" in cli.refuses("tradeoff", broken, "--out", out, unchanged=tmp_path)
     assert "holds no experiment" in cli.refuses("tradeoff", experiment, "--out", many, unchanged=many)
+
+
+@pytest.mark.parametrize(("content", "said"), [("lines: [", "not valid YAML"), ("- 3", "got list"), ("fingerprints:", "another data")])
+def test_a_damaged_record_of_the_experiment_is_one_clear_line(
+    cli: Any, experiment: Path, content: str, said: str, done: tuple[Path, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "experiment.yaml").write_text(content)
+    line = cli.refuses("tradeoff", experiment, "--out", out, unchanged=out)
+    assert said in line
+    assert str(out) in line
+    assert "unexpected" not in line

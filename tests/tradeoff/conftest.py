@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lw_retinanet.evaluation.paired import Estimate, Interval
-from lw_retinanet.tradeoff.rows import BlockCost, Latency, Row
+from lw_retinanet.tradeoff.rows import BlockCost, ExperimentRow, Latency
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def _points(a: float, difference: float, low: float, high: float) -> Interval:
     return Interval(a=a / 100, b=(a + difference) / 100, difference=difference / 100, low=low / 100, high=high / 100)
 
 
-def _make_row(*, ap: float = 17.25, d3: int | None = None, share: float = 1.0, **changes: Any) -> Row:
+def _make_row(*, ap: float = 17.25, d3: int | None = None, share: float = 1.0, **changes: Any) -> ExperimentRow:
     blocks = {name: BlockCost(int(macs * share * 10_000_000), params) for name, (macs, params) in BLOCKS.items()}
     if d3 is not None:
         blocks["D3"] = BlockCost(d3, 600_000)
@@ -102,11 +102,11 @@ def _make_row(*, ap: float = 17.25, d3: int | None = None, share: float = 1.0, *
         "command": "lw-retinanet tradeoff aquarium.yaml --out results --only retinanet@416",
         "made_with": {"lw_retinanet": "1.2.3", "torch": "2.10.0", "processor": "Some CPU <2 cores>"},
     }
-    return Row(**given | changes)
+    return ExperimentRow(**given | changes)
 
 
 @pytest.fixture(scope="session")
-def make_row() -> Callable[..., Row]:
+def make_row() -> Callable[..., ExperimentRow]:
     """A row of a result table with what is given changed; ``ap`` in points, ``d3`` its MACs, ``share`` of the MACs of all blocks."""
     return _make_row
 
@@ -118,7 +118,7 @@ def points() -> Callable[..., Interval]:
 
 
 @pytest.fixture(scope="session")
-def table() -> list[Row]:
+def table() -> list[ExperimentRow]:
     """A result table: four sizes, and eight light heads. Three cost nearly the same, one costs less than the smallest size."""
     rows = []
     for scale, ap, size_hw in [(416, 17.25, (320, 416)), (352, 16.0, (288, 352)), (320, 15.1, (256, 320)), (256, 12.0, (192, 256))]:

@@ -70,7 +70,7 @@ def change(values: dict[str, Any], place: tuple[str | int, ...], value: Any) -> 
         (("seeds",), [], r"seeds"),
         (("trunk",), None, r"start from a trained model; name it as trunk"),
         (("settings", "train", "stepz"), 3, r"unknown setting 'train\.stepz'; did you mean train\.steps"),
-        (("settings", "model"), {"preset": "lw-v3"}, r"settings\.model\.preset is the experiment's own"),
+        (("settings", "model"), {"preset": "lw-v3"}, r"settings\.model\.preset is decided by the rows"),
         (("settings",), {"train": 3}, r"sections model, data and train"),
         (("draws",), 5, r"draws=5"),
         (("pairs",), [["retinanet@96", "lw-v3@69"]], r"pairs names lw-v3@69, which is no row; did you mean lw-v3@96"),
@@ -95,5 +95,5 @@ def test_a_teacher_needs_cached_maps_and_its_own_anchors(values: dict[str, Any])
 
 
 def test_a_row_that_is_not_there_is_named_with_the_nearest(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"--only lw-v3@69: no such row; did you mean lw-v3@96\?"):
+    with pytest.raises(ConfigError, match=r"no row is called lw-v3@69; did you mean lw-v3@96\?"):
         parse_experiment(values, where="file").chosen(["lw-v3@69"])

@@ -66,9 +66,9 @@ def test_an_interrupted_call_is_taken_up_where_it_stopped(trunk: RetinaNet, reco
 
 def test_maps_of_something_else_are_refused(trunk: RetinaNet, records: Records, tmp_path: Path) -> None:
     compute(trunk, records, tmp_path)
-    with pytest.raises(RunFolderError, match=r"another data; choose another --out"):
+    with pytest.raises(RunFolderError, match=r"another data; choose another output folder"):
         compute(trunk, records, tmp_path, origin="elsewhere")
-    with pytest.raises(RunFolderError, match=r"another rule; choose another --out"):
+    with pytest.raises(RunFolderError, match=r"another rule; choose another output folder"):
         compute(trunk, records, tmp_path, size=64)
 
 

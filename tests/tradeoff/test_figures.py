@@ -13,31 +13,31 @@ from PIL import Image
 
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.evaluation.paired import Interval
-from lw_retinanet.tradeoff.figures import pictures, save_figures
-from lw_retinanet.tradeoff.picture import DARK, LIGHT, Picture
-from lw_retinanet.tradeoff.rows import Row
+from lw_retinanet.tradeoff.figures import make_figures, save_figures
+from lw_retinanet.tradeoff.page_figure import DARK, LIGHT, PageFigure
+from lw_retinanet.tradeoff.rows import ExperimentRow
 
 
 @pytest.fixture(scope="module")
-def drawn(table: list[Row]) -> dict[str, Picture]:
-    return {picture.name: picture for picture in pictures(table)}
+def drawn(table: list[ExperimentRow]) -> dict[str, PageFigure]:
+    return {picture.name: picture for picture in make_figures(table)}
 
 
-def names_in(picture: Picture) -> list[Annotation]:
+def names_in(picture: PageFigure) -> list[Annotation]:
     return [text for text in picture.figure.axes[0].texts if isinstance(text, Annotation)]
 
 
-def lines_in(picture: Picture) -> list[tuple[tuple[float, float], ...]]:
+def lines_in(picture: PageFigure) -> list[tuple[tuple[float, float], ...]]:
     """Points of all that is drawn as a line or as a marker."""
     return [tuple((float(x), float(y)) for x, y in np.asarray(line.get_xydata())) for line in picture.figure.axes[0].lines]
 
 
-def markers_in(picture: Picture) -> set[str]:
+def markers_in(picture: PageFigure) -> set[str]:
     return {str(line.get_marker()) for line in picture.figure.axes[0].lines if len(np.asarray(line.get_xydata())) == 1}
 
 
 @pytest.mark.parametrize("name", ["accuracy", "latency"])
-def test_names_overlap_neither_each_other_nor_the_edge(drawn: dict[str, Picture], name: str) -> None:
+def test_names_overlap_neither_each_other_nor_the_edge(drawn: dict[str, PageFigure], name: str) -> None:
     figure = drawn[name].figure
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in names_in(drawn[name])]  # without the line to its point
@@ -46,13 +46,13 @@ def test_names_overlap_neither_each_other_nor_the_edge(drawn: dict[str, Picture]
     assert all(figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max) for box in boxes)
 
 
-def test_every_row_is_named_once(drawn: dict[str, Picture], table: list[Row]) -> None:
+def test_every_row_is_named_once(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
     names = [text.get_text() for text in names_in(drawn["accuracy"])]
     assert names[:5] == ["416 px (baseline)", "352 px", "320 px", "256 px", "bbox-v1, init paper"]
     assert len(names) == len(table)
 
 
-def test_points_and_bars_are_the_numbers(drawn: dict[str, Picture], table: list[Row]) -> None:
+def test_points_and_bars_are_the_numbers(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
     lines = lines_in(drawn["accuracy"])
     for row in table:
         gmacs, ap = row.macs / 1e9, 100 * row.ap.value
@@ -64,7 +64,7 @@ def test_points_and_bars_are_the_numbers(drawn: dict[str, Picture], table: list[
     assert scaling in lines
 
 
-def test_the_shares_add_up_to_the_network(drawn: dict[str, Picture], table: list[Row]) -> None:
+def test_the_shares_add_up_to_the_network(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
     axes = drawn["shares"].figure.axes[0]
     bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     ends: dict[int, float] = {}
@@ -79,7 +79,7 @@ def test_the_shares_add_up_to_the_network(drawn: dict[str, Picture], table: list
     assert "D3 55%" in drawn["shares"].alt
 
 
-def test_the_answer_has_the_compared_rows_by_difference(drawn: dict[str, Picture]) -> None:
+def test_the_answer_has_the_compared_rows_by_difference(drawn: dict[str, PageFigure]) -> None:
     labels = [label.get_text() for label in drawn["answer"].figure.axes[0].get_yticklabels()]
     assert labels[0] == "lw-narrow @ 416"
     assert labels[-1] == "bbox-v1,\ninit paper @ 416"
@@ -87,24 +87,24 @@ def test_the_answer_has_the_compared_rows_by_difference(drawn: dict[str, Picture
     assert markers_in(drawn["answer"]) == {"^", "o", "v"}
 
 
-def test_what_was_not_measured_is_said(drawn: dict[str, Picture], table: list[Row]) -> None:
+def test_what_was_not_measured_is_said(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
     assert "Not measured: bbox-v2 @ 416." in drawn["latency"].caption
     without = [replace(row, latency_ms=None) for row in table[:5]]
-    assert [picture.name for picture in pictures(without)] == ["answer", "accuracy", "shares"]
+    assert [picture.name for picture in make_figures(without)] == ["answer", "accuracy", "shares"]
 
 
-def test_one_row_alone(make_row: Callable[..., Row]) -> None:
+def test_one_row_alone(make_row: Callable[..., ExperimentRow]) -> None:
     # What a newcomer gets who repeats one row: no baseline, no line, nothing to compare with.
     alone = make_row(line="blocks", role="light", variant="lw-v3 $x$ & <y>", preset="lw-v3")
-    drawn = pictures([alone])
+    drawn = make_figures([alone])
     assert [picture.name for picture in drawn] == ["accuracy", "latency", "shares"]
     for picture in drawn:
         ET.fromstring(picture.svg())
     with pytest.raises(ConfigError, match="at least one row"):
-        pictures([])
+        make_figures([])
 
 
-def test_svg_takes_all_its_colours_from_the_page(drawn: dict[str, Picture]) -> None:
+def test_svg_takes_all_its_colours_from_the_page(drawn: dict[str, PageFigure]) -> None:
     for picture in drawn.values():
         svg = picture.svg()
         root = ET.fromstring(svg)
@@ -120,12 +120,12 @@ def test_svg_takes_all_its_colours_from_the_page(drawn: dict[str, Picture]) -> N
         assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', svg)) <= set(ids)
 
 
-def test_the_same_rows_give_the_same_picture(drawn: dict[str, Picture], table: list[Row]) -> None:
-    again = pictures(table[:1] + table[1:])
+def test_the_same_rows_give_the_same_picture(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
+    again = make_figures(table[:1] + table[1:])
     assert [picture.svg() for picture in again] == [drawn[picture.name].svg() for picture in again]
 
 
-def test_files(drawn: dict[str, Picture], table: list[Row], tmp_path: Path) -> None:
+def test_files(drawn: dict[str, PageFigure], table: list[ExperimentRow], tmp_path: Path) -> None:
     paths = save_figures(table[3:6], tmp_path)
     assert [path.name for path in paths] == ["answer.png", "accuracy.png", "latency.png", "shares.png"]
     with Image.open(paths[1]) as image:
@@ -151,7 +151,7 @@ def test_contrast(colours: dict[str, str]) -> None:
     assert set(LIGHT) == set(DARK)
 
 
-def test_an_interval_that_touches_nothing_is_drawn_for_a_tie(make_row: Callable[..., Row]) -> None:
+def test_an_interval_that_touches_nothing_is_drawn_for_a_tie(make_row: Callable[..., ExperimentRow]) -> None:
     tie = Interval(a=0.17, b=0.17, difference=0.0, low=0.0, high=0.0)
     rows = [make_row(), make_row(line="blocks", role="light", variant="same", against_scaling=tie, against_baseline=tie)]
-    assert markers_in(pictures(rows)[0]) == {"o"}
+    assert markers_in(make_figures(rows)[0]) == {"o"}

@@ -17,8 +17,8 @@ from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.experiment import Cell, Experiment, parse_experiment
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
-from lw_retinanet.tradeoff.head_training import Batch, TrainedHead, batches, detect_from_maps, targets_of, train_head
-from lw_retinanet.tradeoff.runner import Bench
+from lw_retinanet.tradeoff.head_training import MapBatch, TrainedHead, batches, detect_from_maps, targets_of, train_head
+from lw_retinanet.tradeoff.runner import Runner
 from lw_retinanet.weights.model_file import load_model
 
 CPU = torch.device("cpu")
@@ -67,14 +67,14 @@ def test_boxes_are_scaled_and_mirrored_with_the_picture(trunk_file: Path, draw_r
     # 128 x 64 pixels become 64 x 32: x 20..60, y 8..24 become 10..30 and 4..12; mirrored, x runs from 64 - 30 to 64 - 10.
     records = draw_records(tmp_path / "pictures", [((64, 128), [(20, 8, 40, 16, 2)]), ((64, 128), [])])
     maps = maps_of(load_model(trunk_file).model, records, tmp_path / "maps")
-    targets = targets_of(maps, Batch(images=(0, 0, 1), views=("plain", "mirrored", "plain")))
+    targets = targets_of(maps, MapBatch(images=(0, 0, 1), views=("plain", "mirrored", "plain")))
     torch.testing.assert_close(targets.boxes[:, 0], torch.tensor([[10.0, 4, 30, 12], [34, 4, 54, 12], [0, 0, 0, 0]]))
     assert targets.labels[:, 0].tolist() == [2, 2, -1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    bench: Bench
+    runner: Runner
     experiment: Experiment
     maps: FeatureMaps
 
@@ -83,9 +83,9 @@ class Setup:
         config = self.experiment.config(cell, seed)
         changed = {key: value for key, value in (("steps", steps), ("rate", rate)) if value is not None}
         config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
-        model = self.bench.model(cell, seed=seed)
-        assert self.bench.trunk is not None
-        teaching = self.bench.trunk.model.head if teacher else None
+        model = self.runner.model(cell, seed=seed)
+        assert self.runner.trunk is not None
+        teaching = self.runner.trunk.model.head if teacher else None
         return train_head(model, self.maps, config, device=CPU, use_bf16=False, teacher=teaching, log=ENTRIES.append)
 
 
@@ -97,10 +97,10 @@ def setup(values: dict[str, Any], tmp_path: Path) -> Setup:
     values["lines"][0]["scales"] = [64]
     values["lines"][1]["scales"] = [64]
     experiment = parse_experiment(values, where="file")
-    bench = Bench(experiment, tmp_path / "out", device=CPU)
-    assert bench.trunk is not None
+    runner = Runner(experiment, tmp_path / "out", device=CPU)
+    assert runner.trunk is not None
     ENTRIES.clear()
-    return Setup(bench, experiment, maps_of(bench.trunk.model, bench.records, tmp_path / "maps"))
+    return Setup(runner, experiment, maps_of(runner.trunk.model, runner.records, tmp_path / "maps"))
 
 
 def weights(model: RetinaNet) -> list[torch.Tensor]:
@@ -108,13 +108,13 @@ def weights(model: RetinaNet) -> list[torch.Tensor]:
 
 
 def test_only_the_head_learns_and_the_seed_decides_it(setup: Setup) -> None:
-    assert setup.bench.trunk is not None
-    before = {name: value.clone() for name, value in setup.bench.trunk.model.state_dict().items()}
+    assert setup.runner.trunk is not None
+    before = {name: value.clone() for name, value in setup.runner.trunk.model.state_dict().items()}
     once, again, other = setup.train("lw-v3@64"), setup.train("lw-v3@64"), setup.train("lw-v3@64", seed=1)
     for first, second in zip(weights(once.model), weights(again.model), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert any(not torch.equal(first, second) for first, second in zip(weights(once.model), weights(other.model), strict=True))
-    for name, value in setup.bench.trunk.model.state_dict().items():
+    for name, value in setup.runner.trunk.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert once.steps == 3
 

@@ -8,7 +8,7 @@ import pytest
 
 from lw_retinanet.errors import OutputError
 from lw_retinanet.tradeoff.report import Facts, write_report
-from lw_retinanet.tradeoff.rows import Row
+from lw_retinanet.tradeoff.rows import ExperimentRow
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 FACTS = Facts(data="aquarium & co", images=190, draws=1000, latency="two cores, fp32", more={"Date": "2020-01-02", "File": "a: 1\nb: <2>"})
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def text(table: list[Row], tmp_path_factory: pytest.TempPathFactory) -> str:
+def text(table: list[ExperimentRow], tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
     verdict = ["It depends <on> the head.", "lw-v3 beats it.", "bbox-v1 does not."]
     write_report(path, table, title="Heads & sizes", facts=FACTS, verdict=verdict, how=["Recipe <b>x</b>."])
@@ -84,7 +84,7 @@ def test_texts_are_not_taken_for_html(text: str, page: Page) -> None:
     assert "<2" not in text
 
 
-def test_every_row_can_be_repeated(page: Page, table: list[Row]) -> None:
+def test_every_row_can_be_repeated(page: Page, table: list[ExperimentRow]) -> None:
     assert page.texts["code"] == [row.command for row in table]
 
 
@@ -101,7 +101,7 @@ def test_every_row_says_how_it_was_made(page: Page) -> None:
     assert "two cores, fp32" in page.texts["dd"]
 
 
-def test_the_table_by_hand(text: str, table: list[Row]) -> None:
+def test_the_table_by_hand(text: str, table: list[ExperimentRow]) -> None:
     lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", text)]
     header, first, paper = lines[0], lines[1], lines[5]
     assert len(lines) == 1 + len(table)
@@ -140,7 +140,7 @@ def test_it_can_be_read_aloud_on_a_phone_and_at_night(text: str, page: Page) -> 
         assert used <= set(re.findall(r"(--\w+):", part))
 
 
-def test_one_row_makes_a_report(make_row: Callable[..., Row], tmp_path: Path) -> None:
+def test_one_row_makes_a_report(make_row: Callable[..., ExperimentRow], tmp_path: Path) -> None:
     row = make_row(line="blocks", role="light", variant="lw-v3", latency_ms=None, seeds=(4,), aps=(0.1725,), made_with={})
     write_report(tmp_path / "report.html", [row], title="One", facts=FACTS, verdict=[])
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def test_one_row_makes_a_report(make_row: Callable[..., Row], tmp_path: Path) ->
     assert any("is of one run (seed 4: 17.25)" in said for said in page.texts["p"])
 
 
-def test_a_place_that_cannot_be_written(table: list[Row], tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written(table: list[ExperimentRow], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         write_report(tmp_path / "file" / "report.html", table[:1], title="x", facts=FACTS, verdict=[])

@@ -1,9 +1,9 @@
 from collections.abc import Callable
 
-from lw_retinanet.tradeoff.rows import BLOCKS, Row, baseline_row, joined, light_rows, scaling_rows
+from lw_retinanet.tradeoff.rows import ExperimentRow, baseline_row, joined, light_rows, scaling_rows
 
 
-def test_roles_tell_rows_apart(make_row: Callable[..., Row]) -> None:
+def test_roles_tell_rows_apart(make_row: Callable[..., ExperimentRow]) -> None:
     large, small = make_row(macs=100), make_row(role="scaling", scale=256, macs=40)
     light = make_row(line="blocks", role="light", variant="lw-v3", scale=800, macs=70)
     rows = [large, light, small]
@@ -12,12 +12,6 @@ def test_roles_tell_rows_apart(make_row: Callable[..., Row]) -> None:
     assert light_rows(rows) == [light]
     assert baseline_row([light, small]) is None
     assert light.name == "lw-v3 @ 800"
-
-
-def test_blocks_are_those_of_the_counter() -> None:
-    from lw_retinanet.counting.macs import BLOCKS as COUNTED
-
-    assert BLOCKS == COUNTED
 
 
 def test_versions_that_differ_are_all_named() -> None:

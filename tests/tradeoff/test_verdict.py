@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.paired import Drawn, Interval
-from lw_retinanet.tradeoff.rows import Row
+from lw_retinanet.tradeoff.rows import ExperimentRow
 from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line, verdict, why_not
 
 Points = Callable[..., Interval]
@@ -78,10 +78,10 @@ def test_a_line_that_cannot_be_compared_with() -> None:
 
 
 @pytest.fixture
-def light(make_row: Callable[..., Row], points: Points) -> Callable[..., list[Row]]:
+def light(make_row: Callable[..., ExperimentRow], points: Points) -> Callable[..., list[ExperimentRow]]:
     """A table: two sizes, and a light head for each interval (difference, low, high) given in points, None for out of range."""
 
-    def make(*intervals: tuple[float, float, float] | None, regime: str = "head") -> list[Row]:
+    def make(*intervals: tuple[float, float, float] | None, regime: str = "head") -> list[ExperimentRow]:
         rows = [
             make_row(macs=10_000_000_000),
             make_row(role="scaling", scale=256, macs=4_000_000_000, against_baseline=points(17, -3, -4, -2)),
@@ -133,13 +133,15 @@ def light(make_row: Callable[..., Row], points: Points) -> Callable[..., list[Ro
         ([], "Not answered: no light head has MACs within the measured range of the scaling line."),
     ],
 )
-def test_the_answer_over_all(light: Callable[..., list[Row]], intervals: list[tuple[float, float, float] | None], first: str) -> None:
+def test_the_answer_over_all(
+    light: Callable[..., list[ExperimentRow]], intervals: list[tuple[float, float, float] | None], first: str
+) -> None:
     sentences = verdict(light(*intervals), images=190)
     assert sentences[0] == first
     assert len(sentences) == 1 + len(intervals)
 
 
-def test_without_the_scaling_line_nothing_is_claimed(light: Callable[..., list[Row]]) -> None:
+def test_without_the_scaling_line_nothing_is_claimed(light: Callable[..., list[ExperimentRow]]) -> None:
     (row,) = light(None)[2:]
     answer, sentence = verdict([replace(row, against_baseline=None)], images=190)
     assert answer.startswith("Not answered")
@@ -166,11 +168,11 @@ AGAINST = " Against retinanet @ 416: -0.50 points (-1.25 to +0.25) at 2.00x fewe
         ),
     ],
 )
-def test_a_row_in_words(light: Callable[..., list[Row]], interval: tuple[float, float, float] | None, sentence: str) -> None:
+def test_a_row_in_words(light: Callable[..., list[ExperimentRow]], interval: tuple[float, float, float] | None, sentence: str) -> None:
     assert verdict(light(interval), images=190)[1] == sentence
 
 
-def test_another_regime_than_the_line_is_said(light: Callable[..., list[Row]]) -> None:
+def test_another_regime_than_the_line_is_said(light: Callable[..., list[ExperimentRow]]) -> None:
     assert "though the two came about differently (lighten and head)" in verdict(light((1, 0.5, 2), regime="lighten"), images=190)[1]
 
 
@@ -195,7 +197,7 @@ def test_another_regime_than_the_line_is_said(light: Callable[..., list[Row]]) -
     ],
 )
 def test_the_initialisation_whichever_way(
-    light: Callable[..., list[Row]], points: Points, ends: tuple[float, float, float], sentence: str
+    light: Callable[..., list[ExperimentRow]], points: Points, ends: tuple[float, float, float], sentence: str
 ) -> None:
     test = Initialisation(preset="head-0", interval=points(15, *ends))
     assert verdict(light((1, 0.5, 2)), images=190, initialisation=[test])[-1] == sentence
@@ -212,5 +214,5 @@ def test_the_initialisation_whichever_way(
         ),
     ],
 )
-def test_a_pair_is_judged_by_its_own_interval(make_row: Callable[..., Row], interval: Interval, said: str) -> None:
+def test_a_pair_is_judged_by_its_own_interval(make_row: Callable[..., ExperimentRow], interval: Interval, said: str) -> None:
     assert verdict([make_row()], images=30, pairs=[Pair(name_a="a", name_b="b", interval=interval)])[-1] == said

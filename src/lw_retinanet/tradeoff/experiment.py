@@ -28,10 +28,10 @@ class Variant(_Part):
     """A head, and what is special about its training.
 
     Args:
-        preset: name of the head.
-        init: of its weights; None takes the settings'.
-        anchors: a cell; None takes the settings'.
-        teacher: the trunk's own head teaches it beside the labels (regime ``head``).
+        preset: Name of the head.
+        init: Initialisation of its weights; None takes that of the settings.
+        anchors: Anchors a cell; None takes those of the settings.
+        teacher: Whether the trunk's own head teaches it beside the labels (regime ``head`` only).
     """
 
     preset: str
@@ -41,7 +41,7 @@ class Variant(_Part):
 
     @property
     def label(self) -> str:
-        """``bbox-v1, init paper``."""
+        """The name for people: ``bbox-v1, init paper``."""
         special = [
             f"init {self.init.replace('_', '-')}" if self.init else "",
             f"{self.anchors} anchor{'s' if self.anchors == 'nine' else ''}" if self.anchors else "",
@@ -51,18 +51,18 @@ class Variant(_Part):
 
     @property
     def slug(self) -> str:
-        """The label as a name for folders and for ``--only``."""
+        """The label as part of a name of a row: ``bbox-v1-init-paper``."""
         return re.sub(r"[^a-z0-9]+", "-", self.label.lower())
 
 
 class Line(_Part):
-    """Variants times scales, joined by a line in the picture.
+    """Variants times scales, joined by a line in the figures.
 
     Args:
-        name: ``scaling``, ``blocks`` and the like.
-        regime: how its networks come about.
-        variants: heads; a text is a preset.
-        scales: longer side of the pictures, pixels.
+        name: A name such as ``scaling`` or ``blocks``.
+        regime: How its networks are made, see ``REGIMES``.
+        variants: Heads; a text is a preset.
+        scales: Longer sides of the images, pixels.
     """
 
     name: str = Field(min_length=1)
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What ``--only`` calls it, and its folder: ``bbox-v1-init-paper@416``."""
+        """Name of the row, and of its folder: ``bbox-v1-init-paper@416``."""
         regime = "" if self.regime == "head" else f"-{self.regime}"
         return f"{self.variant.slug}{regime}@{self.scale}"
 
@@ -98,15 +98,15 @@ class Experiment(_Part):
     """Everything that decides the table.
 
     Args:
-        name: of the experiment.
-        data: data set with training and validation split.
-        trunk: trained model file or run folder, for the regimes ``head`` and ``lighten``.
-        seeds: of weights, order and mirroring; one run each.
-        lines: the first is the scaling line: one variant at several scales, the first of which is the baseline.
-        settings: of the training, as in a settings file: sections ``model``, ``data``, ``train``.
-        fit_steps: of the regime ``lighten``.
-        draws: times that the images are drawn for an interval.
-        pairs: names of rows to compare besides, A and B each: ``[lw-v3@416, both-v1@416]``.
+        name: Name of the experiment.
+        data: Dataset with training and validation split.
+        trunk: Trained model file or run folder, for the regimes ``head`` and ``lighten``.
+        seeds: Seeds of weights, order and mirroring; one run of each row for each seed.
+        lines: Lines of the table. The first is the scaling line: one variant at several scales, the first of which is the baseline.
+        settings: Settings of the training, as in a settings file: sections ``model``, ``data``, ``train``.
+        fit_steps: Steps of the fit in the regime ``lighten``.
+        draws: How often the images are drawn for an interval.
+        pairs: Names of further rows to compare, A and B each: ``[lw-v3@416, both-v1@416]``.
     """
 
     name: str = "trade-off"
@@ -150,14 +150,14 @@ class Experiment(_Part):
 
     @property
     def baseline(self) -> Cell:
-        """What the others are compared with: the first line's variant at its largest scale."""
+        """The row that the others are compared with: the variant of the first line at its largest scale."""
         return self.cells()[0]
 
     def config(self, cell: Cell, seed: int) -> Config:
         """Resolved settings of one run.
 
         Raises:
-            ConfigError: for a setting that does not exist, a preset that does not, or what the experiment itself decides.
+            ConfigError: for a setting or a preset that does not exist.
         """
         values: dict[str, dict[str, Any]] = {section: dict(part) for section, part in self.settings.items()}
         special = {"preset": cell.variant.preset, "init": cell.variant.init, "anchors": cell.variant.anchors}
@@ -169,15 +169,15 @@ class Experiment(_Part):
         return parse_config(values, where=f"{self.name}, {cell.name}").resolved()
 
     def chosen(self, only: Sequence[str]) -> list[Cell]:
-        """The rows with these names, all without any.
+        """The rows with these names; all rows if no name is given.
 
         Raises:
-            ConfigError: for a name that is none.
+            ConfigError: for a name that no row has.
         """
         by_name = {cell.name: cell for cell in self.cells()}
         for name in only:
             if name not in by_name:
-                raise ConfigError(f"--only {name}: no such row{nearest(name, by_name)}; known: {', '.join(by_name)}")
+                raise ConfigError(f"no row is called {name}{nearest(name, by_name)}; known: {', '.join(by_name)}")
         return [by_name[name] for name in only] if only else list(by_name.values())
 
 
@@ -188,8 +188,8 @@ def open_experiment(path: Path, *, data: Path | None = None, trunk: Path | None 
     """Read an experiment file.
 
     Args:
-        path: YAML with the fields of :class:`Experiment`.
-        data, trunk: instead of the file's own.
+        path: YAML file with the fields of :class:`Experiment`.
+        data, trunk: Replace the paths in the file.
 
     Raises:
         ConfigError: one line that names what is wrong: a field, a variant, a scale, a setting.
@@ -200,16 +200,14 @@ def open_experiment(path: Path, *, data: Path | None = None, trunk: Path | None 
 
 
 def parse_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
-    """Check plain values; errors as :func:`open_experiment`."""
+    """Check the content of an experiment file; errors as for :func:`open_experiment`, which begin with ``where``."""
     settings = values.get("settings") or {}
     if not isinstance(settings, Mapping) or not all(isinstance(part, Mapping) for part in settings.values()):
         raise ConfigError(f"{where}: settings has sections model, data and train, each with names and values")
     for section, names in _DECIDED.items():
         for name in names:
             if name in settings.get(section, {}):
-                raise ConfigError(
-                    f"{where}: settings.{section}.{name} is the experiment's own to decide; say it in the lines, or leave it out"
-                )
+                raise ConfigError(f"{where}: settings.{section}.{name} is decided by the rows of the experiment; leave it out")
     try:
         experiment = Experiment.model_validate(dict(values))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a frozen trunk makes of the pictures of a data set: P3..P7, computed once and kept on disk."""
+"""Feature maps P3..P7 of a frozen trunk for the images of a dataset, computed once and kept on disk."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ _ABOUT = "about.json"
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMaps:
-    """Maps of all pictures of a data set at one input size, in a folder.
+    """Maps of all images of a dataset at one input size, in a folder.
 
     Args:
-        folder: one file a picture and view.
-        records: the pictures, with known sizes.
-        rule: size rule and padding that they went in with.
+        folder: Folder with one file for each image and view.
+        records: The images, with known sizes.
+        rule: Size rule and padding of the network's input.
         views: ``("plain",)``, or ``("plain", "mirrored")``.
     """
 
@@ -46,23 +46,24 @@ class FeatureMaps:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """(B,) bool boxes to train on."""
+        """(B,) bool, the boxes to train on."""
         return usable(self.records)
 
     def resized_hw(self, image: int) -> tuple[int, int]:
-        """Height and width of a picture inside the network's input."""
+        """Image size in the network's input."""
         height, width = self.records.sizes_hw[image].tolist()
         return resized_size((height, width), self.rule)
 
     def padded_hw(self, image: int) -> tuple[int, int]:
-        """Height and width of the network's input for a picture by itself."""
+        """Padded size of an image by itself."""
         return padded_size([self.resized_hw(image)], self.rule.pad_multiple)
 
     def path(self, image: int, view: str) -> Path:
+        """File of the maps of an image."""
         return self.folder / f"{image:06d}-{view}.safetensors"
 
     def load(self, images: Sequence[int], views: Sequence[str]) -> dict[str, Tensor]:
-        """(N, C, H, W) maps by level, channels last in memory, of pictures with one padded size.
+        """(N, C, H, W) maps by level, channels last in memory, of images with one padded size.
 
         Raises:
             RunFolderError: for a file that is missing or broken.
@@ -88,21 +89,21 @@ def compute_feature_maps(
     use_bf16: bool,
     progress: Progress | None = None,
 ) -> FeatureMaps:
-    """Run backbone and pyramid over a data set, or take up what an earlier call has left.
+    """Run backbone and pyramid over a dataset, except for the images whose maps an earlier call has left.
 
     Args:
-        trunk: in evaluation mode, on ``device``.
-        records: with known sizes.
-        folder: for this data set at this input size.
-        rule: of the input.
-        views: which ones are wanted.
-        origin: what the maps depend on besides (fingerprints of weights and data); kept, and compared with what is there.
-        device, use_bf16: to compute on and with; maps are kept in the precision in which they are computed.
-        progress: wraps the pictures, to show a bar.
+        trunk: Detector in evaluation mode, on ``device``.
+        records: Images with known sizes.
+        folder: Folder for this dataset at this input size.
+        rule: Size rule and padding of the network's input.
+        views: Views that are wanted.
+        origin: What else the maps depend on (fingerprints of weights and data); stored, and compared with what an earlier call stored.
+        device, use_bf16: Device and precision to compute in; maps are stored in that precision.
+        progress: Shows how far the work is.
 
     Raises:
         RunFolderError: if the folder holds maps of something else.
-        ImageError: for a picture that cannot be read.
+        ImageError: for an image that cannot be read.
     """
     maps = FeatureMaps(folder=folder, records=records, rule=rule, views=views)
     about = {**origin, "rule": rule.model_dump(mode="json"), "bf16": use_bf16}
@@ -114,9 +115,9 @@ def compute_feature_maps(
     dtype = torch.bfloat16 if use_bf16 else torch.float32
     for image in tracked(missing, len(missing), f"feature maps at {rule.size}", progress):
         size_hw = maps.resized_hw(image)
-        picture = resize(to_tensor(decode(records.path(image))), size_hw, rule)
-        pictures = [picture.flip(2) if view == "mirrored" else picture for view in views]
-        inputs = normalise(pad_to(pictures, maps.padded_hw(image)).to(device), torch.tensor([size_hw] * len(views)), rule)
+        resized = resize(to_tensor(decode(records.path(image))), size_hw, rule)
+        images = [resized.flip(2) if view == "mirrored" else resized for view in views]
+        inputs = normalise(pad_to(images, maps.padded_hw(image)).to(device), torch.tensor([size_hw] * len(views)), rule)
         with torch.inference_mode(), autocast(device, use_bf16):
             pyramid = trunk.fpn(trunk.backbone(inputs))
         for row, view in enumerate(views):
@@ -132,4 +133,4 @@ def _require_same(folder: Path, about: Mapping[str, Any]) -> None:
     earlier = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     different = [name for name in about if earlier.get(name) != json.loads(json.dumps(about[name]))]
     if different:
-        raise RunFolderError(f"{folder} holds feature maps made with another {' and '.join(different)}; choose another --out")
+        raise RunFolderError(f"{folder} holds feature maps made with another {' and '.join(different)}; choose another output folder")

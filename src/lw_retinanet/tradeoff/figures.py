@@ -1,4 +1,4 @@
-"""The pictures of a trade-off: the answer, AP against MACs (the paper's Fig. 6), AP against latency, and shares of the blocks (Fig. 3)."""
+"""The figures of a trade-off: the answer, AP against MACs (the paper's Fig. 6), AP against latency, shares of the blocks (Fig. 3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import numpy as np
 
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.tradeoff.label_places import Box, place_labels
-from lw_retinanet.tradeoff.picture import LIGHT, Picture, drawing_style
-from lw_retinanet.tradeoff.rows import Row, baseline_row, light_rows
+from lw_retinanet.tradeoff.page_figure import LIGHT, PageFigure, drawing_style
+from lw_retinanet.tradeoff.rows import ExperimentRow, baseline_row, light_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,45 +19,45 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from numpy.typing import NDArray
 
-_SERIES = (("blue", "o"), ("red", "s"), ("green", "D"), ("purple", "^"))  # colour and marker; both tell lines apart
+_SERIES = (("blue", "o"), ("red", "s"), ("green", "D"), ("purple", "^"))  # colour and marker of each line
 _PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "backbone (C)": ("backbone", ("C1", "C2", "C3", "C4", "C5")),
     "pyramid (P)": ("pyramid", ("P3", "P4", "P5", "P6", "P7")),
     "D3": ("red", ("D3",)),
     "D4 to D7": ("blue", ("D4", "D5", "D6", "D7")),
 }
-_WIDTH = 5.8  # inches; on a phone its letters are still 9 pixels high
-_SIDE_BY_SIDE = 5.0  # points of the page between bars that would cover each other
+_WIDTH = 5.8  # inches, so that letters are 9 pixels high on a phone
+_SIDE_BY_SIDE = 5.0  # points between bars that are moved apart
 _MARKER = 5.5  # points
 _BARS = "Bars are 95 % intervals of the difference to the baseline, paired over images and seeds."
 
 
-def save_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write :func:`pictures` as PNG files, 150 dpi; their paths.
+def save_figures(rows: Sequence[ExperimentRow], folder: Path) -> list[Path]:
+    """Write :func:`make_figures` as PNG files, and return their paths.
 
     Raises:
         ConfigError: if there is no row.
         OutputError: if the place cannot be written.
     """
-    return [picture.save_png(folder) for picture in pictures(rows)]
+    return [figure.save_png(folder) for figure in make_figures(rows)]
 
 
-def pictures(rows: Sequence[Row]) -> list[Picture]:
-    """All pictures that the rows have numbers for, in the order of a report.
+def make_figures(rows: Sequence[ExperimentRow]) -> list[PageFigure]:
+    """All figures that the rows have numbers for, in the order of the report.
 
     Raises:
         ConfigError: if there is no row.
     """
     if not rows:
         raise ConfigError("a trade-off needs at least one row to draw; run the experiment first")
-    # A head that was trained badly on purpose would squeeze all others into a corner.
+    # A head that was trained badly on purpose would push all others into a corner.
     compared = [row for row in rows if row.role != "other"]
     with drawing_style():
         drawn = [_answer(rows), _accuracy(compared) if compared else None, _latency(compared), _shares(rows)]
-    return [picture for picture in drawn if picture]
+    return [figure for figure in drawn if figure]
 
 
-def _answer(rows: Sequence[Row]) -> Picture | None:
+def _answer(rows: Sequence[ExperimentRow]) -> PageFigure | None:
     compared = [(row, row.against_scaling) for row in light_rows(rows) if row.against_scaling]
     if not compared:
         return None
@@ -78,7 +78,7 @@ def _answer(rows: Sequence[Row]) -> Picture | None:
     axes.set_xlabel("AP points above (right) or below shrinking the image")
     _settle(figure)
     alt = "; ".join(f"{row.name}: {100 * i.difference:+.2f} points, {100 * i.low:+.2f} to {100 * i.high:+.2f}" for row, i in compared)
-    return Picture(
+    return PageFigure(
         name="answer",
         title="A light head against a smaller image, at equal MACs",
         caption="Difference of AP to the scaling line at the row's own MACs, with its 95 % interval, paired over images and seeds. "
@@ -88,9 +88,9 @@ def _answer(rows: Sequence[Row]) -> Picture | None:
     )
 
 
-def _accuracy(rows: Sequence[Row]) -> Picture:
-    figure = _scatter(rows, [Place(row=row, x=row.macs / 1e9) for row in rows], "GMACs for one image")
-    return Picture(
+def _accuracy(rows: Sequence[ExperimentRow]) -> PageFigure:
+    figure = _scatter(rows, [Point(row=row, x=row.macs / 1e9) for row in rows], "GMACs for one image")
+    return PageFigure(
         name="accuracy",
         title="AP against GMACs",
         caption=f"The solid line shrinks the image, the other points lighten the head. {_BARS} The ring is the baseline, whose AP is the "
@@ -100,12 +100,12 @@ def _accuracy(rows: Sequence[Row]) -> Picture:
     )
 
 
-def _latency(rows: Sequence[Row]) -> Picture | None:
-    places = [Place(row=row, x=row.latency_ms.median, span=row.latency_ms[1:]) for row in rows if row.latency_ms]
+def _latency(rows: Sequence[ExperimentRow]) -> PageFigure | None:
+    places = [Point(row=row, x=row.latency_ms.median, span=row.latency_ms[1:]) for row in rows if row.latency_ms]
     if not places:
         return None
     missing = [row.name for row in rows if not row.latency_ms]
-    return Picture(
+    return PageFigure(
         name="latency",
         title="AP against measured latency",
         caption=f"Milliseconds of the network alone for one image: median, and from the 10th to the 90th percentile across. {_BARS}"
@@ -115,10 +115,10 @@ def _latency(rows: Sequence[Row]) -> Picture | None:
     )
 
 
-def _shares(rows: Sequence[Row]) -> Picture:
-    bars: dict[tuple[str, int, int], Row] = {}
+def _shares(rows: Sequence[ExperimentRow]) -> PageFigure:
+    bars: dict[tuple[str, int, int], ExperimentRow] = {}
     for row in rows:
-        bars.setdefault((row.preset, row.scale, row.macs), row)  # the same network, however it was trained
+        bars.setdefault((row.preset, row.scale, row.macs), row)  # the same network has one bar, however it was trained
     figure, axes = _new(1.2 + 0.27 * len(bars))
     left = np.zeros(len(bars))
     for label, (role, blocks) in _PARTS.items():
@@ -140,7 +140,7 @@ def _shares(rows: Sequence[Row]) -> Picture:
     axes.set_xlabel("GMACs for one image, and D3's share")
     figure.legend(loc="outside upper left", ncols=4, handlelength=1.0, columnspacing=1.2)
     _settle(figure)
-    return Picture(
+    return PageFigure(
         name="shares",
         title="Where the arithmetic goes",
         caption="Multiply-accumulates of the blocks, all by one counter. D3 is the head as applied to P3, the finest map.",
@@ -149,7 +149,7 @@ def _shares(rows: Sequence[Row]) -> Picture:
     )
 
 
-def _share(row: Row) -> float:
+def _share(row: ExperimentRow) -> float:
     return row.blocks["D3"].macs / row.macs if "D3" in row.blocks else 0.0
 
 
@@ -162,21 +162,22 @@ def _wrapped(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a row lies in a picture.
+class Point:
+    """The place of a row in a figure.
 
     Args:
-        x: on the axis.
-        span: lower and upper end across, if it has any.
+        row: The row; its AP is the height.
+        x: Place on the horizontal axis.
+        span: Lower and upper end of a horizontal bar, if it has one.
     """
 
-    row: Row
+    row: ExperimentRow
     x: float
     span: tuple[float, ...] = ()
 
 
-def _scatter(rows: Sequence[Row], places: Sequence[Place], xlabel: str) -> "Figure":
-    """AP in points over ``x``."""
+def _scatter(rows: Sequence[ExperimentRow], places: Sequence[Point], xlabel: str) -> "Figure":
+    """Draw AP in points over ``x``, with bars, lines and names."""
     from matplotlib.transforms import ScaledTranslation
 
     figure, axes = _new(4.9)
@@ -193,7 +194,7 @@ def _scatter(rows: Sequence[Row], places: Sequence[Place], xlabel: str) -> "Figu
     axes.set_axisbelow(True)
     handles = [_handle(line, number, rows) for number, line in enumerate(lines)]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-    _settle(figure)  # so that names stay where they are put
+    _settle(figure)  # names are placed in points of the page, so nothing may move any more
     shifts = _side_by_side([_on_page(axes, place.x, 0)[0] for place in places])
     marks: list[Box] = _pieces([_on_page(axes, x, 100 * baseline.ap.value) for x in axes.get_xlim()]) if baseline else []
     for number, line in enumerate(lines):
@@ -224,7 +225,7 @@ def _scatter(rows: Sequence[Row], places: Sequence[Place], xlabel: str) -> "Figu
 
 
 def _write_names(axes: "Axes", names: Sequence[str], anchors: "NDArray[np.float64]", marks: list[Box]) -> None:
-    """Beside their points, with a thin line where a point is not next to its name; ``anchors`` and ``marks`` in points of the page."""
+    """Write names beside their points, with a thin line if a name is not next to its point; all lengths in points of the page."""
     scale = 72 / axes.figure.dpi
     texts = [axes.text(0, 0, name, fontsize=8.5) for name in names]
     sizes = np.array([(text.get_window_extent().width * scale, text.get_window_extent().height * scale) for text in texts])
@@ -261,12 +262,12 @@ def _new(height: float) -> "tuple[Figure, Axes]":
 
 
 def _settle(figure: "Figure") -> None:
-    """Lay out once and for all: each further drawing would move things a little."""
+    """Lay out once and for all, since each further drawing would move things a little."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
-def _handle(line: str, number: int, rows: Sequence[Row]) -> "Line2D":
+def _handle(line: str, number: int, rows: Sequence[ExperimentRow]) -> "Line2D":
     from matplotlib.lines import Line2D
 
     role, marker = _SERIES[number % len(_SERIES)]
@@ -276,23 +277,23 @@ def _handle(line: str, number: int, rows: Sequence[Row]) -> "Line2D":
     return handle
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
-    """The size on the scaling line, the head elsewhere, with its size where that is not the largest."""
+def _label(row: ExperimentRow, rows: Sequence[ExperimentRow]) -> str:
+    """The size for the scaling line. For other rows the head, with its size if that is not the largest."""
     if row.is_on_scaling_line:
         return f"{row.scale} px{' (baseline)' if row.role == 'baseline' else ''}"
     return row.variant if row.scale == max(other.scale for other in rows) else f"{row.variant}, {row.scale} px"
 
 
-def _ends(row: Row) -> tuple[float, float]:
-    """Of the bar, in points of AP: the paired difference around the row's own AP, nothing for the baseline."""
+def _ends(row: ExperimentRow) -> tuple[float, float]:
+    """Ends of the bar in points of AP: the interval of the paired difference, placed around the AP of the row. The baseline has none."""
     shift, value = row.against_baseline, 100 * row.ap.value
     if shift is None:
         return value, value
     return value + 100 * (shift.low - shift.difference), value + 100 * (shift.high - shift.difference)
 
 
-def _paths(places: Sequence[Place]) -> list[list[Place]]:
-    """What to join: the whole line where its rows differ in cost, else each variant's sizes."""
+def _paths(places: Sequence[Point]) -> list[list[Point]]:
+    """Points to join: the whole line if its rows differ in cost, otherwise the sizes of each variant."""
     path = sorted(places, key=lambda place: place.row.macs)
     if all(more.row.macs > 1.01 * fewer.row.macs for fewer, more in pairwise(path)):
         return [path]
@@ -306,14 +307,14 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 def _on_page(axes: "Axes", x: float, y: float) -> tuple[float, float]:
-    """Data to points of the page."""
+    """A place of the data in points of the page."""
     scale = 72 / axes.figure.dpi
     across, up = axes.transData.transform((x, y))
     return float(across) * scale, float(up) * scale
 
 
 def _side_by_side(xs: Sequence[float]) -> list[float]:
-    """How far to move each of several bars so that those at nearly the same place stand side by side, around their middle."""
+    """How far to move each bar, so that bars at nearly the same place stand side by side around their middle."""
     shifts = [0.0] * len(xs)
     group: list[int] = []
     for number in [*sorted(range(len(xs)), key=lambda number: xs[number]), None]:
@@ -328,7 +329,7 @@ def _side_by_side(xs: Sequence[float]) -> list[float]:
 
 
 def _pieces(path: Sequence[tuple[float, float]]) -> list[Box]:
-    """Small boxes along a line."""
+    """Small boxes along a path, which names should not cover."""
     boxes = []
     for start, end in pairwise(path):
         for share in np.linspace(0, 1, 1 + int(np.hypot(end[0] - start[0], end[1] - start[1]) // 6)):

@@ -1,4 +1,4 @@
-"""Training a head on the feature maps of a frozen trunk: minutes on two cores, and nothing but the head differs between two runs."""
+"""Training of a head on the feature maps of a frozen trunk: it takes minutes on two cores, and two runs differ in the head alone."""
 
 import math
 import time
@@ -34,17 +34,17 @@ _LOG_EVERY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Pictures of one padded size: their numbers, and which view of each."""
+class MapBatch:
+    """Images of one padded size: their numbers in the records, and the view of each, plain or mirrored."""
 
     images: tuple[int, ...]
     views: tuple[str, ...]
 
 
-def batches(maps: FeatureMaps, *, epoch: int, seed: int, batch_size: int) -> list[Batch]:
-    """The batches of an epoch: every picture once, plain or mirrored; a function of seed and epoch alone.
+def batches(maps: FeatureMaps, *, epoch: int, seed: int, batch_size: int) -> list[MapBatch]:
+    """The batches of an epoch: every image once, plain or mirrored. They depend on seed and epoch alone.
 
-    Pictures of one padded size go together; what does not fill a batch makes a smaller one.
+    All images of a batch have one padded size; the last batch of each size may be smaller.
     """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for image in range(maps.records.num_images):
@@ -58,11 +58,11 @@ def batches(maps: FeatureMaps, *, epoch: int, seed: int, batch_size: int) -> lis
         image: maps.views[int(sample_generator(seed, epoch, image, stream=0).integers(len(maps.views)))]
         for image in range(maps.records.num_images)
     }
-    return [Batch(images=tuple(made[i]), views=tuple(views[image] for image in made[i])) for i in random.permutation(len(made))]
+    return [MapBatch(images=tuple(made[i]), views=tuple(views[image] for image in made[i])) for i in random.permutation(len(made))]
 
 
-def targets_of(maps: FeatureMaps, batch: Batch) -> Targets:
-    """Boxes of a batch in pixels of the network's input, mirrored where the picture is."""
+def targets_of(maps: FeatureMaps, batch: MapBatch) -> Targets:
+    """Boxes of a batch in pixels of the network's input, mirrored if the image is."""
     records = maps.records
     per_image = []
     for image, view in zip(batch.images, batch.views, strict=True):
@@ -82,12 +82,12 @@ def targets_of(maps: FeatureMaps, batch: Batch) -> Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """A detector with its new head, which is the moving average of its weights where the settings ask for one.
+    """A detector with its new head.
 
     Args:
-        model: trunk and head.
-        steps: of the optimiser.
-        seconds: that they took.
+        model: Trunk and head, which is the moving average of its weights if the settings ask for one.
+        steps: Number of optimiser steps.
+        seconds: Duration of the training.
     """
 
     model: RetinaNet
@@ -110,17 +110,18 @@ def train_head(
     """Train ``model.head`` on labels, with the settings' optimiser, schedule and losses; everything before it is left alone.
 
     Args:
-        model: on ``device``; its head is trained in place.
-        maps: of the training pictures.
-        config: resolved settings.
-        device, use_bf16: to compute on and with.
-        teacher: a head with the same anchors and classes that answers on the same maps, learned beside the labels with
+        model: Detector on ``device``; its head is trained in place.
+        maps: Feature maps of the training images.
+        config: Resolved settings.
+        device, use_bf16: Device and precision to compute in.
+        teacher: Head with the same anchors and classes, whose answers to the same maps are learned beside the labels, weighted by
             ``train.distill_weight``.
-        log: takes the mean losses every so many steps.
-        progress: wraps the steps, to show a bar; gets their number and ``what``.
+        log: Called with the mean losses every 20 steps.
+        progress: Shows how far the training is.
+        what: Name of the training, for the progress and for errors.
 
     Raises:
-        TrainingError: if the loss is not finite.
+        TrainingError: if a gradient is not finite.
     """
     settings = config.train
     started = time.monotonic()
@@ -152,7 +153,7 @@ def train_head(
     return TrainedHead(model=model.eval(), steps=steps, seconds=time.monotonic() - started)
 
 
-def _endless(maps: FeatureMaps, seed: int, batch_size: int) -> Iterator[Batch]:
+def _endless(maps: FeatureMaps, seed: int, batch_size: int) -> Iterator[MapBatch]:
     epoch = 0
     while True:
         yield from batches(maps, epoch=epoch, seed=seed, batch_size=batch_size)
@@ -162,13 +163,13 @@ def _endless(maps: FeatureMaps, seed: int, batch_size: int) -> Iterator[Batch]:
 def _backward(
     model: RetinaNet,
     maps: FeatureMaps,
-    batch: Batch,
+    batch: MapBatch,
     config: Config,
     device: torch.device,
     use_bf16: bool,
     teacher: Head | None,
 ) -> Tensor:
-    """Gradients of one batch; (2,) its losses on labels."""
+    """Compute the gradients of one batch; returns its (2,) losses against the labels."""
     settings, conventions = config.train, model.conventions
     pyramid = {level: values.to(device) for level, values in maps.load(batch.images, batch.views).items()}
     anchors, matches = assign(
@@ -191,12 +192,13 @@ def _backward(
 def detect_from_maps(
     model: RetinaNet, maps: FeatureMaps, categories: tuple[Category, ...], *, device: torch.device, use_bf16: bool
 ) -> DetectionTable:
-    """What the head finds on the maps of a data set: the same as the whole detector would in its pictures.
+    """Detect objects from the maps of a dataset. The whole detector finds the same in the images.
 
     Args:
-        model: trained, on ``device``.
-        maps: of the plain pictures.
-        categories: classes of the model, in the order of its labels.
+        model: Trained detector on ``device``.
+        maps: Feature maps of the plain images.
+        categories: Classes of the model, in the order of its labels.
+        device, use_bf16: Device and precision to compute in.
     """
     records = maps.records
     match = match_categories(categories, records)

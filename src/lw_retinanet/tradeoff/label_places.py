@@ -1,4 +1,4 @@
-"""Where to write the names of points so that no name covers a point or another name."""
+"""Places for the names of points, so that no name covers a point or another name."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]
 
-_STEP = 4.0  # of the grid of places tried
-_PAD = 1.5  # around every name
-_ON_MARK, _LEADER_ON_NAME, _LEADER_ON_POINT = 30.0, 60.0, 12.0  # what is ugly, as so much more distance
-_COVERS = 1e6  # what must not be
-_LOOKED_AT = 600  # free places nearest to the point
+_STEP = 4.0  # of the grid of places that are tried
+_PAD = 1.5  # free space around every name
+_ON_MARK, _LEADER_ON_NAME, _LEADER_ON_POINT = 30.0, 60.0, 12.0  # penalties, in the unit of the distance from the point
+_COVERS = 1e6  # penalty of a place on a point or a name
+_LOOKED_AT = 600  # number of nearest places that are compared
 
 
 def place_labels(
@@ -22,16 +22,16 @@ def place_labels(
     radius: float,
     marks: Sequence[Box] = (),
 ) -> NDArray[np.float64]:
-    """Choose a place for each name: near its point, inside the frame, clear of all points and names, and of other marks if that can be.
+    """Choose a place for each name: near its point, inside the frame, beside all points and names, and beside other marks if possible.
 
-    Names that a full frame leaves no place for lie on others; some forty of usual length fit.
+    If the frame is full, names cover each other; some forty names of usual length fit.
 
     Args:
-        anchors: (N, 2) x, y of the points, y upwards, all in one unit.
+        anchors: (N, 2) x and y of the points, y upwards. All lengths are in one unit.
         sizes: (N, 2) width and height of the names.
-        frame: x, y, x, y of the space there is.
-        radius: of a point's marker.
-        marks: boxes of what should rather not be written on: bars, pieces of lines.
+        frame: Left, lower, right and upper end of the space for names.
+        radius: Radius of a point's marker.
+        marks: Boxes that names should not cover if possible, such as bars and pieces of lines.
 
     Returns:
         (N, 2) lower left corner of each name.
@@ -40,7 +40,7 @@ def place_labels(
     soft = np.array(marks, dtype=np.float64).reshape(-1, 4)
     placed: list[NDArray[np.float64]] = []
     corners = np.zeros_like(anchors)
-    # The crowded first, while there is space beside them.
+    # Points with many neighbours choose first, while there is space beside them.
     gaps = np.linalg.norm(anchors[:, None] - anchors[None], axis=2)
     for number in np.argsort((gaps < 8 * radius).sum(axis=1), kind="stable")[::-1]:
         anchor, names = anchors[number], np.array(placed).reshape(-1, 4)
@@ -60,7 +60,7 @@ def place_labels(
 
 
 def _candidates(anchor: NDArray[np.float64], size: NDArray[np.float64], frame: Box, radius: float) -> NDArray[np.float64]:
-    """(M, 4) boxes: close to the point in eight directions, then a grid over the frame."""
+    """(M, 4) boxes: eight close to the point, as far as they lie in the frame, then a grid over the frame."""
     size = size + 2 * _PAD
     width, height = size
     away = radius + _PAD
@@ -76,7 +76,7 @@ def _candidates(anchor: NDArray[np.float64], size: NDArray[np.float64], frame: B
 
 
 def _overlaps(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(M, K) bool."""
+    """(M, K) bool, whether two boxes overlap."""
     a, b = boxes[:, None], others[None]
     return np.all((a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:]), axis=2)
 

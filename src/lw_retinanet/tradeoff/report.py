@@ -1,4 +1,4 @@
-"""The report of a trade-off: one HTML file that holds the verdict, the pictures, the table, and how each number was made."""
+"""The report of a trade-off: one HTML file with the verdict, the figures, the table, and how each number was made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,21 +9,21 @@ from lw_retinanet.evaluation.match_tables import METRICS
 from lw_retinanet.evaluation.paired import Interval
 from lw_retinanet.files import write_text
 from lw_retinanet.tradeoff.experiment import REGIMES
-from lw_retinanet.tradeoff.figures import pictures
-from lw_retinanet.tradeoff.picture import DARK, LIGHT, Picture, css_variables
-from lw_retinanet.tradeoff.rows import Row, baseline_row
+from lw_retinanet.tradeoff.figures import make_figures
+from lw_retinanet.tradeoff.page_figure import DARK, LIGHT, PageFigure, css_variables
+from lw_retinanet.tradeoff.rows import ExperimentRow, baseline_row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What all rows rest on.
+    """What the numbers of all rows depend on.
 
     Args:
-        data: name or place of the data set.
-        images: validation pictures that AP was measured on.
-        draws: times that they were drawn for an interval.
-        latency: how and where it was measured; empty if it was not.
-        more: other facts by name, in the order to show them: recipe, trunk, date.
+        data: Name of the dataset.
+        images: Number of validation images that AP was measured on.
+        draws: How often the images were drawn for an interval.
+        latency: How and where latency was measured; empty if it was not.
+        more: Other facts by name, in the order in which they are shown.
     """
 
     data: str
@@ -33,27 +33,29 @@ class Facts:
     more: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_report(path: Path, rows: Sequence[Row], *, title: str, facts: Facts, verdict: Sequence[str], how: Sequence[str] = ()) -> None:
-    """Write the page: one file without scripts that loads nothing, for wide and narrow, light and dark screens, some 200 KB.
+def write_report(
+    path: Path, rows: Sequence[ExperimentRow], *, title: str, facts: Facts, verdict: Sequence[str], how: Sequence[str] = ()
+) -> None:
+    """Write the page: one file of some 200 KB without scripts that loads nothing, for wide and narrow, light and dark screens.
 
     Args:
-        path: of the HTML file.
-        rows: the whole table.
-        title: heading.
-        facts: that the numbers rest on.
-        verdict: sentences, the first one over all; see :func:`lw_retinanet.tradeoff.verdict.verdict`.
-        how: further paragraphs on how the numbers were made; nothing in them is taken for HTML.
+        path: HTML file to write.
+        rows: All rows.
+        title: Heading of the page.
+        facts: What the numbers depend on.
+        verdict: Sentences of :func:`lw_retinanet.tradeoff.verdict.verdict`.
+        how: Further paragraphs, as plain text, on how the numbers were made.
 
     Raises:
         ConfigError: if there is no row.
         OutputError: if the place cannot be written.
     """
-    drawn = pictures(rows)
+    drawn = make_figures(rows)
     parts = [
         f"<header><h1>{escape(title)}</h1>{_verdict(verdict)}</header>",
         "<main>",
-        '<section class="pictures">' + "".join(map(_picture, drawn)) + "</section>",
-        *([] if any(picture.name == "latency" for picture in drawn) else ["<p>Latency was not measured.</p>"]),
+        '<section class="pictures">' + "".join(map(_figure, drawn)) + "</section>",
+        *([] if any(figure.name == "latency" for figure in drawn) else ["<p>Latency was not measured.</p>"]),
         _table(rows),
         _method(rows, facts, how),
         '<section><h2 id="rows">Each row, and how to repeat it</h2>' + "".join(_origin(row, rows, facts) for row in rows) + "</section>",
@@ -63,7 +65,7 @@ def write_report(path: Path, rows: Sequence[Row], *, title: str, facts: Facts, v
 
 
 _NONE = "-"
-# The policy makes browsers refuse whatever an experiment's own texts might smuggle in.
+# The policy makes browsers load nothing, even if a text of the experiment contained HTML.
 _HEAD = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
@@ -112,11 +114,11 @@ def _verdict(sentences: Sequence[str]) -> str:
     return f'<p class="answer">{escape(sentences[0])}</p>' + (f"<ul>{rest}</ul>" if rest else "")
 
 
-def _picture(picture: Picture) -> str:
-    return f"<figure><h2>{escape(picture.title)}</h2>{picture.svg()}<figcaption>{escape(picture.caption)}</figcaption></figure>"
+def _figure(figure: PageFigure) -> str:
+    return f"<figure><h2>{escape(figure.title)}</h2>{figure.svg()}<figcaption>{escape(figure.caption)}</figcaption></figure>"
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[ExperimentRow]) -> str:
     baseline = baseline_row(rows)
     header = [
         *("variant", "line", "regime", "long side, px", "GMACs", "times fewer", "M parameters", "D3 of GMACs"),
@@ -167,7 +169,7 @@ def _difference(interval: Interval | None) -> str:
     return f'<span class="{kind}">{said}</span>' if kind else said
 
 
-def _method(rows: Sequence[Row], facts: Facts, how: Sequence[str]) -> str:
+def _method(rows: Sequence[ExperimentRow], facts: Facts, how: Sequence[str]) -> str:
     regimes = [regime for regime in REGIMES if any(row.regime == regime for row in rows)]
     shown = {
         "Data": f"{facts.data}, {facts.images:,} validation images",
@@ -198,7 +200,7 @@ def _value(text: str) -> str:
     return f'<pre tabindex="0">{escape(text)}</pre>' if "\n" in text else escape(text)
 
 
-def _origin(row: Row, rows: Sequence[Row], facts: Facts) -> str:
+def _origin(row: ExperimentRow, rows: Sequence[ExperimentRow], facts: Facts) -> str:
     number = next(place for place, other in enumerate(rows, start=1) if other is row)
     seeds = ", ".join(f"{seed}: {100 * ap:.2f}" for seed, ap in zip(row.seeds, row.aps, strict=True))
     runs = f"the mean of {len(row.seeds)} runs (AP by seed {seeds})" if len(row.seeds) > 1 else f"of one run (seed {seeds})"

@@ -1,4 +1,4 @@
-"""What an experiment leaves: table, pictures, report, and a few lines for the terminal."""
+"""The results of an experiment: table, figures, report, and a few lines for the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 
 from lw_retinanet.evaluation.paired import Interval
 from lw_retinanet.tables import aligned
-from lw_retinanet.tradeoff.csv_table import write_csv
+from lw_retinanet.tradeoff.csv_report import write_csv
 from lw_retinanet.tradeoff.figures import save_figures
 from lw_retinanet.tradeoff.report import write_report
-from lw_retinanet.tradeoff.rows import Row
-from lw_retinanet.tradeoff.runner import Bench
+from lw_retinanet.tradeoff.rows import ExperimentRow
+from lw_retinanet.tradeoff.runner import Runner
 from lw_retinanet.tradeoff.summary import Summary, facts
 from lw_retinanet.tradeoff.verdict import verdict
 
@@ -24,17 +24,17 @@ class Results:
     """What was written, and what it says.
 
     Args:
-        rows: of the table.
-        verdict: sentences.
-        files: table, report and pictures.
+        rows: Rows of the table.
+        verdict: Sentences of the verdict.
+        files: Table, report and figures.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ExperimentRow]
     verdict: Sequence[str]
     files: Sequence[Path]
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``tradeoff --json`` prints."""
+        """Plain values: rows, verdict, and paths of the files."""
         return {
             "rows": [_row_dict(row) for row in self.rows],
             "verdict": list(self.verdict),
@@ -42,28 +42,28 @@ class Results:
         }
 
     def lines(self) -> list[str]:
-        """A table for people, AP in points (0..100), the verdict, and where to read on."""
+        """A table for people with AP in points (0..100), the verdict, and the path of the report."""
         header = ("", "GMACs", "AP", "95 % interval", "at equal GMACs", "against the baseline", "runs")
         table = aligned([header, *(_cells(row) for row in self.rows)])
         return [*table, "", *self.verdict, "", f"report: {next(file for file in self.files if file.name == REPORT_FILE)}"]
 
 
-def write_all(bench: Bench, summary: Summary) -> Results:
-    """Write ``table.csv``, ``report.html`` and the pictures into the experiment's folder.
+def write_all(runner: Runner, summary: Summary) -> Results:
+    """Write ``table.csv``, ``report.html`` and the figures into the folder of the experiment.
 
     Raises:
         OutputError: if the place cannot be written.
     """
     rows = list(summary.rows)
-    said = verdict(rows, images=bench.held_out.num_images, initialisation=summary.initialisation, pairs=summary.pairs)
-    table, page = bench.out / TABLE_FILE, bench.out / REPORT_FILE
+    said = verdict(rows, images=runner.held_out.num_images, initialisation=summary.initialisation, pairs=summary.pairs)
+    table, page = runner.out / TABLE_FILE, runner.out / REPORT_FILE
     write_csv(rows, table)
-    figures = save_figures(rows, bench.out)
-    write_report(page, rows, title=f"Trade-off: {bench.experiment.name}", facts=facts(bench), verdict=said)
+    figures = save_figures(rows, runner.out)
+    write_report(page, rows, title=f"Trade-off: {runner.experiment.name}", facts=facts(runner), verdict=said)
     return Results(rows=rows, verdict=said, files=[table, page, *figures])
 
 
-def _row_dict(row: Row) -> dict[str, Any]:
+def _row_dict(row: ExperimentRow) -> dict[str, Any]:
     return {
         "line": row.line,
         "regime": row.regime,
@@ -82,7 +82,7 @@ def _row_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ExperimentRow) -> tuple[str, ...]:
     interval = f"{100 * row.ap.low:.2f} .. {100 * row.ap.high:.2f}"
     shifts = (_shift(row.against_scaling), _shift(row.against_baseline))
     return (row.name, f"{row.macs / 1e9:.2f}", f"{100 * row.ap.value:.2f}", interval, *shifts, str(len(row.seeds)))

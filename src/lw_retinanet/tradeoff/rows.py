@@ -1,4 +1,4 @@
-"""The rows of a trade-off table: what one variant at one input size costs, and what it finds."""
+"""The rows of a trade-off table: the cost and the AP of one variant at one input size."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,13 +7,12 @@ from typing import Literal, NamedTuple
 from lw_retinanet.evaluation.paired import Estimate, Interval
 from lw_retinanet.tradeoff.experiment import Regime
 
-BLOCKS = ("C1", "C2", "C3", "C4", "C5", "P3", "P4", "P5", "P6", "P7", "D3", "D4", "D5", "D6", "D7")
 Role = Literal["baseline", "scaling", "light", "other"]
-"""The scaling line's largest size, its other sizes, and all that is compared with them."""
+"""The largest size of the scaling line, its other sizes, the light heads that are compared with them, and all other rows."""
 
 
 class BlockCost(NamedTuple):
-    """Multiply-accumulates for one image, and parameters, of a block."""
+    """Multiply-accumulates of a block for one image, and its parameters."""
 
     macs: int
     params: int
@@ -28,30 +27,30 @@ class Latency(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ExperimentRow:
     """One variant at one input size in one regime, over all its seeds.
 
     Args:
-        line: name of the line that it belongs to.
-        role: what it is in the comparison; ``other`` rows answer another question, say that of initialisation.
-        regime: how the networks came about.
-        variant: label for people, ``bbox-v1, init paper``.
-        preset: name of the head.
-        scale: longer side of the pictures, pixels.
-        size_hw: height and width of the padded input that was counted, the commonest of the validation pictures.
-        macs: multiply-accumulates for one image of that size.
-        params: of the network.
-        blocks: by name in ``BLOCKS``, which add up to ``macs`` and ``params``.
-        latency_ms: of the network alone; None where it was not measured.
-        seeds: a run each.
-        aps: AP in 0..1 of each seed.
-        metrics: AP, AP50, AP75, APs, APm, APl in 0..1, the mean over the seeds, without those for which there is nothing to find; the
+        line: Name of the line that the row belongs to.
+        role: Role in the comparison; ``other`` rows answer another question, such as that of initialisation.
+        regime: How the networks were made, see ``REGIMES``.
+        variant: Label for people, ``bbox-v1, init paper``.
+        preset: Name of the head.
+        scale: Longer side of the images, pixels.
+        size_hw: Padded size for which the arithmetic is counted, the commonest of the validation images.
+        macs: Multiply-accumulates for one image of that size.
+        params: Parameters of the network.
+        blocks: Cost of each block by name; they add up to ``macs`` and ``params``.
+        latency_ms: Latency of the network alone; None if it was not measured.
+        seeds: Seed of each run.
+        aps: AP of each run, 0..1.
+        metrics: AP, AP50, AP75, APs, APm, APl in 0..1, the mean over the runs; a metric for which the data has no object is left out. The
             interval comes from drawing images and seeds again.
-        against_baseline: AP minus the baseline's, paired; None for the baseline itself.
+        against_baseline: AP minus that of the baseline, paired; None for the baseline itself.
         against_scaling: AP minus that of the scaling line at the same ``macs``, paired; None on the line and outside its range.
-        seconds: a run took, in the mean.
-        command: that makes this row again.
-        made_with: versions and machine of its runs.
+        seconds: Mean duration of a run.
+        command: Command that makes this row again.
+        made_with: Versions and machine of its runs.
     """
 
     line: str
@@ -81,30 +80,32 @@ class Row:
 
     @property
     def is_on_scaling_line(self) -> bool:
+        """Whether the row is a size of the scaling line."""
         return self.role in ("baseline", "scaling")
 
     @property
     def ap(self) -> Estimate:
+        """AP, 0..1, with its interval."""
         return self.metrics["AP"]
 
 
-def scaling_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the scaling line with the baseline, from few MACs to many; none where only others were run."""
+def scaling_rows(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
+    """The rows of the scaling line, baseline included, from few MACs to many."""
     return sorted((row for row in rows if row.is_on_scaling_line), key=lambda row: row.macs)
 
 
-def baseline_row(rows: Sequence[Row]) -> Row | None:
-    """The row that the others' differences are from; None where it was not run."""
+def baseline_row(rows: Sequence[ExperimentRow]) -> ExperimentRow | None:
+    """The row that the others are compared with; None if it was not run."""
     return next((row for row in rows if row.role == "baseline"), None)
 
 
-def light_rows(rows: Sequence[Row]) -> list[Row]:
-    """All rows but the scaling line's, in their order."""
+def light_rows(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
+    """The rows with light heads that are compared with the scaling line, in their order."""
     return [row for row in rows if row.role == "light"]
 
 
 def joined(notes: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """What several runs were made with, as one: ``2.10.0`` where all agree, ``2.10.0 / 2.11.0`` where not."""
+    """Merge notes of several runs: ``2.10.0`` if all agree on a value, ``2.10.0 / 2.11.0`` if not."""
     values: dict[str, list[str]] = {}
     for note in notes:
         for name, value in note.items():

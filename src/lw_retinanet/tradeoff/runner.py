@@ -1,4 +1,4 @@
-"""Running an experiment: every run once, in an order that gives the whole table early, and again from where it stopped."""
+"""The runner of an experiment: every run once, in an order that fills the table early. It continues where it was interrupted."""
 
 import json
 import logging
@@ -17,12 +17,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lw_retinanet import __version__
-from lw_retinanet.config import Config
-from lw_retinanet.conventions import Conventions
+from lw_retinanet.config import Config, load_config
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import cpu_name, uses_bf16
-from lw_retinanet.errors import DataError, InputError, RunFolderError
+from lw_retinanet.errors import ConfigError, DataError, InputError, RunFolderError
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
@@ -34,14 +33,14 @@ from lw_retinanet.lightening.calibration_images import calibration_files
 from lw_retinanet.lightening.filling import LighteningSettings
 from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.lightening.stages import lighten_detector
-from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.tradeoff.experiment import Cell, Experiment
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
 from lw_retinanet.tradeoff.head_training import detect_from_maps, train_head
-from lw_retinanet.weights.create import ANCHORS
-from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model
+from lw_retinanet.tradeoff.trunk import at_scale, open_trunk, with_head
+from lw_retinanet.weights.model_file import find_model_file
+from lw_retinanet.weights.start import start_from_settings
 
 EXPERIMENT_FILE = "experiment.yaml"
 RESULT_FILE = "result.json"
@@ -51,27 +50,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One training of one row."""
+    """One training of one row, with one seed."""
 
     cell: Cell
     seed: int
 
     def folder(self, out: Path) -> Path:
+        """Folder of the run in the folder of the experiment."""
         return out / "runs" / self.cell.name / f"seed-{self.seed}"
 
 
-class Bench:
-    """An experiment with its data, its trunk and its folder.
+class Runner:
+    """Runs an experiment, and keeps its results in a folder.
 
     Args:
-        experiment: what to run.
-        out: folder of the experiment, new or one of its own from before; finished runs in it stay as they are.
-        device: to compute on.
-        progress: wraps what takes long, to show a bar; gets the number of items and what is being done.
+        experiment: What to run.
+        out: Folder of the experiment, new or from an earlier call; finished runs in it stay as they are.
+        device: Device to compute on.
+        progress: Shows how far long work is.
 
     Raises:
         InputError: for data or a trunk that cannot be used.
-        RunFolderError: if the folder holds another experiment: other data, trunk or settings. More rows or seeds are no other experiment.
+        RunFolderError: if the folder holds another experiment, with other data, trunk or settings. Rows and seeds may be added.
     """
 
     def __init__(self, experiment: Experiment, out: Path, *, device: torch.device, progress: Progress | None = None) -> None:
@@ -80,7 +80,7 @@ class Bench:
         self.device = device
         self.progress = progress
         self.records, self.held_out = _open(experiment)
-        self.trunk = _open_trunk(experiment, self.records)
+        self.trunk = open_trunk(experiment, self.records)
         self.origin = {"data": self.records.fingerprint(), "validation": self.held_out.fingerprint()}
         if experiment.trunk is not None:
             self.origin["trunk"] = sha256(find_model_file(Path(experiment.trunk)))
@@ -88,18 +88,18 @@ class Bench:
 
     @cached_property
     def use_bf16(self) -> bool:
-        """Of the regime ``head``, one choice for all runs."""
+        """Whether the runs of the regime ``head`` compute in bf16; the same for all of them."""
         precision = self.experiment.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision
         return uses_bf16(precision, self.device)
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Do all runs of these rows that are not done: the first seed of every row, then the second.
+        """Do all runs of these rows that are not done: the first seed of every row, then the second seed, and so on.
 
-        Several processes may work in one folder: each takes runs that no other has taken.
+        Several processes may work in one folder. Each takes runs that no other process is doing.
 
         Raises:
             RunFolderError: if a finished run had other settings.
-            TrainingError: if a loss is not finite; what was finished before stays.
+            TrainingError: if a loss is not finite; finished runs stay.
         """
         runs = [SeedRun(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
         self._note_down()
@@ -116,36 +116,27 @@ class Bench:
                     seconds = time.monotonic() - started
                     result = self._finish(run, table, steps=steps, seconds=seconds)
             except Timeout:
-                log.info("run %d/%d: %s, seed %d: another process is at it", number, len(left), run.cell.name, run.seed)
+                log.info("run %d/%d: %s, seed %d: another process is doing it", number, len(left), run.cell.name, run.seed)
                 continue
             log.info("run %d/%d: %s, seed %d: AP %.4f (%.0f s)", number, len(left), run.cell.name, run.seed, result["AP"], seconds)
         if all(self._is_done(SeedRun(cell=cell, seed=seed)) for cell in self.experiment.cells() for seed in self.experiment.seeds):
-            shutil.rmtree(self.out / "features", ignore_errors=True)  # gigabytes that nothing needs any more
+            shutil.rmtree(self.out / "features", ignore_errors=True)  # gigabytes that no run needs any more
 
     def result(self, run: SeedRun) -> dict[str, Any] | None:
-        """What a finished run left in its ``result.json``; None if it is not finished."""
-        file = run.folder(self.out) / RESULT_FILE
-        if not file.is_file():
-            return None
-        try:
-            result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            raise RunFolderError(f"{file} is broken; remove {file.parent} to do that run again") from None
-        return result
+        """The content of a finished run's ``result.json``; None if the run is not finished."""
+        return read_json(run.folder(self.out) / RESULT_FILE)
 
     def detections(self, run: SeedRun) -> DetectionTable:
-        """What a finished run found in the validation pictures."""
+        """The detections of a finished run in the validation images."""
         return read_results(run.folder(self.out) / DETECTIONS_FILE, self.held_out)
 
     def model(self, cell: Cell, *, seed: int = 0) -> RetinaNet:
         """The network of a row before its training."""
         config = self.experiment.config(cell, seed)
         if self.trunk is None:
-            from lw_retinanet.weights.start import start_from_settings
-
             without_weights = config.model_copy(update={"model": config.model.model_copy(update={"backbone_weights": "none"})})
             return start_from_settings(without_weights, self.records.categories).model
-        return _with_head(self.trunk.model, config, len(self.records.categories))
+        return with_head(self.trunk.model, config, len(self.records.categories))
 
     def _is_done(self, run: SeedRun) -> bool:
         result = self.result(run)
@@ -156,11 +147,11 @@ class Bench:
             f"{section}.{name}: {kept[section][name]} then, {value} now"
             for section, values in wanted.items()
             for name, value in values.items()
-            if name in kept[section] and kept[section][name] != value  # a setting that is newer than the run has changed nothing
+            if name in kept[section] and kept[section][name] != value  # a setting that was added to this package later
         ]
         if different:
             raise RunFolderError(
-                f"{run.folder(self.out)} was finished with other settings ({'; '.join(different[:3])}); choose another --out"
+                f"{run.folder(self.out)} was finished with other settings ({'; '.join(different[:3])}); choose another output folder"
             )
         return True
 
@@ -204,7 +195,7 @@ class Bench:
                 self.trunk.model.to(self.device).to(memory_format=torch.channels_last),
                 records,
                 folder,
-                rule=_at_scale(self.trunk.model.conventions, scale).input,
+                rule=at_scale(self.trunk.model.conventions, scale).input,
                 views=views,
                 origin=self.origin,
                 device=self.device,
@@ -214,7 +205,7 @@ class Bench:
 
     def _lighten(self, run: SeedRun) -> tuple[DetectionTable, int]:
         assert self.trunk is not None
-        conventions = _at_scale(self.trunk.model.conventions, run.cell.scale)
+        conventions = at_scale(self.trunk.model.conventions, run.cell.scale)
         old = self.trunk.model
         model = RetinaNet(backbone=old.backbone, fpn=old.fpn, head=old.head, conventions=conventions)
         record = self.trunk.record.model_copy(update={"conventions": conventions})
@@ -222,7 +213,7 @@ class Bench:
             model, self.trunk.record.categories, device=self.device, precision="bf16" if self.use_bf16 else "fp32", record=record
         )
         plan, steps = plan_of(run.cell.variant.preset), 0
-        if plan.cls or plan.bbox:  # else it is the trunk as it stands
+        if plan.cls or plan.bbox:  # otherwise the row is the trunk as it is
             steps = self.experiment.fit_steps
             files = calibration_files(Path(self.experiment.data), count=512, seed=run.seed)
             settings = LighteningSettings(fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed)
@@ -251,7 +242,7 @@ class Bench:
             "settings": _settings(self.experiment.config(run.cell, run.seed)),
             "made_with": made_with(),
         }
-        write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")  # last: from now on the run is done
+        write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")  # written last, since it marks the run as done
         return result
 
     def _note_down(self) -> None:
@@ -262,18 +253,40 @@ class Bench:
         file = self.out / EXPERIMENT_FILE
         if not file.is_file():
             if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-                raise RunFolderError(f"{self.out} is not empty and holds no experiment; choose another --out")
+                raise RunFolderError(f"{self.out} is not empty and holds no experiment; choose another output folder")
             return
-        earlier = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            earlier = load_config(file)
+        except ConfigError as error:
+            raise RunFolderError(
+                f"{error}; this file says which experiment the folder holds: restore it, or choose another folder"
+            ) from None
         now = self.experiment.model_dump(mode="json", exclude_defaults=True)
-        different = [name for name, value in self.origin.items() if earlier.get("fingerprints", {}).get(name) != value]
+        different = [name for name, value in self.origin.items() if (earlier.get("fingerprints") or {}).get(name) != value]
         different += [name for name in ("settings", "fit_steps") if earlier.get(name) != now.get(name)]
         if different:
-            raise RunFolderError(f"{self.out} holds an experiment with another {' and another '.join(different)}; choose another --out")
+            raise RunFolderError(
+                f"{self.out} holds an experiment with another {' and another '.join(different)}; choose another output folder"
+            )
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The content of a JSON file of an experiment; None if there is no such file.
+
+    Raises:
+        RunFolderError: if the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunFolderError(f"{file} is damaged; remove it, and run the experiment again") from None
+    return content
 
 
 def made_with() -> dict[str, str]:
-    """Versions and machine, for the record."""
+    """Versions and machine that results are made with."""
     return {
         "lw_retinanet": __version__,
         "torch": torch.__version__,
@@ -285,14 +298,14 @@ def made_with() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Name of the GPU, or of the CPU as far as the system tells it."""
+    """Name of the GPU, or of the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return cpu_name()
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What decides a run's numbers; the number of workers does not."""
+    """The settings that the results of a run depend on; the number of workers is none of them."""
     values = config.model_dump(mode="json")
     return {"model": values["model"], "train": values["train"], "data": {k: v for k, v in values["data"].items() if k != "workers"}}
 
@@ -304,40 +317,3 @@ def _open(experiment: Experiment) -> tuple[Records, Records]:
     if held_out.num_images < MIN_IMAGES:
         raise DataError(f"{experiment.data}: {held_out.num_images} validation images are too few for an interval; use {MIN_IMAGES} or more")
     return records, held_out
-
-
-def _open_trunk(experiment: Experiment, records: Records) -> LoadedModel | None:
-    if experiment.trunk is None:
-        return None
-    trunk = load_model(find_model_file(Path(experiment.trunk)))
-    plan = trunk.model.head.plan
-    if plan.cls or plan.bbox:
-        raise InputError(f"trunk {experiment.trunk} has a light head already; start from a detector whose levels share one head")
-    theirs, ours = [c.name for c in trunk.record.categories], list(records.class_names)
-    if theirs != ours:
-        raise InputError(f"trunk {experiment.trunk} knows other classes than {experiment.data}; train it there first")
-    trunk.model.requires_grad_(False)
-    return trunk
-
-
-def _at_scale(conventions: Conventions, scale: int) -> Conventions:
-    rule = conventions.input.model_copy(update={"resize": "long_side", "size": scale})
-    return conventions.model_copy(update={"input": rule})
-
-
-def _with_head(trunk: RetinaNet, config: Config, num_classes: int) -> RetinaNet:
-    """The trunk's backbone and pyramid under a new head, at the input size of the settings."""
-    assert config.data.image_size is not None
-    conventions = _at_scale(trunk.conventions, config.data.image_size)
-    anchors = ANCHORS[config.model.anchors]
-    if anchors.num_anchors != conventions.anchors.num_anchors:  # else the trunk's own, which may be rounded as its origin does
-        conventions = conventions.model_copy(update={"anchors": anchors})
-    torch.manual_seed(config.train.seed)
-    head = Head(
-        in_channels=trunk.fpn.out_channels,
-        num_classes=num_classes,
-        num_anchors=conventions.anchors.num_anchors,
-        plan=plan_of(config.model.preset),
-        init=config.model.init or "fan_in",
-    )
-    return RetinaNet(backbone=trunk.backbone, fpn=trunk.fpn, head=head, conventions=conventions)

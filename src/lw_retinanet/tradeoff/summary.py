@@ -1,9 +1,8 @@
-"""Finished runs -> the rows of the table, and all that is made of them."""
+"""The summary of an experiment: its finished runs become the rows of the table."""
 
 import json
-import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from lw_retinanet.heads import plan_of
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.experiment import Cell
 from lw_retinanet.tradeoff.report import Facts
-from lw_retinanet.tradeoff.rows import BlockCost, Latency, Role, Row, joined
-from lw_retinanet.tradeoff.runner import Bench, SeedRun, made_with
+from lw_retinanet.tradeoff.rows import BlockCost, ExperimentRow, Latency, Role, joined
+from lw_retinanet.tradeoff.runner import Runner, SeedRun, made_with, read_json
 from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line
 
 LATENCY_FILE = "latency.json"
@@ -30,49 +29,49 @@ LATENCY_ROUNDS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """All that the finished runs say.
+    """The results of all finished runs.
 
     Args:
-        rows: of the table, in the experiment's order.
-        initialisation: heads that were trained from two initialisations of their light layers.
-        pairs: that the experiment asks for, as far as both rows are there.
+        rows: Rows of the table, in the order of the experiment.
+        initialisation: Heads that were trained from two initialisations.
+        pairs: Pairs that the experiment asks for, if both rows have finished runs.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ExperimentRow]
     initialisation: Sequence[Initialisation]
     pairs: Sequence[Pair]
 
 
-def summarise(bench: Bench, *, command: Sequence[str]) -> Summary:
-    """Make rows of the cells of which at least one run is finished.
+def summarise(runner: Runner, *, command: Callable[[str], str]) -> Summary:
+    """Make a row of each cell of which at least one run is finished.
 
     Args:
-        bench: of the experiment.
-        command: that opens this experiment, word by word, without ``--out``: what repeats a row begins with it.
+        runner: Runner of the experiment.
+        command: Gives the command that repeats a row, from the name of the row.
 
     Raises:
         InputError: if no run is finished, or there are too few validation images for an interval.
     """
-    experiment = bench.experiment
+    experiment = runner.experiment
     finished = {
         cell: runs
         for cell in experiment.cells()
-        if (runs := [run for seed in experiment.seeds if bench.result(run := SeedRun(cell=cell, seed=seed)) is not None])
+        if (runs := [run for seed in experiment.seeds if runner.result(run := SeedRun(cell=cell, seed=seed)) is not None])
     }
     if not finished:
-        raise InputError(f"{bench.out} holds no finished run yet; run the experiment first")
+        raise InputError(f"{runner.out} holds no finished run yet; run the experiment first")
     drawn = {
-        cell: drawn_scores(bench.held_out, [bench.detections(run) for run in runs], draws=experiment.draws)
+        cell: drawn_scores(runner.held_out, [runner.detections(run) for run in runs], draws=experiment.draws)
         for cell, runs in finished.items()
     }
-    counts = {cell: _count(bench, cell) for cell in finished}
+    counts = {cell: _count(runner, cell) for cell in finished}
     scaling = [
         (sum(cost.macs for cost in counts[cell][1].values()), drawn[cell]) for cell in finished if cell.line == experiment.lines[0].name
     ]
-    latency = _known_latency(bench)
+    latency = _known_latency(runner)
     baseline = drawn.get(experiment.baseline)
     rows = [
-        _row(bench, cell, finished[cell], drawn[cell], counts[cell], scaling=scaling, baseline=baseline, latency=latency, command=command)
+        _row(runner, cell, finished[cell], drawn[cell], counts[cell], scaling=scaling, baseline=baseline, latency=latency, command=command)
         for cell in finished
     ]
     by_name = {cell.name: scores for cell, scores in drawn.items()}
@@ -85,7 +84,7 @@ def summarise(bench: Bench, *, command: Sequence[str]) -> Summary:
 
 
 def _initialisation(drawn: Mapping[Cell, Drawn]) -> list[Initialisation]:
-    """Each light head that was trained with the paper's initialisation and with fan-in, best with fan-in in its own layers alone."""
+    """Compare each light head that was trained with the paper's initialisation and with fan-in, preferably in its light layers alone."""
     found = []
     for cell, with_paper in drawn.items():
         if cell.variant.init != "paper" or not _is_light(cell):
@@ -99,9 +98,9 @@ def _initialisation(drawn: Mapping[Cell, Drawn]) -> list[Initialisation]:
     return found
 
 
-def _role(bench: Bench, cell: Cell) -> Role:
-    if cell.line == bench.experiment.lines[0].name:
-        return "baseline" if cell == bench.experiment.baseline else "scaling"
+def _role(runner: Runner, cell: Cell) -> Role:
+    if cell.line == runner.experiment.lines[0].name:
+        return "baseline" if cell == runner.experiment.baseline else "scaling"
     return "light" if _is_light(cell) and cell.variant.init is None else "other"
 
 
@@ -111,7 +110,7 @@ def _is_light(cell: Cell) -> bool:
 
 
 def _row(
-    bench: Bench,
+    runner: Runner,
     cell: Cell,
     runs: Sequence[SeedRun],
     drawn: Drawn,
@@ -120,15 +119,15 @@ def _row(
     scaling: Sequence[tuple[int, Drawn]],
     baseline: Drawn | None,
     latency: dict[str, dict[str, float]],
-    command: Sequence[str],
-) -> Row:
+    command: Callable[[str], str],
+) -> ExperimentRow:
     size_hw, blocks = count
-    results = [bench.result(run) or {} for run in runs]
+    results = [runner.result(run) or {} for run in runs]
     macs = sum(cost.macs for cost in blocks.values())
     times = latency.get(cell.name)
-    return Row(
+    return ExperimentRow(
         line=cell.line,
-        role=_role(bench, cell),
+        role=_role(runner, cell),
         regime=cell.regime,
         variant=cell.variant.label,
         preset=cell.variant.preset,
@@ -141,41 +140,41 @@ def _row(
         seeds=tuple(run.seed for run in runs),
         aps=tuple(float(result["AP"]) for result in results),
         metrics=drawn.estimates(),
-        against_baseline=None if baseline is None or cell == bench.experiment.baseline else drawn.against(baseline)["AP"],
-        against_scaling=against_line(drawn, macs, scaling) if _role(bench, cell) == "light" else None,
+        against_baseline=None if baseline is None or cell == runner.experiment.baseline else drawn.against(baseline)["AP"],
+        against_scaling=against_line(drawn, macs, scaling) if _role(runner, cell) == "light" else None,
         seconds=sum(float(result["seconds"]) for result in results) / len(results),
-        command=shlex.join([*command, "--out", "again", "--only", cell.name]),
+        command=command(cell.name),
         made_with=joined(result["made_with"] for result in results),
     )
 
 
-def counted_size(bench: Bench, model: RetinaNet) -> tuple[int, int]:
-    """The padded network input that most validation pictures have for a model: what its arithmetic and its latency are for."""
+def counted_size(runner: Runner, model: RetinaNet) -> tuple[int, int]:
+    """The commonest padded size of the validation images for a model; its arithmetic and its latency are measured at this size."""
     rule = model.conventions.input
     sizes = Counter(
-        padded_size([resized_size((height, width), rule)], rule.pad_multiple) for height, width in bench.held_out.sizes_hw.tolist()
+        padded_size([resized_size((height, width), rule)], rule.pad_multiple) for height, width in runner.held_out.sizes_hw.tolist()
     )
     return max(sizes, key=lambda size: (sizes[size], size))
 
 
-def _count(bench: Bench, cell: Cell) -> tuple[tuple[int, int], dict[str, BlockCost]]:
-    model = bench.model(cell)
-    size_hw = counted_size(bench, model)
+def _count(runner: Runner, cell: Cell) -> tuple[tuple[int, int], dict[str, BlockCost]]:
+    model = runner.model(cell)
+    size_hw = counted_size(runner, model)
     return size_hw, {name: BlockCost(macs=cost.macs, params=cost.params) for name, cost in count_blocks(model, size_hw).items()}
 
 
-def measure_rows(bench: Bench, cells: Sequence[Cell]) -> None:
-    """Measure the latency of rows side by side in one go, and keep it in the experiment's folder."""
-    models = {cell.name: bench.model(cell) for cell in cells}
-    sizes = {name: counted_size(bench, model) for name, model in models.items()}
-    # Rows that differ in training alone are one network; measuring it once says the same about all.
+def measure_rows(runner: Runner, cells: Sequence[Cell]) -> None:
+    """Measure the latency of rows side by side, and write it into the folder of the experiment."""
+    models = {cell.name: runner.model(cell) for cell in cells}
+    sizes = {name: counted_size(runner, model) for name, model in models.items()}
+    # Rows that differ only in their training have the same network, which is measured once.
     first: dict[tuple[Any, ...], str] = {}
     same = {cell.name: first.setdefault((cell.variant.preset, cell.variant.anchors, cell.scale), cell.name) for cell in cells}
     wanted = sorted(set(same.values()))
     times = measure_latency(
         {name: models[name] for name in wanted},
         size_hw={name: sizes[name] for name in wanted},
-        device=bench.device,
+        device=runner.device,
         rounds=LATENCY_ROUNDS,
     )
     precision = "bf16" if all("bf16" in entry for entry in times.values()) else "fp32"
@@ -184,27 +183,27 @@ def measure_rows(bench: Bench, cells: Sequence[Cell]) -> None:
         "made_with": made_with(),
         "rows": {name: times[representative][precision] for name, representative in same.items()},
     }
-    write_text(bench.out / LATENCY_FILE, json.dumps(content, indent=1) + "\n")
+    write_text(runner.out / LATENCY_FILE, json.dumps(content, indent=1) + "\n")
 
 
-def has_latency(bench: Bench, cells: Sequence[Cell]) -> bool:
-    """Whether all these rows have been measured."""
-    return set(_known_latency(bench)) >= {cell.name for cell in cells}
+def has_latency(runner: Runner, cells: Sequence[Cell]) -> bool:
+    """Whether the latency of all these rows has been measured."""
+    return set(_known_latency(runner)) >= {cell.name for cell in cells}
 
 
-def _known_latency(bench: Bench) -> dict[str, dict[str, float]]:
-    file = bench.out / LATENCY_FILE
-    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
+def _known_latency(runner: Runner) -> dict[str, dict[str, float]]:
+    measured = read_json(runner.out / LATENCY_FILE)
+    return measured["rows"] if measured else {}
 
 
-def facts(bench: Bench) -> Facts:
-    """What all rows rest on."""
-    experiment = bench.experiment
+def facts(runner: Runner) -> Facts:
+    """What the numbers of all rows depend on."""
+    experiment = runner.experiment
     config = experiment.config(experiment.baseline, experiment.seeds[0])
     made, train = made_with(), config.train
     length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
     more = {
-        "Pictures to learn from": bench.records.summary(),
+        "Training images": runner.records.summary(),
         "Training": f"{length} of {train.batch_size} images, {train.optimiser}, peak rate {train.rate:g}, {train.schedule} schedule",
         "Seeds": ", ".join(map(str, experiment.seeds)),
         "Arithmetic": "multiply-accumulates of convolutions for one image of the commonest padded validation size",
@@ -212,12 +211,10 @@ def facts(bench: Bench) -> Facts:
         "Experiment file": yaml.safe_dump(experiment.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
     }
     if experiment.trunk is not None:
-        more["Trunk"] = f"{experiment.trunk}, SHA-256 {bench.origin['trunk'][:16]}"
-    file = bench.out / LATENCY_FILE
-    latency = ""
-    if file.is_file():
-        measured = json.loads(file.read_text(encoding="utf-8"))
+        more["Trunk"] = f"{experiment.trunk}, SHA-256 {runner.origin['trunk'][:16]}"
+    latency, measured = "", read_json(runner.out / LATENCY_FILE)
+    if measured:
         made = measured["made_with"]
         latency = f"network only, one image, {measured['precision']}, {LATENCY_ROUNDS} interleaved rounds, {made['processor']}"
         latency += f", {made['threads']} threads"
-    return Facts(data=Path(experiment.data).name, images=bench.held_out.num_images, draws=experiment.draws, latency=latency, more=more)
+    return Facts(data=Path(experiment.data).name, images=runner.held_out.num_images, draws=experiment.draws, latency=latency, more=more)

@@ -1,4 +1,4 @@
-"""What the table says in words. Every sentence follows from an interval; none is written beforehand."""
+"""The verdict: what the table says in words. Every sentence follows from an interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lw_retinanet.evaluation.paired import Drawn, Interval
-from lw_retinanet.tradeoff.rows import Row, baseline_row, light_rows, scaling_rows
+from lw_retinanet.tradeoff.rows import ExperimentRow, baseline_row, light_rows, scaling_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Initialisation:
     """One head trained from two initialisations.
 
     Args:
-        preset: name of the head.
+        preset: Name of the head.
         interval: AP with fan-in initialisation minus AP with the paper's, paired.
     """
 
@@ -24,10 +24,10 @@ class Initialisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two rows that someone wants compared.
+    """Two rows that the experiment asks to compare.
 
     Args:
-        name_a, name_b: of the rows.
+        name_a, name_b: Names of the rows.
         interval: AP of B minus AP of A, paired.
     """
 
@@ -39,16 +39,16 @@ class Pair:
 def against_line(row: Drawn, macs: int, line: Sequence[tuple[int, Drawn]]) -> Interval | None:
     """AP of a row minus that of the scaling line at the same MACs.
 
-    Between two measured sizes the line is straight in MACs, and it is so in every draw: line and row are scored on the same images.
-    Sizes that padding gives the same MACs count as one, with the mean of their AP.
+    Between two measured sizes the line is straight in MACs. This holds for every draw, in which line and row are scored on the same images.
+    Sizes that have the same MACs because of padding count as one, with the mean of their AP.
 
     Args:
-        row: scores of the row.
-        macs: of the row.
-        line: MACs and scores of the scaling line's rows, in any order.
+        row: Scores of the row.
+        macs: MACs of the row.
+        line: MACs and scores of the rows of the scaling line, in any order.
 
     Returns:
-        ``a`` is the line, ``b`` the row; None where the line was not measured, see :func:`why_not`.
+        The interval, in which ``a`` is the line and ``b`` the row; None outside the measured sizes, see :func:`why_not`.
 
     Raises:
         InputError: if the draws are not of the same images.
@@ -70,7 +70,7 @@ def against_line(row: Drawn, macs: int, line: Sequence[tuple[int, Drawn]]) -> In
 
 
 def why_not(macs: int, line: Sequence[int]) -> str | None:
-    """Why there is no comparison with a scaling line of these MACs, in words; None if there is one."""
+    """Why a row cannot be compared with a scaling line of these MACs, in words; None if it can."""
     if not line:
         return "no size of the scaling line was run"
     low, high = min(line), max(line)
@@ -80,14 +80,16 @@ def why_not(macs: int, line: Sequence[int]) -> str | None:
     return f"its {_giga(macs)} GMACs lie {side} the scaling line's {'smallest' if macs < low else 'largest'} size ({_giga(end)})"
 
 
-def verdict(rows: Sequence[Row], *, images: int, initialisation: Sequence[Initialisation] = (), pairs: Sequence[Pair] = ()) -> list[str]:
-    """The answer in plain sentences: first over all, then row by row, then on pairs of rows and on the initialisation.
+def verdict(
+    rows: Sequence[ExperimentRow], *, images: int, initialisation: Sequence[Initialisation] = (), pairs: Sequence[Pair] = ()
+) -> list[str]:
+    """The answer in plain sentences: first for all heads, then row by row, then for pairs of rows and for the initialisation.
 
     Args:
-        rows: the whole table.
-        images: that AP was measured on.
-        initialisation: each head that was trained both ways.
-        pairs: of rows that someone wants compared.
+        rows: All rows.
+        images: Number of images that AP was measured on.
+        initialisation: Heads that were trained from two initialisations.
+        pairs: Pairs of rows that the experiment asks to compare.
     """
     light, line = light_rows(rows), scaling_rows(rows)
     sentences = [_overall(light, images)]
@@ -96,7 +98,7 @@ def verdict(rows: Sequence[Row], *, images: int, initialisation: Sequence[Initia
     return sentences + [_on_initialisation(test, rows, images) for test in initialisation]
 
 
-def _overall(rows: Sequence[Row], images: int) -> str:
+def _overall(rows: Sequence[ExperimentRow], images: int) -> str:
     compared = [(row, row.against_scaling) for row in rows if row.against_scaling]
     if not compared:
         return "Not answered: no light head has MACs within the measured range of the scaling line."
@@ -123,8 +125,8 @@ def _overall(rows: Sequence[Row], images: int) -> str:
     return f"{answer}. At equal MACs {', '.join(said)}."
 
 
-def _sentence(row: Row, line: Sequence[Row], baseline: Row | None, images: int) -> str:
-    """One row against the line, and against the baseline."""
+def _sentence(row: ExperimentRow, line: Sequence[ExperimentRow], baseline: ExperimentRow | None, images: int) -> str:
+    """One row against the scaling line, and against the baseline."""
     interval = row.against_scaling
     if interval is None:
         reason = why_not(row.macs, [other.macs for other in line]) or "it was not computed"
@@ -151,8 +153,8 @@ def _on_pair(pair: Pair, images: int) -> str:
     return f"{pair.name_b} finds {'more' if sign > 0 else 'less'} than {pair.name_a}: {_shift(pair.interval)}."
 
 
-def _on_initialisation(test: Initialisation, rows: Sequence[Row], images: int) -> str:
-    """The hypothesis is that the paper's initialisation, not the block, keeps such a head from learning."""
+def _on_initialisation(test: Initialisation, rows: Sequence[ExperimentRow], images: int) -> str:
+    """Judge the hypothesis that the paper's initialisation, not the block, keeps such a head from learning."""
     interval, sign = test.interval, _sign(test.interval)
     seeds = max((len(row.seeds) for row in rows if row.preset == test.preset), default=1)
     shift = f"fan-in minus the paper's is {_shift(interval)}"
@@ -168,7 +170,7 @@ def _on_initialisation(test: Initialisation, rows: Sequence[Row], images: int) -
 
 
 def _sign(interval: Interval) -> int:
-    """1 or -1 where the interval lies wholly on one side of zero, which itself belongs to neither."""
+    """1 or -1 if the whole interval is above or below zero, else 0."""
     return int(np.sign(interval.low)) if interval.low * interval.high > 0 else 0
 
 
@@ -177,7 +179,7 @@ def _mean(scores: Sequence[Drawn]) -> Drawn:
     return replace(scores[0], values=values, draws=draws)
 
 
-def _basis(row: Row, images: int) -> str:
+def _basis(row: ExperimentRow, images: int) -> str:
     return f"on {images:,} images and {_seeds(len(row.seeds))}"
 
 

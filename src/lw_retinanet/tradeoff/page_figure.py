@@ -1,4 +1,4 @@
-"""A drawn figure as a PNG file, or as SVG that takes its colours from the page around it."""
+"""A figure as a PNG file, or as SVG that takes its colours from the page around it."""
 
 import html
 import io
@@ -19,7 +19,7 @@ LIGHT: Mapping[str, str] = {
     "soft": "#59636e",
     "rule": "#d8dce0",
     "paper": "#ffffff",
-    # After Okabe and Ito, whom any kind of colour vision tells apart, a little darker where white paper asks for it.
+    # The colours of Okabe and Ito, which any kind of colour vision tells apart, some a little darker for white paper.
     "blue": "#0072b2",
     "red": "#d55e00",
     "green": "#008a64",
@@ -45,15 +45,15 @@ DARK: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class PageFigure:
     """A figure with the words that belong to it.
 
     Args:
-        name: of its file, without the ending.
-        title: heading above it.
-        caption: how to read it.
-        alt: what it shows, for those who do not see it.
-        figure: drawn with the colours of ``LIGHT`` alone.
+        name: Name of its file, without the ending.
+        title: Heading above it.
+        caption: Text below it that says how to read it.
+        alt: Text that says what it shows to people who cannot see it.
+        figure: Figure in the colours of ``LIGHT`` alone.
     """
 
     name: str
@@ -63,26 +63,26 @@ class Picture:
     figure: "Figure"
 
     def save_png(self, folder: Path) -> Path:
-        """Write ``NAME.png`` on white, 150 dpi; the path.
+        """Write ``NAME.png`` on white, 150 dpi, and return its path.
 
         Raises:
             OutputError: if the place cannot be written.
         """
-        picture = io.BytesIO()
-        self.figure.savefig(picture, format="png", dpi=150, facecolor=LIGHT["paper"])
+        content = io.BytesIO()
+        self.figure.savefig(content, format="png", dpi=150, facecolor=LIGHT["paper"])
         path = folder / f"{self.name}.png"
-        write_bytes(path, picture.getvalue())
+        write_bytes(path, content.getvalue())
         return path
 
     def svg(self) -> str:
         """An ``<svg>`` element for a page that defines the colours as CSS variables, see :func:`css_variables`.
 
-        It grows with its surroundings, its identifiers are its own among several pictures on a page, and it refers to nothing outside.
+        It takes the width of its surroundings and loads nothing. Its identifiers differ from those of other figures on the page.
         """
         from matplotlib import rc_context
 
         stream = io.StringIO()
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):  # text stays text; the same picture gives the same ids
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):  # text stays text, and the same figure gives the same ids
             self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
         text = re.sub(r"<metadata>.*?</metadata>", "", stream.getvalue(), flags=re.DOTALL)
         text = text[text.index("<svg") :]
@@ -102,12 +102,12 @@ class Picture:
 
 
 def css_variables(colours: Mapping[str, str]) -> str:
-    """``--ink: #1f2328; ...``."""
+    """Colours by role as the definitions of CSS variables."""
     return " ".join(f"--{role}: {colour};" for role, colour in colours.items())
 
 
 def drawing_style() -> AbstractContextManager[None]:
-    """While it lasts, figures are made in the colours of ``LIGHT``."""
+    """A context in which figures are made in the colours of ``LIGHT``."""
     from matplotlib import rc_context
 
     ink, soft, rule = LIGHT["ink"], LIGHT["soft"], LIGHT["rule"]
@@ -129,6 +129,6 @@ def drawing_style() -> AbstractContextManager[None]:
             "axes.labelsize": 9.5,
             "legend.fontsize": 9.5,
             "legend.frameon": False,
-            "text.parse_math": False,  # a name with dollars in it is a name
+            "text.parse_math": False,  # names may contain dollars
         }
     )
