@@ -1,4 +1,5 @@
 import inspect
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,31 @@ def test_lighten_says_what_it_takes(full: Path) -> None:
         lw.lighten(7)  # type: ignore[call-overload]
 
 
-def test_lighten_stays_a_function_beside_the_package_of_its_name() -> None:
-    from lw_retinanet.lightening.towers import Tower
+# What Python calls an option, where the name differs; options that choose what is printed or planned have no parameter.
+COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
+    "train": ("train", {}),
+    "evaluate": ("evaluate", {}),
+    "predict": ("predict", {}),
+    "convert": ("convert", {"overrides": "set_"}),
+    "profile": ("profile", {}),
+    "compare": ("compare", {}),
+}
+# Python's own: nested settings, and a caller's bar.
+PYTHON_ONLY = {"train": {"train", "progress"}, "evaluate": {"progress"}, "predict": set(), "compare": {"progress"}}
+COMMAND_ONLY = {"train": {"settings", "dry_run", "processes", "measure", "json"}}
 
-    assert Tower.__module__ == "lw_retinanet.lightening.towers"
-    assert callable(lw.lighten)
-    assert lw.lighten.__module__ == "lw_retinanet.api"
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_defaults_are_those_of_the_command(name: str) -> None:
+    command, renamed = COMMANDS[name]
+    function = getattr(import_module(f"lw_retinanet.cli.{command}"), f"{command}_command")
+    options = inspect.signature(function).parameters
+    parameters = inspect.signature(getattr(lw, name)).parameters
+    own = PYTHON_ONLY.get(name, set())
+    assert {renamed.get(each, each) for each in parameters if each not in own} == set(options) - COMMAND_ONLY.get(name, {"json"})
+    for parameter in parameters.values():
+        if parameter.name in own or parameter.default is inspect.Parameter.empty:
+            continue
+        option = options[renamed.get(parameter.name, parameter.name)].default.default
+        default = None if option in ([], "", ..., {}) else option
+        assert (parameter.default or None) == (default or None), parameter.name

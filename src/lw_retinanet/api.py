@@ -1,22 +1,38 @@
-"""The Python functions that people call first."""
+"""The public functions: each does one whole job, the same as the command of its name, with the same defaults."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import nn
 
 from lw_retinanet.config import parse_config
+from lw_retinanet.data.records import Category
+from lw_retinanet.detection.collect import Collection
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.result import Result
+from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
+from lw_retinanet.evaluation.coco_metrics import Metrics
+from lw_retinanet.evaluation.paired import Comparison
+from lw_retinanet.files import output_folder
 from lw_retinanet.heads import HeadPlan
+from lw_retinanet.jobs.compare import run_comparison
+from lw_retinanet.jobs.convert import run_conversion
+from lw_retinanet.jobs.evaluate import run_evaluation
 from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.jobs.profile import CostReport, run_profile
+from lw_retinanet.jobs.run_request import request_run
+from lw_retinanet.jobs.train import Run, train_request
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress
 from lw_retinanet.weights.create import create_model
+from lw_retinanet.weights.foreign.conversion import ConvertedModel
 
 if TYPE_CHECKING:
+    from lw_retinanet.detection.detector import Source
     from lw_retinanet.lightening.calibration_images import Images
-    from lw_retinanet.progress import Progress
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -33,20 +49,28 @@ def create(
     """Build a detector's network with a random head.
 
     Args:
-        preset: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ``both-narrow64``, ... (:func:`lw_retinanet.heads.plan_of`).
-        num_classes: K.
+        preset: The head: ``retinanet``, ``lw-v1``, ``lw-v2``, ``lw-v3``, ``both-narrow64``, ... (:func:`lw_retinanet.heads.plan_of`).
+        num_classes: The number of classes.
         backbone: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``, ``mobilenet_v2`` or ``timm:NAME``.
-        backbone_weights: ``none``, ``imagenet`` or a file with torchvision's parameter names; with weights the backbone's norms are frozen.
-        head_width: channels of the pyramid and of the head's towers.
-        image_size: longer side of the pictures it will see, pixels.
+        backbone_weights: ``none``, ``imagenet``, or a file with torchvision's parameter names. With weights the backbone's norms are
+            frozen.
+        head_width: The channels of the pyramid and of the head's towers.
+        image_size: The longer side of the resized images in pixels.
 
     Returns:
         A module: (N, 3, H, W) normalised images -> :class:`~lw_retinanet.structures.Predictions`.
 
     Raises:
         InputError: if ``num_classes`` or ``image_size`` is out of range.
-        ConfigError: for an unknown name, with the nearest known one.
-        WeightsError: if backbone weights cannot be had or do not fit.
+        ConfigError: for an unknown name; the message offers the nearest known one.
+        WeightsError: if the backbone weights are not available or do not fit.
+
+    Example:
+        >>> import torch, lw_retinanet as lw
+        >>> model = lw.create("lw-v3", num_classes=7, backbone="resnet18", head_width=64)
+        >>> predictions = model(torch.zeros(1, 3, 64, 64))
+        >>> tuple(predictions.logits.shape)  # 9 anchors on each of 86 cells
+        (1, 774, 7)
     """
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
@@ -67,17 +91,334 @@ def load(
     """Open a model file, a run folder or an exported file as a detector.
 
     Args:
-        path: a ``.safetensors`` file of this program, a run folder that holds ``model.safetensors``, or what ``lw-retinanet export`` wrote:
-            ``.onnx``, OpenVINO's ``.xml``, or a Triton model folder. Exported files run on the CPU unless a CUDA device is named.
-        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        precision: of the network; ``auto`` is the faster one, measured at the first picture.
-        compile: run the network through ``torch.compile``: a minute at first for every size of input, faster after that.
+        path: A ``.safetensors`` file of this program, a run folder, or what ``lw-retinanet export`` wrote: an ``.onnx`` file, OpenVINO's
+            ``.xml``, or a Triton model folder. Exported files run on the CPU unless a CUDA device is named.
+        device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
+        precision: The precision of the network; ``auto`` takes the faster one, measured at the first image.
+        compile: Run the network through ``torch.compile``. The first image of every input size then takes a minute, later ones are faster.
 
     Raises:
         WeightsError: if the file is missing, damaged or not a model of this program.
-        MissingExtraError: if what runs an exported file is not installed.
+        MissingExtraError: if the runtime of an exported file is not installed.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> detector = lw.load("runs/mine", device="cpu")
+        >>> detector.class_names
+        ('disc', 'checker', 'star', 'ring')
+        >>> results = detector.predict("my_data/images/val_0001.jpg", score=0.5)
+        >>> len(results)
+        1
     """
     return open_detector(path, device=device, precision=precision, compile=compile)
+
+
+def train(
+    data: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    config: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
+    train: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Run:
+    """Train a detector, evaluate it on ``val``, and leave model, metrics, log and figures in one run folder.
+
+    Args:
+        data: The data set: a folder or an annotation file, recognised by its content. None takes the one that ``config`` or the resumed
+            run was made with.
+        model: A preset such as ``lw-v3``, or the path of a model file or run folder to start from. None takes the one in ``config``, or
+            else ``lw-v3``.
+        config: A YAML file with settings, or the same as a mapping, for instance ``{"data": {"image_size": 416}}``; ``docs/settings.md``
+            lists all settings.
+        train: Settings of the section ``train``, which override those in ``config``.
+        out: The new run folder; None takes the next free ``runs/MODEL-DATA-NUMBER``.
+        resume: The folder of a run to continue.
+        device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
+        progress: Wraps the batches of the evaluation, for instance to show a bar.
+
+    Returns:
+        The run: ``run.folder``, ``run.metrics`` (None if the data set has no ``val``) and ``run.detector()``.
+
+    Raises:
+        ConfigError: for settings that are unknown, out of range or contradictory.
+        DataError: if the data set cannot be trained on.
+        RunFolderError: if ``out`` is not empty, or ``resume`` holds no run that these settings continue.
+        TrainingError: if the loss is not finite.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> small = {"model": {"backbone": "resnet18", "head_width": 64}, "data": {"image_size": 64, "workers": 0}}
+        >>> run = lw.train("my_data", model="lw-v3", config=small, out="runs/new", train={"steps": 2, "batch_size": 2})
+        >>> run.metrics.images
+        24
+        >>> sorted(path.name for path in run.folder.iterdir() if path.suffix)
+        ['config.yaml', 'detections.json', 'log.jsonl', 'metrics.json', 'model.safetensors']
+    """
+    request = request_run(
+        _path(data),
+        model=None if model is None else str(model),
+        config=config if isinstance(config, Mapping) else _path(config),
+        train=train or {},
+        out=_path(out),
+        resume=_path(resume),
+    )
+    return train_request(request, device=device, progress=progress)
+
+
+def evaluate(
+    model: str | Path | Detector | None = None,
+    data: str | Path | None = None,
+    *,
+    split: str | None = None,
+    ground_truth: str | Path | None = None,
+    detections: str | Path | None = None,
+    out: str | Path | None = None,
+    head: Literal["light", "full"] | None = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics.
+
+    Args:
+        model: A model file, run folder or exported file, or a detector.
+        data: The data set.
+        split: The split of the data set; None takes ``val`` if the data set has splits.
+        ground_truth: An annotation file, which goes with ``detections`` in place of ``model`` and ``data``.
+        detections: A COCO results file to score.
+        out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
+        head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
+        precision: The precision of the network; ``auto`` takes the faster one, measured at the first image.
+        device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
+        batch_size: The number of images that go through the network at a time.
+        progress: Wraps the batches, for instance to show a bar.
+
+    Returns:
+        The twelve COCO numbers in 0..1, and those of every class.
+
+    Raises:
+        WeightsError: if the model cannot be opened.
+        DataError: if the data set or the detections cannot be used.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> metrics = lw.evaluate("runs/mine", "my_data")
+        >>> metrics.images, 0 <= metrics.AP <= 1
+        (24, True)
+        >>> lw.evaluate(ground_truth="my_data/val.json", detections="runs/mine/detections.json").AP == metrics.AP
+        True
+    """
+    return run_evaluation(
+        model,
+        _path(data),
+        split=split,
+        ground_truth=_path(ground_truth),
+        detections=_path(detections),
+        out=_path(out),
+        head=head,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def predict(
+    model: str | Path | Detector,
+    sources: "Sequence[Source] | Source",
+    *,
+    out: str | Path | None = None,
+    score: float = 0.3,
+    head: Literal["light", "full"] | None = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    batch_size: int = 1,
+) -> list[Result]:
+    """Find objects in images.
+
+    Args:
+        model: A model file, run folder or exported file, or a detector.
+        sources: Files, folders, globs, PIL images or (H, W, 3) uint8 RGB arrays; one of them, or several.
+        out: A folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO); None writes nothing.
+        score: The smallest score of a detection.
+        head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
+        precision: The precision of the network; ``auto`` takes the faster one, measured at the first image.
+        device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
+        batch_size: The number of images that go through the network at a time.
+
+    Returns:
+        One result for each image, in order.
+
+    Raises:
+        WeightsError: if the model cannot be opened.
+        ImageError: for an image that cannot be read.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> results = lw.predict("runs/mine", ["my_data/images/val_0001.jpg", "my_data/images/val_0002.jpg"])
+        >>> [result.file for result in results]
+        ['my_data/images/val_0001.jpg', 'my_data/images/val_0002.jpg']
+        >>> results[0].boxes.shape[1]  # x1, y1, x2, y2 in pixels
+        4
+    """
+    collection = Collection(output_folder(Path(out))) if out is not None else None
+    results = open_detector(model, head=head, device=device, precision=precision).predict(sources, score=score, batch_size=batch_size)
+    if collection is not None:
+        for result in results:
+            collection.add(result)
+        collection.write()
+    return results
+
+
+def convert(
+    weights: str | Path,
+    out: str | Path | None = None,
+    *,
+    origin: str = "auto",
+    classes: str | Path | Sequence[str] | Sequence[Category] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    check: Sequence[str | Path] = (),
+) -> ConvertedModel:
+    """Convert a trained RetinaNet of torchvision, Detectron2, MMDetection, odtk or Detectron, so that it gives the same detections.
+
+    Args:
+        weights: A weights file; ``torchvision:retinanet_resnet50_fpn`` or ``torchvision:retinanet_resnet50_fpn_v2``, which are downloaded
+            unless torch's cache holds them; or a model file or run folder of ours, for which only ``classes`` and ``overrides`` matter.
+        out: The model file to write (``.safetensors``); None writes nothing.
+        origin: ``torchvision``, ``detectron2``, ``mmdet``, ``odtk`` or ``caffe2``; ``auto`` recognises the framework by the names of the
+            tensors.
+        classes: Names, categories, a text file of names, or a data set. They name the class rows if only the number of rows is known. If
+            the file names other classes, or has COCO's number of rows and not theirs, the model is changed to predict these classes.
+        overrides: Dotted names of fields of :class:`lw_retinanet.Conventions` -> values, for instance ``{"input.size": 416}``, and
+            ``backbone``.
+        check: Images, folders or globs on which the model is also compared with the origin's own library, if that is installed.
+
+    Returns:
+        The model with the conventions of its framework (``loaded``), and a report on every tensor (``report``).
+
+    Raises:
+        WeightsError: if the source cannot be read, is no RetinaNet of these frameworks, or does not fit.
+        ConfigError: for a framework or an override that does not exist.
+        InputError: for classes that cannot be read.
+        OutputError: if the model file cannot be written.
+
+    Example:
+        >>> import torch, torchvision, lw_retinanet as lw
+        >>> model = torchvision.models.detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
+        >>> torch.save(model.state_dict(), "retinanet.pth")
+        >>> converted = lw.convert("retinanet.pth", "converted.safetensors", classes=["cat", "dog"])  # row 0 is the background
+        >>> converted.report.framework
+        'torchvision'
+        >>> lw.load("converted.safetensors").class_names
+        ('cat', 'dog')
+    """
+    return run_conversion(weights, _path(out), origin=origin, classes=classes, overrides=overrides, check=check)
+
+
+def profile(
+    model: str | Path | Detector | nn.Module,
+    *,
+    size: int | tuple[int, int] | None = None,
+    classes: int | None = None,
+    backbone: str | None = None,
+    width: int | None = None,
+    anchors: Literal["nine", "one"] | None = None,
+    stride_in: Literal["3x3", "1x1"] | None = None,
+    budget: float | None = None,
+    latency: bool = False,
+    plot: str | Path | None = None,
+    device: str = "auto",
+) -> CostReport:
+    """Count multiply-accumulates and parameters of every block of a detector.
+
+    Args:
+        model: A preset, a model file, a run folder, ``torchvision:NAME``, a detector, or a network of this package or of torchvision.
+        size: The side of the network input in pixels, or its height and width; None is 800 for presets and the model's own for others.
+        classes: The number of classes of a preset (None is 80), or of ``torchvision:NAME`` with the background as one (None is 91).
+        backbone: The backbone of a preset; None is ``resnet50``.
+        width: The channels of a preset's pyramid and towers; None is 256.
+        anchors: The anchors of a preset's cell: ``nine``, or ``one`` as in ATSS; None is ``nine``.
+        stride_in: The convolution of a preset's bottleneck that has the stride; None is ``3x3``.
+        budget: The GMACs to reach: ranks what is worth lightening, and proposes the plan that is expected to do the least harm.
+        latency: Also measure milliseconds an image, here and now.
+        plot: A ``.png`` or ``.svg`` file for a bar chart: every block, or with a budget what is saved where.
+        device: The device for ``latency``: ``auto``, ``cpu``, ``cuda``, ...
+
+    Returns:
+        ``cost`` with MACs and parameters, and, with a budget, ``ranking`` and ``proposal``.
+
+    Raises:
+        InputError: for a model that does not exist, or a budget that no plan reaches.
+        ConfigError: for a size that is too small, or a detector that cannot be counted.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> full, light = lw.profile("retinanet").cost, lw.profile("lw-v3").cost
+        >>> f"{full.macs / 1e9:.2f} {light.macs / 1e9:.2f} GMACs"
+        '149.19 91.77 GMACs'
+        >>> f"{full.share(full.blocks['D3']):.0%}"
+        '43%'
+    """
+    return run_profile(
+        model,
+        size=size,
+        classes=classes,
+        backbone=backbone,
+        width=width,
+        anchors=anchors,
+        stride_in=stride_in,
+        budget=budget,
+        latency=latency,
+        plot=_path(plot),
+        device=device,
+    )
+
+
+def compare(
+    detections_a: str | Path,
+    detections_b: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Say how much better the detections B are than the detections A, with 95 % intervals.
+
+    The same images are drawn for both, with replacement, many times, and both are scored on every draw.
+
+    Args:
+        detections_a: The COCO results file of the first detector.
+        detections_b: The COCO results file of the second detector.
+        data: The data set that both were run on, with at least 20 images.
+        split: The split of the data set; None takes ``val`` if the data set has splits.
+        draws: How often images are drawn, at least 100.
+        seed: Seed for the draws.
+        progress: Wraps the draws, for instance to show a bar.
+
+    Returns:
+        The metrics of B minus those of A.
+
+    Raises:
+        DataError: if the data set or the detections cannot be used.
+        InputError: if there are too few images.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> comparison = lw.compare("runs/mine/detections.json", "runs/mine/detections.json", "my_data", draws=100)
+        >>> comparison.as_dict()["difference"], comparison.images
+        (0.0, 24)
+    """
+    return run_comparison(Path(detections_a), Path(detections_b), Path(data), split=split, draws=draws, seed=seed, progress=progress)
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
 @overload
@@ -89,7 +430,7 @@ def lighten(
     fit_steps: int | None = ...,
     keep_pyramid: bool = ...,
     seed: int = ...,
-    progress: "Progress | None" = ...,
+    progress: Progress | None = ...,
 ) -> Detector: ...
 
 
@@ -102,7 +443,7 @@ def lighten(
     fit_steps: int | None = ...,
     keep_pyramid: bool = ...,
     seed: int = ...,
-    progress: "Progress | None" = ...,
+    progress: Progress | None = ...,
 ) -> ModelT: ...
 
 
@@ -114,7 +455,7 @@ def lighten(
     fit_steps: int | None = None,
     keep_pyramid: bool = False,
     seed: int = 0,
-    progress: "Progress | None" = None,
+    progress: Progress | None = None,
 ) -> Detector | nn.Module:
     """Make a trained detector cheaper: its finest level gets light towers, fitted to give the answers of the old ones.
 

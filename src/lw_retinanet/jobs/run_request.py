@@ -37,6 +37,7 @@ def request_run(
     model: str | None = None,
     config: Path | Mapping[str, Any] | None = None,
     settings: Sequence[str] = (),
+    train: Mapping[str, Any] | None = None,
     out: Path | None = None,
     resume: Path | None = None,
 ) -> RunRequest:
@@ -47,6 +48,7 @@ def request_run(
         model: A preset, or the path of a model file or run folder to start from.
         config: A YAML file with settings, or the same as nested mappings.
         settings: Texts such as ``train.epochs=12``, which override ``config``.
+        train: Settings of the section ``train``, which override both.
         out: The new run folder; None takes the next free ``runs/MODEL-DATA-NUMBER``.
         resume: The run folder to continue.
 
@@ -66,7 +68,10 @@ def request_run(
     if resume and model and _names_file(model) and model != _start_of(values):
         raise RunFolderError(f"{resume} did not start from {model}; resume it without naming a model, or start a new run")
     texts = [*([_model_setting(model)] if model else []), *settings]
-    checked = parse_config(override(values, texts), where=str(file or "settings"))
+    values = override(values, texts)
+    if train:
+        values["train"] = {**values.get("train", {}), **train}
+    checked = parse_config(values, where=str(file or "settings"))
     source = _data_set(data, notes, file)
     if out:
         output_folder(out)
