@@ -143,9 +143,9 @@ def _classes_of_file(num_rows: int, layout: WeightsFormat) -> ClassRows:
         return ClassRows(rows=COCO_IDS, categories=COCO_CLASSES, source="number of COCO's rows", note=note)
     if not layout.has_background_row and num_rows == len(COCO_CLASSES):
         return ClassRows(rows=every, categories=COCO_CLASSES, source="number of COCO's rows", note="80 rows are taken for COCO's")
-    note = "the file does not name its classes; give them as classes"
+    note = "the file does not name its classes; give their names as classes"
     if named is not None:
-        note = f"the file names {len(named)} classes for {num_rows} rows, which cannot be true; give them as classes"
+        note = f"the file names {len(named)} classes for {num_rows} rows, which cannot be true; give their names as classes"
     if layout.has_background_row:
         note += "; row 0 may be the background"
     categories = tuple(Category(id=number, name=f"class_{number}") for number in every)

@@ -109,7 +109,7 @@ def convert_file(
     filled = fill_network(file, layout, architecture, conventions, rows.rows)
     assumed = [item for item in layout.assumed if item.setting not in overrides]
     if rows.source in ("unknown", "number of COCO's rows"):
-        assumed.append(Assumption(setting="classes", value=f"{len(rows.categories)}", why=f"{rows.note}; set classes for others"))
+        assumed.append(Assumption(setting="classes", value=f"{len(rows.categories)}", why=rows.note))
     report = ConversionReport(
         source=source,
         framework=layout.framework,

@@ -1,6 +1,7 @@
 """MMDetection's RetinaNet, versions 2 and 3. Its files carry their configuration as text, which is parsed here and never run."""
 
 import ast
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -96,29 +97,21 @@ class _ConfigText:
         self.found: dict[str, list[Any]] = {}
         if not isinstance(text, str) or len(text) > _MAX_TEXT:
             return
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return
-        for node in ast.walk(tree):
-            if isinstance(node, ast.keyword) and node.arg:
-                self._note(node.arg, node.value)
-            elif isinstance(node, ast.Dict):
-                for key, value in zip(node.keys, node.values, strict=True):
-                    if isinstance(key, ast.Constant):
-                        self._note(str(key.value), value)
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.keyword) and node.arg:
+                    self._add(node.arg, node.value)
+                elif isinstance(node, ast.Dict):
+                    for key, value in zip(node.keys, node.values, strict=True):
+                        if isinstance(key, ast.Constant):
+                            self._add(str(key.value), value)
 
-    def _note(self, key: str, node: ast.expr) -> None:
-        try:
-            value = ast.literal_eval(node)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            return
-        values = self.found.setdefault(key, [])
-        if value not in values:
-            values.append(value)
+    def _add(self, key: str, node: ast.expr) -> None:
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            self.found.setdefault(key, []).append(ast.literal_eval(node))
 
     def __bool__(self) -> bool:
-        return bool(self.found)
+        return any(self.found.values())
 
     def only(self, *keys: str) -> Any:
         """Return the value of these keys if all of them agree; else None."""
@@ -132,7 +125,7 @@ def _conventions(config: _ConfigText) -> tuple[Conventions, list[Assumption]]:
     values = conventions.model_dump()
     assumed: list[Assumption] = []
     if style not in ("caffe", "pytorch"):
-        why = "style='pytorch', which the file does not say; a caffe model also wants input.channel_order=bgr and its own mean and std"
+        why = "style='pytorch', since the file does not state it; a caffe model also needs input.channel_order=bgr and its own mean and std"
         assumed.append(Assumption(setting="stride_in", value=conventions.stride_in, why=why))
     if isinstance(relu := config.only("relu_before_extra_convs"), bool):
         values["p7_relu"] = relu

@@ -35,7 +35,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
     """
     found = sorted({name.split(".")[1] for name in file.tensors if name.startswith("backbones.") and name.count(".") > 1})
     if len(found) != 1 or not any(_STEM.fullmatch(name) for name in file.tensors):
-        raise WeightsError(f"{file.where} has the backbone {' and '.join(found)[:80]}; of odtk's, one ResNet with FPN can be converted")
+        raise WeightsError(f"{file.where} has the backbone {' and '.join(found)[:80]}; only one ResNet with FPN can be converted")
     scales, ratios = _numbers(file.extras.get("scales")), _numbers(file.extras.get("ratios"))
     anchors, assumed = CONVENTIONS.anchors, []
     if scales:
@@ -47,7 +47,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
     for setting, values in (("anchors.octave_scales", scales), ("anchors.aspect_ratios", ratios)):
         if not values:
             value = list(getattr(anchors, setting.partition(".")[2]))
-            assumed.append(Assumption(setting=setting, value=value, why="odtk's default; the file does not say"))
+            assumed.append(Assumption(setting=setting, value=value, why="odtk's default; the file does not state it"))
     rule = CONVENTIONS.input
     assumed.append(Assumption(setting="input.size", value=rule.size, why=f"odtk's default; longer side at most {rule.max_size}"))
     return WeightsFormat(

@@ -43,23 +43,23 @@ def describe(file: ForeignFile) -> WeightsFormat:
     """
     names = file.tensors.keys()
     if "head.regression_head.bbox_ctrness.weight" in names:
-        raise WeightsError(f"{file.where} is torchvision's FCOS, no RetinaNet; it cannot become a model file")
+        raise WeightsError(f"{file.where} is torchvision's FCOS and not a RetinaNet, so it cannot be converted")
     has_plain_pyramid = "backbone.fpn.inner_blocks.0.weight" in names
     has_flat_towers = "head.classification_head.conv.2.weight" in names
     has_norm = "head.classification_head.conv.0.1.weight" in names
     has_counters = any(name.startswith("backbone.body.") and name.endswith("num_batches_tracked") for name in names)
+    eps, why = 1e-5, "torchvision's default for a model that is not its own file of COCO"
     if has_norm:
-        conventions = TORCHVISION_V2
-        assumed = [_eps(1e-5, "v2 is trained with ordinary batch norm")]
-    else:
-        if _num_rows(file) == TORCHVISION_COCO_ROWS and not has_counters:
-            assumed = [_eps(0.0, f"{TORCHVISION_COCO_ROWS} class rows and frozen norms, as in torchvision's own file of COCO")]
-        else:
-            assumed = [_eps(1e-5, "torchvision's default for a model that is not its own file of COCO")]
-        conventions = TORCHVISION_V1.model_copy(update={"norm_eps": assumed[0].value})
+        why = "v2 is trained with ordinary batch norm"
+    elif _num_rows(file) == TORCHVISION_COCO_ROWS and not has_counters:
+        eps, why = 0.0, f"{TORCHVISION_COCO_ROWS} class rows and frozen norms, as in torchvision's own file of COCO"
+    conventions = TORCHVISION_V2 if has_norm else TORCHVISION_V1.model_copy(update={"norm_eps": eps})
     rule = conventions.input
-    assumed.append(Assumption(setting="input.size", value=rule.size, why=f"torchvision's default; longer side at most {rule.max_size}"))
-    assumed.append(Assumption(setting="stride_in", value=conventions.stride_in, why="torchvision's ResNets"))
+    assumed = (
+        Assumption(setting="norm_eps", value=eps, why=why),
+        Assumption(setting="input.size", value=rule.size, why=f"torchvision's default; longer side at most {rule.max_size}"),
+        Assumption(setting="stride_in", value=conventions.stride_in, why="torchvision's ResNets"),
+    )
     generation = "v2" if has_norm else "v1"
     if has_plain_pyramid or has_flat_towers:
         generation += ", names of before 0.13" if has_plain_pyramid else ", names of 0.13 to 0.14"
@@ -69,7 +69,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
         conventions=conventions,
         names=tensor_names(has_plain_pyramid=has_plain_pyramid, has_flat_towers=has_flat_towers),
         unused=UNUSED,
-        assumed=tuple(assumed),
+        assumed=assumed,
         has_background_row=True,
     )
 
@@ -101,10 +101,6 @@ def _num_rows(file: ForeignFile) -> int:
     boxes = file.tensors["head.regression_head.bbox_reg.weight"].shape
     rows = file.tensors["head.classification_head.cls_logits.weight"].shape
     return rows[0] // max(1, boxes[0] // 4) if boxes and rows else 0
-
-
-def _eps(value: float, why: str) -> Assumption:
-    return Assumption(setting="norm_eps", value=value, why=why)
 
 
 def download(name: str) -> ForeignFile:
