@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from lw_retinanet.lightening.feature_cache import CachedFeatures
 from lw_retinanet.lightening.towers import LevelPair
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.training.distillation import BOX_WEIGHT, box_distillation, class_distillation, distance_distillation
+from lw_retinanet.training.optimiser import Optimisation
+from lw_retinanet.training.small_loop import small_loop
 from lw_retinanet.training.step import autocast
 
 CENTRENESS = "bbox_ctrness"  # torchvision's name for the third output of FCOS
@@ -163,27 +166,23 @@ def _descend(
     schedule = OneCycleLR(optimiser, settings.rate, total_steps=settings.steps, pct_start=warmup)
     holder = nn.ParameterList(learned)
     average = AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
+    optimisation = Optimisation(holder, optimiser, set_rate=lambda step: schedule.step() if step else None, clip=10.0, average=average)
     batches = _batches(cached, settings)
-    logged: list[tuple[int, float, float]] = []
-    sums, since = torch.zeros(2, device=device), 0
-    steps = range(1, settings.steps + 1)
-    for step in tracked(steps, settings.steps, f"fit {level.level}", progress):
+
+    def backward() -> Tensor:
         losses = _losses(level, [cached[index] for index in next(batches)], device, use_bf16)
-        optimiser.zero_grad(set_to_none=True)
         (losses[0] + BOX_WEIGHT * losses[1]).backward()
-        nn.utils.clip_grad_norm_(learned, 10.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(holder)
-        sums, since = sums + losses.detach(), since + 1
-        if step % _LOG_EVERY == 0 or step == settings.steps:
-            cls, bbox = (sums / since).tolist()
-            if not math.isfinite(cls + bbox):
-                raise TrainingError(
-                    f"the fit of {level.level} has a loss that is not finite by step {step}; lower its rate ({settings.rate})"
-                )
-            logged.append((step, cls, bbox))
-            sums, since = torch.zeros_like(sums), 0
+        return losses
+
+    logged: list[tuple[int, float, float]] = []
+    steps = tracked(range(settings.steps), settings.steps, f"fit {level.level}", progress)
+    for stretch in small_loop(optimisation, backward, steps=steps, total_steps=settings.steps, report_every=_LOG_EVERY):
+        cls, bbox = (reduce(torch.add, stretch.losses) / len(stretch.losses)).tolist()
+        if not math.isfinite(cls + bbox):
+            raise TrainingError(
+                f"the fit of {level.level} has a loss that is not finite by step {stretch.step}; lower its rate ({settings.rate})"
+            )
+        logged.append((stretch.step, cls, bbox))
     return list(average.module.parameters()), logged
 
 

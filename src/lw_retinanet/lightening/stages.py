@@ -76,7 +76,7 @@ def lighten_detector(
         detector: A trained detector with its record; it is not changed.
         plan: Own towers by level.
         name: Name of the plan; it becomes the light model's preset.
-        files: Images like those that the detector will see. Without any, the towers are filled from the old weights alone.
+        files: Calibration images. Without any, the towers are filled from the old weights alone.
         settings: How the towers are filled; None takes the defaults.
         progress: Passes on images, feature maps and steps, for instance to show a bar.
 
@@ -89,10 +89,8 @@ def lighten_detector(
     started = time.monotonic()
     light, levels = lighten_copy(detector.model, plan, own_output=settings.own_output)
     record = _light_record(detector, light, plan, name)
-    stages = [
-        Stage(name=FULL, model=detector.model, seconds=0.0),
-        Stage(name=SURGERY, model=copy.deepcopy(light), seconds=time.monotonic() - started),
-    ]
+    stages = [Stage(name=FULL, model=detector.model, seconds=0.0)]
+    stages.append(Stage(name=SURGERY, model=copy.deepcopy(light), seconds=time.monotonic() - started))
 
     def inputs(level: LevelPair, mirrored: bool) -> Iterator[Tensor]:
         for images in calibration_inputs(files, light.conventions.input, mirrored=mirrored):
