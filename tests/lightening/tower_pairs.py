@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lw_retinanet.heads import HeadPlan
-from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
+from lw_retinanet.heads import BranchName, HeadPlan
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet

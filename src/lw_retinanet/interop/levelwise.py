@@ -1,7 +1,7 @@
-"""A head of any class, of which some levels own layers: a subclass made on the fly, so that everything else is inherited.
+"""Give levels of a torchvision head layers of their own, by subclassing the head's class at run time.
 
-The head's class is not known beforehand: it may be torchvision's or a user's subclass of it. What is known is that its ``forward`` takes a
-list of feature maps, treats them one by one, and joins the answers along dimension 1.
+The class may be torchvision's or a user's subclass of it. All that is assumed is that its ``forward`` takes a list of feature maps, treats
+them one by one, and joins the answers along dimension 1. Everything else is inherited.
 """
 
 import types
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class _Made(nn.Module):
-    """Base of the two mixins: classes made from them have no importable name, so copying and pickling name the original class instead."""
+    """Base of the two mixins. Classes made from them cannot be imported by name, so copies and pickles name the original class instead."""
 
     original: type[Any]
 
@@ -42,17 +42,17 @@ def _blank(mixin: type[MadeT], original: type) -> MadeT:
 
 
 class LevelHead(_Made):
-    """The head as one level has it: own layers under the names of the head's, everything else the head's very own.
+    """The head of one level: it has layers of its own under the names that the whole head uses.
 
-    It runs the original class's ``forward``. What it does not hold itself (settings, shared predictions, what a subclass added) is looked
-    up in the head, so nothing is there twice, in the state dict neither.
+    It runs the ``forward`` of the original class. Attributes that it does not have itself (settings, shared predictions, what a subclass
+    added) are looked up in the whole head, so that nothing is stored twice, in the state dict either.
     """
 
-    whole: tuple[nn.Module]  # in a tuple, so that the head is not registered as a part of its part
+    whole: tuple[nn.Module]  # in a tuple, so that the whole head is not registered as a child of its own child
 
     @classmethod
     def of(cls, head: nn.Module, original: type, layers: Mapping[str, nn.Module]) -> Self:
-        """A part of ``head`` with these layers in place of its own."""
+        """Make the head of one level, with these layers in place of those of ``head``."""
         level_head = _blank(cls, original)
         nn.Module.__init__(level_head)
         for name, layer in layers.items():
@@ -65,39 +65,40 @@ class LevelHead(_Made):
         if name in modules:
             return modules[name]
         whole = self.__dict__.get("whole")
-        if whole is None or name.startswith("__"):  # half-made while it is copied or unpickled
+        if whole is None or name.startswith("__"):  # while it is copied or unpickled, before its attributes are set
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(whole[0], name)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        # Not the original's: torchvision's renames the keys of its old towers, and would take a bare convolution of ours for one.
+        # Not the method of the original class: torchvision's renames keys of old checkpoints, and would rename ours by mistake.
         nn.Module._load_from_state_dict(self, *args, **kwargs)
 
 
 class LevelWise(_Made):
-    """The whole head: levels named in ``own`` run their own :class:`LevelHead`, all others the original."""
+    """The whole head. Levels in ``own`` run their own :class:`LevelHead`, all others the original class."""
 
-    own: nn.ModuleDict  # by the level's place in the list of maps, as a string
+    own: nn.ModuleDict  # keys: the level's index in the list of maps, as a string
 
     def forward(self, x: Sequence[Tensor]) -> Any:
+        """Answers for all maps, in the form of the original class."""
         answers = [self.own[str(i)]([maps]) if str(i) in self.own else super(LevelWise, self).forward([maps]) for i, maps in enumerate(x)]
         return join(answers)
 
 
 def join(answers: Sequence[Any]) -> Any:
-    """Tensors, or tuples of tensors, of several levels along dimension 1."""
+    """Join the answers of several levels, tensors or tuples of tensors, along dimension 1."""
     if isinstance(answers[0], Tensor):
         return torch.cat(list(answers), dim=1)
     return tuple(torch.cat(tensors, dim=1) for tensors in zip(*answers, strict=True))
 
 
 def give_own_layers(head: nn.Module, level: int, layers: Mapping[str, nn.Module]) -> LevelWise:
-    """Let one level of a head own layers, in place.
+    """Give one level of a head layers of its own, in place.
 
     Args:
-        head: of a class as above; becomes an instance of a subclass of its class, and keeps its parameters, buffers and their names.
-        level: place in the list of maps, 0 is the first.
-        layers: by the names under which the head's ``forward`` finds them.
+        head: A head as described above. It becomes an instance of a subclass of its class; its parameters and buffers keep their names.
+        level: Index in the list of maps.
+        layers: The layers by the names that the head's ``forward`` uses.
 
     Returns:
         The same object.

@@ -10,8 +10,9 @@ from torchvision.models.detection import FCOS, RetinaNet
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import BranchName
 from lw_retinanet.interop.levelwise import LevelWise, join
-from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
 
 # The names of the branches in `model.head`, and of their predictions. Only FCOS has the second prediction of the box branch.
 HEADS: dict[BranchName, str] = {"cls": "classification_head", "bbox": "regression_head"}

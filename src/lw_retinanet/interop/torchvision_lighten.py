@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan, plan_of
+from lw_retinanet.heads import SHARED, BranchName, HeadPlan, TowerPlan, plan_of
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
 from lw_retinanet.interop.torchvision_features import evaluating, finest_output, first_output_block, level_inputs
 from lw_retinanet.interop.torchvision_head import (
@@ -29,7 +29,7 @@ from lw_retinanet.interop.torchvision_head import (
 from lw_retinanet.lightening.calibration_images import CalibrationImage, find_calibration_images, image_tensor
 from lw_retinanet.lightening.filling import DEFAULT_PRESET, LighteningSettings, checked_steps, fill_levels
 from lw_retinanet.lightening.fitting import FitSettings
-from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower, convolutions
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower, convolutions
 from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.head import init_conv

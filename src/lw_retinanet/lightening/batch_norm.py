@@ -1,4 +1,4 @@
-"""Batch norms directly behind the convolutions of a unit, as lightening sees them: in evaluation mode, part of one linear map."""
+"""Batch norms directly behind the convolutions of a unit. In evaluation mode such a pair is one linear map."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from lw_retinanet.lightening.towers import LevelPair, convolutions, norm_behind
 from lw_retinanet.models.fold import fold_norm
 
-_SETTLED_BY = 32  # maps: some 10^5 cells
+_MAX_MAPS = 32  # that statistics are taken from: some 10^5 cells
 
 
 def as_affine(module: nn.Module, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """A convolution of a unit and the batch norm behind it, if there is one, in one: float32 weights and offsets, on the CPU."""
+    """Weights and offsets of a convolution together with the batch norm behind it, if there is one; float32, on the CPU."""
     norm = norm_behind(module, conv)
     if norm is None:
         return conv.weight.float().cpu(), torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.float().cpu()
@@ -22,9 +22,9 @@ def as_affine(module: nn.Module, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 def set_offset(module: nn.Module, conv: nn.Conv2d, offset: Tensor) -> None:
-    """Let a convolution of a unit, whose weights are set, add (outputs,) offsets; the norm behind it, if there is one, does nothing else.
+    """Let a convolution whose weights are set add (outputs,) offsets. A norm behind it adds them, and is otherwise the identity.
 
-    Without bias and norm the offsets are dropped.
+    If the convolution has neither bias nor norm, the offsets are dropped.
     """
     norm = norm_behind(module, conv)
     if norm is not None:
@@ -37,13 +37,13 @@ def set_offset(module: nn.Module, conv: nn.Conv2d, offset: Tensor) -> None:
 
 @torch.no_grad()
 def settle(unit: nn.Module, maps: Sequence[Tensor]) -> None:
-    """Give the batch norms of a unit the statistics of what reaches them, and factors and offsets that undo it: the unit does what it did.
+    """Set the statistics of a unit's batch norms to those of their inputs, and adapt weights and biases so that the outputs stay the same.
 
-    Training that takes statistics from its batches then starts from the same function.
+    Training, where batch norms use the statistics of the batch, then starts from the same function.
 
     Args:
-        unit: in evaluation mode.
-        maps: (1, C, H, W) each, what enters it.
+        unit: A unit in evaluation mode.
+        maps: (1, C, H, W) maps that enter it.
     """
     if not any(norm_behind(unit, conv) for conv in convolutions(unit)):
         return
@@ -56,13 +56,13 @@ def settle(unit: nn.Module, maps: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def settle_new(level: LevelPair, maps: Sequence[Tensor]) -> None:
-    """:func:`settle` the new units of a level, by some of the maps that enter it; the level is on the device that it computes on."""
+    """:func:`settle` the new units of a level, with some of the maps that enter the level."""
     for pair in level.pairs:
         units = pair.student.units
         if not any(isinstance(part, nn.BatchNorm2d) for unit in units for part in unit.modules()):
             continue
         weight = convolutions(units[0])[0].weight
-        seen = [level.new_maps(item.to(weight)) for item in maps[:_SETTLED_BY]]
+        seen = [level.new_maps(item.to(weight)) for item in maps[:_MAX_MAPS]]
         for unit in units:
             if not pair.is_shared(unit):
                 settle(unit, seen)
@@ -70,7 +70,7 @@ def settle_new(level: LevelPair, maps: Sequence[Tensor]) -> None:
 
 
 def _set_statistics(norm: nn.BatchNorm2d, values: Tensor) -> None:
-    """(C, n) values that reach the norm."""
+    """Set the statistics of a norm to those of (C, n) input values."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean = values.double().mean(dim=1)
@@ -84,7 +84,7 @@ def _set_statistics(norm: nn.BatchNorm2d, values: Tensor) -> None:
 
 @contextmanager
 def fixed_statistics(level: LevelPair) -> Iterator[None]:
-    """Evaluation mode for all batch norms of a level's towers for a while, whatever mode the model is in."""
+    """Put all batch norms of a level's towers into evaluation mode for a while, whatever mode the model is in."""
     towers = [*level.old.values(), *(pair.student for pair in level.pairs)]
     norms = {part for tower in towers for layer in tower.layers for part in layer.modules() if isinstance(part, nn.BatchNorm2d)}
     flags = {norm: norm.training for norm in norms}

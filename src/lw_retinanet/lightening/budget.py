@@ -1,4 +1,4 @@
-"""The plan that reaches a number of MACs and, by a simple estimate, does the least harm."""
+"""Find the plan that reaches a number of MACs and, by a simple estimate, costs the least AP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,21 +15,21 @@ from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.heads import D_BLOCKS, BranchName, HeadPlan, TowerPlan
 from lw_retinanet.models.retinanet import RetinaNet
 
-# Of the next coarser level, which finds larger objects: more of the AP hangs on it, and it saves a quarter.
+# Factor from one level to the next coarser one, which finds larger objects: it matters more for AP, and saves a quarter of the MACs.
 HARM_GROWTH = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One tower of the plan.
+class ProposedTower:
+    """One new tower of the plan.
 
     Args:
-        level: as the plan names it; ``P3`` is the model's finest map.
+        level: Name of the level in the plan; ``P3`` is the model's finest map.
         branch: ``cls`` or ``bbox``.
-        block: name of the D-block.
-        macs_before: of this branch on this level.
-        macs_after: the same with the block.
-        harm: estimated AP points, see :class:`~lw_retinanet.heads.DBlock`. Good for comparing plans, not for promising anything.
+        block: Name of the D-block.
+        macs_before: MACs of this branch on this level as it is.
+        macs_after: The same with the block.
+        harm: Estimated cost in AP points (:class:`~lw_retinanet.heads.DBlock`). It serves to compare plans, and is no forecast.
     """
 
     level: str
@@ -41,42 +41,45 @@ class Step:
 
     @property
     def saved(self) -> int:
+        """MACs that the tower saves."""
         return self.macs_before - self.macs_after
 
     @property
     def place(self) -> str:
-        """``D3 cls``."""
+        """Level and branch in short, such as ``D3 cls``."""
         return f"D{self.level[1]} {self.branch}"
 
     def as_dict(self) -> dict[str, Any]:
+        """The values for JSON."""
         return {**vars(self), "saved": self.saved}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """How to reach a budget.
+    """A way to reach a budget.
 
     Args:
-        plan: of the whole head. For a model of this package it includes the towers that levels own already; for torchvision's, whose old
-            tower stays what it is, only new ones.
-        budget_macs: what was asked for.
-        macs_before: of the model as it is.
-        macs: of the model with this plan, exactly; at most the budget.
-        steps: new towers, the finest level first; none if the budget is met already.
+        plan: Plan for the whole head. For a model of this package it includes the towers that levels own already; for a torchvision model,
+            whose own towers stay, only new ones.
+        budget_macs: The budget.
+        macs_before: MACs of the model as it is.
+        macs: Exact MACs of the model with this plan, at most the budget.
+        steps: The new towers, the finest level first; none if the model is within the budget already.
     """
 
     plan: HeadPlan
     budget_macs: int
     macs_before: int
     macs: int
-    steps: Sequence[Step]
+    steps: Sequence[ProposedTower]
 
     @property
     def is_met_already(self) -> bool:
+        """Whether the model is within the budget as it is."""
         return not self.steps
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The proposal as text."""
         budget, before = _giga(self.budget_macs), _giga(self.macs_before)
         if self.is_met_already:
             return [f"The budget of {budget} GMACs is met already: the model takes {before}. Nothing needs to change."]
@@ -85,13 +88,13 @@ class Proposal:
         width = max(len(step.block) for step in self.steps)
         lines += [f"  {step.place:<7}  block {step.block:<{width}}  saves {_giga(step.saved)}" for step in self.steps]
         lines.append(
-            "Chosen for the least estimated harm: fine levels before coarse ones, blocks that keep a wide view before those that do not. "
-            "What it really costs, `lighten` measures."
+            "Chosen for the least estimated loss of AP: fine levels before coarse ones, blocks with a wide field of view before others. "
+            "`lighten` measures what it really costs."
         )
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``profile --json``."""
+        """The values for JSON."""
         return {
             "budget_macs": self.budget_macs,
             "macs_before": self.macs_before,
@@ -103,34 +106,35 @@ class Proposal:
 
 
 def propose(model: nn.Module, size_hw: tuple[int, int], budget_macs: int) -> Proposal:
-    """Find the plan of least harm whose MACs are within the budget.
+    """Find the plan with the least harm whose MACs are within the budget.
 
-    Every level and branch of the shared head may get a D-block whose row names its harm; the sum of the estimated harm is made as
-    small as it can be, then the MACs. All combinations are considered. Towers that a level owns already stay as they are.
+    Every level and branch of the shared head may get a D-block whose row in :data:`~lw_retinanet.heads.D_BLOCKS` names its harm. Of all
+    combinations the one with the smallest sum of harm is taken; of several such, the one with the fewest MACs. Towers that a level owns
+    already stay as they are.
 
     Args:
-        model: of this package, or torchvision's ``RetinaNet`` or ``FCOS``; on any device, not changed.
-        size_hw: height and width of the network input in pixels.
-        budget_macs: of the whole model.
+        model: A model of this package, or torchvision's ``RetinaNet`` or ``FCOS``, on any device; it is not changed.
+        size_hw: Height and width of the network input in pixels.
+        budget_macs: The MACs that the whole model may need.
 
     Raises:
         ConfigError: for a model without such a head, or a budget that is not positive.
-        InputError: if no plan reaches the budget; it names the least that one does.
+        InputError: if no plan reaches the budget; the message says how far the lightest one gets.
     """
     return propose_for(model, count_detector(model, size_hw), budget_macs)
 
 
 def propose_for(model: nn.Module, cost: DetectorCost, budget_macs: int) -> Proposal:
-    """The same for a model that is counted already."""
+    """As :func:`propose`, for a model whose MACs are counted already."""
     if budget_macs < 1:
         raise ConfigError(f"a budget must be positive, got {budget_macs:,} MACs")
     if not isinstance(model, RetinaNet | detection.RetinaNet | detection.FCOS):
         raise ConfigError(
             f"no plan for this model ({type(model).__name__}): light towers go into the shared heads of RetinaNet and FCOS; "
-            "leave the budget out to see where its arithmetic goes"
+            "leave the budget out to see what its MACs are spent on"
         )
     front = [_Chosen(harm=0.0, saved=0, steps=())]
-    # Only what no other choice beats in both harm and MACs goes on to the next branch, so no combination of interest is lost.
+    # A combination that another one beats in both harm and MACs cannot become the best, so it is dropped at each branch.
     for branch in cost.branches:
         steps = _possible_steps(branch, list(cost.levels).index(branch.level))
         front = _unbeaten([chosen.with_step(step) for chosen in front for step in (None, *steps)])
@@ -156,17 +160,17 @@ def propose_for(model: nn.Module, cost: DetectorCost, budget_macs: int) -> Propo
 class _Chosen:
     harm: float
     saved: int
-    steps: tuple[Step, ...]
+    steps: tuple[ProposedTower, ...]
 
-    def with_step(self, step: Step | None) -> "_Chosen":
+    def with_step(self, step: ProposedTower | None) -> "_Chosen":
         if step is None:
             return self
-        # Rounded, so that equal sums of tenths are equal.
+        # Rounded, so that sums of the same tenths in another order are equal.
         return _Chosen(harm=round(self.harm + step.harm, 9), saved=self.saved + step.saved, steps=(*self.steps, step))
 
 
 def _unbeaten(choices: Sequence[_Chosen]) -> list[_Chosen]:
-    """From least harm to most saved."""
+    """The combinations that no other one beats in both harm and MACs, from the least harm to the most MACs saved."""
     front: list[_Chosen] = []
     for chosen in sorted(choices, key=lambda each: (each.harm, -each.saved)):
         if not front or chosen.saved > front[-1].saved:
@@ -174,7 +178,7 @@ def _unbeaten(choices: Sequence[_Chosen]) -> list[_Chosen]:
     return front
 
 
-def _possible_steps(branch: LevelBranch, place: int) -> list[Step]:
+def _possible_steps(branch: LevelBranch, place: int) -> list[ProposedTower]:
     if branch.is_own or branch.branch == "rpn" or place >= len(LEVELS):
         return []
     steps = []
@@ -183,7 +187,7 @@ def _possible_steps(branch: LevelBranch, place: int) -> list[Step]:
         after = light_macs(branch, light) if light is not None else branch.macs
         if after < branch.macs:
             steps.append(
-                Step(
+                ProposedTower(
                     level=LEVELS[place],
                     branch=branch.branch,
                     block=block,
@@ -196,12 +200,12 @@ def _possible_steps(branch: LevelBranch, place: int) -> list[Step]:
 
 
 def _proposed_blocks() -> list[tuple[str, Mapping[BranchName, float]]]:
-    """Blocks and their harm, the least harmful first: of plans of equal harm and MACs the search takes the first."""
+    """Blocks and their harm, the least harmful first, because of plans with equal harm and MACs the search takes the first."""
     known = [(name, harm) for name, row in D_BLOCKS.items() if (harm := row.harm) is not None]
     return sorted(known, key=lambda block: sum(block[1].values()))
 
 
-def _with_steps(plan: HeadPlan, steps: Sequence[Step], cost: DetectorCost) -> HeadPlan:
+def _with_steps(plan: HeadPlan, steps: Sequence[ProposedTower], cost: DetectorCost) -> HeadPlan:
     own: dict[str, dict[Any, TowerPlan]] = {"cls": dict(plan.cls), "bbox": dict(plan.bbox)}
     maps = list(cost.levels)
     for step in steps:
@@ -211,10 +215,10 @@ def _with_steps(plan: HeadPlan, steps: Sequence[Step], cost: DetectorCost) -> He
 
 
 def _present_plan(model: nn.Module) -> HeadPlan:
-    """What a model of this package has; for others only what the plan adds matters."""
+    """The plan of a model of this package. For others, only the new towers matter."""
     return model.head.plan if isinstance(model, RetinaNet) else HeadPlan()
 
 
 def _giga(macs: int) -> str:
-    # Five digits, so that the numbers of small models do not all look the same.
+    # Small models need five digits, or their numbers all look the same.
     return f"{macs / 1e9:,.3f}" if macs >= 1e8 else f"{macs / 1e9:.5g}"

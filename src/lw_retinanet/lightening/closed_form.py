@@ -1,15 +1,15 @@
-"""New towers from old ones without a gradient: one ridge regression a layer, on the features that the new tower really sees.
+"""Fill new towers without gradients: one ridge regression for each layer, on the features that the new tower really computes.
 
-Three things make it work, each measured on the way (docs/lightening.md):
+Three ideas make it work; docs/lightening.md has what each of them gains:
 
-* Cells count by how sure the old head is of them. Nearly all cells are background, on which any tower is good enough.
-* A tower with a narrower field loses, layer by layer, what it cannot see. So some channels of every layer carry the best estimate of the
-  final outputs so far, shifted to where ReLU passes it on unchanged; the next layer improves on it with the old tower's features, which
-  the other channels imitate.
-* The convolution that makes the level's map is read by this level's towers alone once both are new. It becomes the best 3x3 map of its
-  input for all that the old towers compute (reduced-rank regression), at no cost in arithmetic.
+* A cell counts by the score that the old head gives it. Nearly all cells are background, for which any tower is good enough.
+* A tower with a smaller field of view loses information in every layer. So some channels of every layer carry the best estimate of the
+  final outputs so far, shifted to where ReLU leaves it unchanged. The other channels imitate the old tower's features, and with them the
+  next layer improves the estimate.
+* If both branches of a level are new, only they read the convolution that makes the level's map. It becomes the 3x3 convolution that
+  explains most of all that the old towers compute (reduced-rank regression). This costs no arithmetic.
 
-Images are seen one by one; what is kept are feature maps and, for the chosen cells, covariances.
+In this module a column is the patch of features around one cell, and n is the number of cells that were chosen from all images.
 """
 
 import math
@@ -21,26 +21,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import BranchName
 from lw_retinanet.lightening.batch_norm import fixed_statistics, set_offset, settle
-from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
 from lw_retinanet.progress import Progress, tracked
 
-RIDGE = 1e-4  # of the mean variance of the inputs
-MAX_CELLS = 73_000  # of all images together: 0.7 GB of 3x3 patches at 256 channels
-SURE_SHARE = 0.6  # of an image's cells, those that the old head scores best; the others are drawn at random and weigh more
-CARRIED = 1 / 3  # at most this share of a layer's channels carries the estimate
-_CLS_SURENESS = 100.0  # weight of a cell in the class branch: 1 + 100 x best score, so background keeps its say
-_BOX_FLOOR = 1e-3  # and in the box branch: the best score, as boxes matter where there are objects
-_SHIFT_MARGIN = 0.05  # of the range, below the smallest value seen
+RIDGE = 1e-4  # relative to the mean variance of the inputs
+MAX_CELLS = 73_000  # in all images together: 0.7 GB of 3x3 patches at 256 channels
+SURE_SHARE = 0.6  # share of an image's chosen cells that the old head scores best; the others are drawn at random and weigh more
+CARRIED = 1 / 3  # largest share of a layer's channels that carry the estimate
+_CLS_SURENESS = 100.0  # a cell weighs 1 + 100 x its best score in the class branch, so that background still counts
+_BOX_FLOOR = 1e-3  # a cell weighs this much plus its best score in the box branch, because boxes matter where there are objects
+_SHIFT_MARGIN = 0.05  # distance to ReLU's bend, as a share of the range of values
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """What was left unexplained.
+    """How well the new towers fit.
 
     Args:
-        errors: by branch, share of the old outputs' weighted variance that the new ones miss, on the cells that were fitted.
-        cells: number of cells.
+        errors: By branch, the share of the old outputs' weighted variance that the new outputs miss on the fitted cells.
+        cells: Number of fitted cells.
     """
 
     errors: dict[BranchName, float]
@@ -52,11 +53,10 @@ def solve_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: int = 0
     """Fill new towers, and the level's new output convolution if there is one.
 
     Args:
-        level: old and new layers; new ones are written to. Units shared with the old tower stay as they are, and so do those with a norm
-            inside that is no batch norm.
-        maps: of the calibration images, each (1, C, H, W), what enters ``level.old_output`` (or the level's map where that is None).
-        seed: of the choice of cells.
-        progress: wraps the maps, for instance to show a bar; gets their number.
+        level: Old and new layers. The new ones are written to, except units with a norm that is not a batch norm.
+        maps: (1, C, H, W) maps that enter ``level.old_output``, or the level's maps if there is none; one for each calibration image.
+        seed: Seed for the choice of cells.
+        progress: Passes on the maps, for instance to show a bar.
 
     Raises:
         InputError: without maps, or for a map that the level cannot take or that is not finite; nothing is written then.
@@ -74,7 +74,7 @@ def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims:
         "cls": cells.importance * (1 + _CLS_SURENESS * best),
         "bbox": cells.importance * (_BOX_FLOOR + best),
     }
-    # Each anchor's box matters as far as this very anchor is sure.
+    # The box of an anchor counts by the score of this anchor.
     sure = cells.importance * (_BOX_FLOOR / 10 + scores.unflatten(0, (level.num_anchors, -1)).amax(dim=1))
     if level.output is not None:
         _fit_output(level, maps, cells, aims, weights)
@@ -93,11 +93,11 @@ def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Cells:
-    """Cells that count. n of all images, in order.
+    """The chosen cells, image by image.
 
     Args:
-        places: of each image, (n_i,) positions in its flattened map.
-        importance: (n,) how many cells of its image each one stands for.
+        places: For each image, (n_i,) positions in its flattened map.
+        importance: (n,) number of cells of its image that each chosen cell stands for.
     """
 
     places: list[Tensor]
@@ -115,7 +115,7 @@ class _Cells:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Aims:
-    """What the old head computes at the cells: by branch, every unit's output before its ReLU, and the predictions, (channels, n)."""
+    """What the old head computes at the cells: by branch, (channels, n) outputs of every unit before its ReLU, and of the predictions."""
 
     layers: dict[BranchName, list[Tensor]]
     outputs: dict[BranchName, Tensor]
@@ -123,7 +123,7 @@ class _Aims:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Aim:
-    """One branch of them, with (n,) weights of the cells, and (anchors, n) where each anchor's outputs have their own."""
+    """The same for one branch, with (n,) weights of the cells; in the box branch also (anchors, n) weights for each anchor's outputs."""
 
     layers: list[Tensor]
     outputs: Tensor
@@ -131,21 +131,21 @@ class _Aim:
     anchor_weights: Tensor | None
 
     def readout(self, columns: Tensor) -> Tensor:
-        """(D + 1, outputs): the best linear map from columns to the outputs, its last row the offset."""
+        """The best linear map from columns to the outputs: (D + 1, outputs), of which the last row is the offset."""
         if self.anchor_weights is None:
             return _ridge(columns, self.outputs, self.weight)
         parts = self.outputs.unflatten(0, (len(self.anchor_weights), -1))
         return torch.cat([_ridge(columns, part, weight) for part, weight in zip(parts, self.anchor_weights, strict=True)], dim=1)
 
     def error(self, outputs: Tensor) -> float:
-        """Share of the weighted variance that is missed."""
+        """The share of the weighted variance that the given outputs miss."""
         mean = (self.outputs * self.weight).sum(dim=1, keepdim=True) / self.weight.sum()
         missed = ((outputs - self.outputs) ** 2 * self.weight).sum()
         return float(missed / ((self.outputs - mean) ** 2 * self.weight).sum().clamp(min=1e-12))
 
 
 def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progress | None) -> tuple[_Cells, _Aims]:
-    """Run the old head, choose cells, keep what it computes there."""
+    """Run the old head, choose cells, and keep what it computes there."""
     generator = torch.Generator().manual_seed(seed)
     device = next(parameter.device for tower in level.old.values() for layer in tower.layers for parameter in layer.parameters())
     per_image = max(16, MAX_CELLS // len(maps))
@@ -171,7 +171,11 @@ def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progres
 
 
 def _choose(scores: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The surest cells of an image and a sample of the others: places, and how many cells each stands for."""
+    """Choose the cells with the best scores and a sample of the others.
+
+    Returns:
+        Their positions, and the number of cells that each of them stands for.
+    """
     total, device = len(scores), scores.device
     if total <= count:
         return torch.arange(total, device=device), torch.ones(total, device=device)
@@ -184,7 +188,7 @@ def _choose(scores: Tensor, count: int, generator: torch.Generator) -> tuple[Ten
 
 
 def _layers(tower: Tower, features: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Every unit's output before its activation, and all predictions one after the other, each (channels, H, W)."""
+    """The output of every unit before its activation, and all predictions in one tensor; each (channels, H, W)."""
     befores = []
     for unit in tower.units:
         before = _without_relu(unit)(features)
@@ -194,9 +198,9 @@ def _layers(tower: Tower, features: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _Aims, weights: dict[BranchName, Tensor]) -> None:
-    """The level's output convolution: the directions of its input's patches that explain most of all that the old towers compute."""
+    """Fill the level's output convolution with the directions of its input that explain most of what the old towers compute."""
     assert level.output is not None
-    conv = _only_conv(level.output)
+    (conv,) = convolutions(level.output)
     columns = cells.columns(maps, conv.kernel_size[0])
     maps_to_aims, covariance = [], torch.zeros((), dtype=torch.float64, device=columns.device)
     for branch, weight in weights.items():
@@ -207,24 +211,24 @@ def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _
     together = torch.cat(maps_to_aims, dim=1)
     _, directions = torch.linalg.eigh(together.T @ covariance @ together)
     found = together @ directions[:, -conv.out_channels :]
-    # One row for the offset; columns that are left over, where the old towers compute less than the level has channels, stay empty.
+    # One row for the offset. If the old towers compute fewer values than the level has channels, the channels left over are 0.
     _write(conv, conv, F.pad(found, (0, conv.out_channels - found.shape[1], 0, 1)))
 
 
 def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -> float:
-    """Fill a tower from its input on; returns the error of its outputs."""
+    """Fill a tower from its first layer to its last; returns the error of its outputs."""
     units, predictions = list(pair.student.units), list(pair.student.predictions.values())
     own_predictions = [predict for predict in predictions if not pair.is_shared(predict)]
     with_relu = [unit for unit in units if ends_in_relu(unit)]
     for place, unit in enumerate(units):
         following = units[place + 1] if place + 1 < len(units) else predictions[0]
         if not pair.is_shared(unit) and not has_norm(unit):
-            behind = unit if ends_in_relu(unit) else following  # a linear unit serves the one behind it
+            behind = unit if ends_in_relu(unit) else following  # a linear unit has the target of the one behind it
             extra = len(with_relu) - len(aim.layers)
             depth = with_relu.index(behind) if behind in with_relu else len(with_relu) - 1
             features = aim.layers[min(max(0, depth - extra), len(aim.layers) - 1)]
             imitates = pair.is_shared(following)
-            if imitates:  # what the old layer is used to reading
+            if imitates:  # The old layer needs the features that it has always read.
                 features = aim.layers[pair.teacher.layers.index(following) - 1] if following in pair.teacher.units else aim.layers[-1]
             _fit_unit(unit, following, maps, cells, aim, features, imitates=imitates)
             settle(unit, maps)
@@ -232,7 +236,7 @@ def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -
     if own_predictions:
         kernel = _kernel(own_predictions[0])
         columns = cells.columns(maps, kernel)
-        # Per-anchor weights need one covariance an anchor: only where patches are small.
+        # Weights for each anchor need a covariance for each anchor, which is affordable for small patches only.
         exact = aim if kernel == 1 else _Aim(layers=aim.layers, outputs=aim.outputs, weight=aim.weight, anchor_weights=None)
         sizes = [convolutions(predict)[-1].out_channels for predict in predictions]
         for predict, part in zip(predictions, exact.readout(columns).split(sizes, dim=1), strict=True):
@@ -245,7 +249,7 @@ def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -
 def _fit_unit(
     unit: nn.Module, following: nn.Module, maps: list[Tensor], cells: _Cells, aim: _Aim, features: Tensor, *, imitates: bool
 ) -> None:
-    """One layer: the estimate so far in some channels, the old tower's features in the others (in all, if an old layer reads them)."""
+    """Fill one layer: some channels carry the estimate, the others imitate ``features``; all of them do if an old layer reads them."""
     kernel = 3 if _is_depthwise(unit) else _kernel(unit)
     columns = cells.columns(maps, kernel)
     width = convolutions(following if _is_depthwise(unit) else unit)[-1].out_channels
@@ -256,13 +260,13 @@ def _fit_unit(
         carried = _carried(estimate, columns, aim.weight, math.floor(width * CARRIED))
         busiest = _variance(F.relu(features)).topk(min(width - carried.shape[1], len(features))).indices
         wanted = torch.cat([carried, _ridge(columns, features[busiest], aim.weight)], dim=1)
-        if wanted.shape[1] < width:  # a layer wider than the old one and the estimate together
+        if wanted.shape[1] < width:  # The layer is wider than the old one and the estimate together.
             wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), width - wanted.shape[1])], dim=1)
     _fill(unit, columns, wanted, aim.weight)
 
 
 def _carried(estimate: Tensor, columns: Tensor, weight: Tensor, most: int) -> Tensor:
-    """The estimate, in its main directions if it has too many channels, moved to where ReLU does not touch it."""
+    """The estimate, reduced to its main directions if it has too many channels, and shifted to where ReLU does not change it."""
     if estimate.shape[1] > most:
         values = _apply(estimate, columns)
         share = weight / weight.sum()
@@ -277,14 +281,14 @@ def _carried(estimate: Tensor, columns: Tensor, weight: Tensor, most: int) -> Te
 
 
 def _fill(module: nn.Module, columns: Tensor, wanted: Tensor, weight: Tensor) -> None:
-    """Write a linear map of patches into the convolutions of a unit or prediction; factorised ones get the nearest they can have."""
+    """Write a linear map of patches into the convolutions of a unit or prediction; depthwise ones take the nearest map of their form."""
     convs = convolutions(module)
     if len(convs) == 1 and not _is_depthwise(module):
         _write(module, convs[0], wanted)
         return
     depthwise = convs[0]
     channels = depthwise.in_channels
-    # For each input channel, the kernel whose multiples come closest to those of all outputs: the first singular vector.
+    # For each input channel the first singular vector: the kernel whose multiples come closest to those of all outputs.
     kernels = wanted[:-1].unflatten(0, (channels, -1))  # (C, 9, outputs)
     scale = _variance(_apply(wanted, columns)).clamp(min=1e-12).rsqrt().double()
     shapes = torch.linalg.svd(kernels * scale, full_matrices=False).U[:, :, 0]
@@ -298,7 +302,7 @@ def _fill(module: nn.Module, columns: Tensor, wanted: Tensor, weight: Tensor) ->
 
 
 def _ridge(columns: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Weighted ridge regression: (D, n) columns, (outputs, n) wanted -> (D + 1, outputs) float64, the last row being the offset."""
+    """Weighted ridge regression from (D, n) columns to (outputs, n) values: (D + 1, outputs) in float64, the last row is the offset."""
     share = weight / weight.sum()
     with_one = torch.cat([columns, columns.new_ones(1, columns.shape[1])])
     weighted = with_one * share
@@ -313,7 +317,7 @@ def _apply(linear: Tensor, columns: Tensor) -> Tensor:
 
 
 def _variance(values: Tensor) -> Tensor:
-    """(channels, n) -> (channels,); 0 for a single cell."""
+    """(channels, n) -> (channels,). The variance of a single cell is 0."""
     return values.var(dim=1, correction=min(1, values.shape[1] - 1))
 
 
@@ -327,17 +331,12 @@ def _write(module: nn.Module, conv: nn.Conv2d, linear: Tensor) -> None:
     set_offset(module, conv, linear[-1])
 
 
-def _only_conv(module: nn.Module) -> nn.Conv2d:
-    (conv,) = convolutions(module)
-    return conv
-
-
 def _kernel(module: nn.Module) -> int:
     return max(conv.kernel_size[0] for conv in convolutions(module))
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    """A depthwise convolution and nothing else."""
+    """Whether it is a single depthwise convolution."""
     return isinstance(module, nn.Conv2d) and module.groups > 1
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lw_retinanet.lightening.towers import BranchName, LevelPair
+from lw_retinanet.heads import BranchName
+from lw_retinanet.lightening.towers import LevelPair
 from lw_retinanet.training.step import autocast
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import BranchName
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import CachedFeatures, cache_features
 from lw_retinanet.lightening.fitting import FitCurve, FitSettings, fit
-from lw_retinanet.lightening.towers import BranchName, LevelPair
+from lw_retinanet.lightening.towers import LevelPair
 from lw_retinanet.progress import Progress, tracked
 
 DEFAULT_PRESET = "lw-narrow"

@@ -1,4 +1,4 @@
-"""The stages of lightening over a data set, in one pass: every picture is decoded once and goes through the backbone once."""
+"""Detections of all stages of lightening in one pass over a data set: each image is decoded once and passes the backbone once."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 
 
-class _Remembering(Backbone):
-    """A backbone that knows its last answer, for networks that share it and look at the same pictures one after the other."""
+class _CachingBackbone(Backbone):
+    """A backbone that keeps its last output, for networks that share it and get the same images one after the other."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -29,15 +29,18 @@ class _Remembering(Backbone):
 
 
 def detect_stages(lightened: Lightened, records: Records, *, progress: Progress | None = None) -> dict[str, DetectionTable]:
-    """Detections of every stage, by its name.
+    """Run every stage on a data set.
 
     Args:
-        lightened: whose stages have one backbone's weights.
-        records: pictures.
-        progress: wraps the batches, to show a bar.
+        lightened: The stages; their backbones have the same weights.
+        records: The data set.
+        progress: Passes on the batches, for instance to show a bar.
+
+    Returns:
+        Detections by name of the stage.
     """
     detector = lightened.detector
-    backbone = _Remembering(lightened.stages[0].model.backbone).eval()
+    backbone = _CachingBackbone(lightened.stages[0].model.backbone).eval()
     detectors = [
         Detector.of_model(
             RetinaNet(backbone=backbone, fpn=stage.model.fpn, head=stage.model.head, conventions=stage.model.conventions),

@@ -1,35 +1,36 @@
-"""Give levels of a trained model towers of their own; all that is not replaced keeps its very weights."""
+"""Give levels of a trained model towers of their own. Everything that is not replaced keeps its weights."""
 
 import copy
+from typing import get_args
 
 import torch
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import SHARED, HeadPlan
-from lw_retinanet.lightening.towers import BranchName, BranchPair, LevelPair, Tower
+from lw_retinanet.heads import SHARED, BranchName, HeadPlan
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
 from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Branch, Head
 from lw_retinanet.models.retinanet import RetinaNet
 
-BRANCHES: tuple[BranchName, ...] = ("cls", "bbox")
+_BRANCHES: tuple[BranchName, ...] = get_args(BranchName)
 
 
 def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -> tuple[RetinaNet, list[LevelPair]]:
-    """A copy whose head follows the plan, filled without looking at any image.
+    """Copy a model, give the copy the plan's towers, and fill these from the old weights.
 
-    Backbone, pyramid and all towers that the plan leaves alone have the same weights, so P4..P7 and their outputs are the same to the bit.
+    Backbone, pyramid and all towers that the plan does not name have the same weights, so the outputs of P4 to P7 are the same to the bit.
 
     Args:
-        model: trained; not changed.
-        plan: own towers by level; its ``shared`` tower is ignored, the model's stays. Levels that the model itself has lightened already
+        model: A trained model; it is not changed.
+        plan: Own towers by level. Its ``shared`` tower is ignored, because the model has one. Levels of the model that are light already
             keep their towers unless the plan names them.
-        own_output: where both branches of P3 are new, let P3's convolution be new too (:class:`LevelPair`) and keep the old one for the
-            full head.
+        own_output: If both branches of P3 are new, let the convolution that makes P3 be new too (:class:`LevelPair`), and keep the old one
+            for the full head.
 
     Returns:
-        The light model and, level by level, what is new in it.
+        The light model, and the old and new layers of each level that changes.
 
     Raises:
         InputError: if the plan changes nothing, cannot be built for this model, or shares layers with a tower that the model does not have.
@@ -38,7 +39,7 @@ def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -
     new = joined_plan(model.head, plan)
     if new == old_plan:
         raise InputError("the plan gives no level a tower that it does not have, so nothing would change; choose another")
-    # A model whose D3 is light already has read P3 with other towers than the shared ones: its convolution stays.
+    # If D3 of the model is light already, other towers than the shared ones read P3, so its convolution stays.
     own_output = own_output and "P3" in plan.cls and "P3" in plan.bbox and "P3" not in {*old_plan.cls, *old_plan.bbox}
     light = RetinaNet(
         backbone=copy.deepcopy(model.backbone),
@@ -49,7 +50,7 @@ def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -
     light.train(model.training)
     levels = []
     for level in LEVELS:
-        changed = [name for name in BRANCHES if level in getattr(plan, name)]
+        changed = [name for name in _BRANCHES if level in getattr(plan, name)]
         if changed:
             levels.append(_level_pair(model, light, level, changed, own_output=own_output and level == "P3"))
             for pair in levels[-1].pairs:
@@ -58,21 +59,20 @@ def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -
 
 
 def is_switchable(model: RetinaNet, plan: HeadPlan) -> bool:
-    """Whether the full head can be had back from the light copy: it was shared by all levels, and some level still shares it."""
+    """Whether the light copy still holds the full head: all levels of the model shared it, and some level of the copy still does."""
     old = model.head.plan
-    return not old.cls and not old.bbox and all(len(getattr(plan, name)) < len(LEVELS) for name in BRANCHES)
+    return not old.cls and not old.bbox and all(len(getattr(plan, name)) < len(LEVELS) for name in _BRANCHES)
 
 
 def _pyramid(fpn: FPN, *, full_output: bool) -> FPN:
     fpn = copy.deepcopy(fpn)
     if full_output:
-        convolution = fpn.layer_blocks[0][0]
-        fpn.full_output = copy.deepcopy(convolution)
+        fpn.full_output = copy.deepcopy(fpn.layer_blocks[0][0])
     return fpn
 
 
 def joined_plan(head: Head, plan: HeadPlan) -> HeadPlan:
-    """The plan's towers, and the head's own where it names none.
+    """The plan's towers, and the towers that the head has already for levels that the plan does not name.
 
     Raises:
         InputError: if the plan shares layers that the head does not have, or that are of another width.
@@ -83,7 +83,7 @@ def joined_plan(head: Head, plan: HeadPlan) -> HeadPlan:
     except ValueError as error:
         raise InputError(f"the plan does not go with this model: {error}; give the level units of its own") from None
     if old.shared.width not in (None, head.in_channels):
-        for name in BRANCHES:
+        for name in _BRANCHES:
             for level, tower in getattr(plan, name).items():
                 if tower.predict == SHARED or SHARED in tower.units:
                     raise InputError(
@@ -94,15 +94,15 @@ def joined_plan(head: Head, plan: HeadPlan) -> HeadPlan:
 
 
 def _head(head: Head, plan: HeadPlan) -> Head:
-    """A head after the plan with the weights of the old one wherever both have the same layer."""
+    """Build the plan's head, with the weights of the old one in all layers that both have."""
     try:
         light = Head(
             in_channels=head.in_channels, num_classes=head.num_classes, num_anchors=head.num_anchors, plan=plan, init="fan_in_light"
         )
-    except ValueError as error:  # a unit that does not go with these widths
+    except ValueError as error:  # a unit does not allow these widths
         raise InputError(f"the plan cannot be built for a head {head.in_channels} wide: {error}") from None
     kept = head.state_dict()
-    for name in BRANCHES:
+    for name in _BRANCHES:
         for level in getattr(plan, name):
             if getattr(head.plan, name).get(level) != getattr(plan, name)[level]:
                 kept = {key: value for key, value in kept.items() if f"{name}.own_" not in key or f".{level}." not in key}
@@ -118,8 +118,8 @@ def _head(head: Head, plan: HeadPlan) -> Head:
 def _level_pair(model: RetinaNet, light: RetinaNet, level: str, changed: list[BranchName], *, own_output: bool) -> LevelPair:
     old: dict[BranchName, Tower] = {}
     pairs = []
-    for name in BRANCHES:
-        before, after = _branch(model, name), _branch(light, name)
+    for name in _BRANCHES:
+        before, after = getattr(model.head, name), getattr(light.head, name)
         old[name] = _old_tower(before, after, level)
         if name in changed:
             units, predict = after.layers(level)
@@ -141,12 +141,8 @@ def _level_pair(model: RetinaNet, light: RetinaNet, level: str, changed: list[Br
     )
 
 
-def _branch(model: RetinaNet, name: BranchName) -> Branch:
-    return model.head.cls if name == "cls" else model.head.bbox
-
-
 def _old_tower(before: Branch, after: Branch, level: str) -> Tower:
-    """The level's tower as it was: shared layers are the light model's where it still has them, all others copies."""
+    """The level's tower in the old model. Shared layers that the light model still has are taken from there; all others are copies."""
     units, predict = before.layers(level)
     still = {id(unit): after.shared_units[key] for key, unit in before.shared_units.items() if key in after.shared_units}
     if before.shared_predict is not None and after.shared_predict is not None:
@@ -157,10 +153,10 @@ def _old_tower(before: Branch, after: Branch, level: str) -> Tower:
 
 @torch.no_grad()
 def level_input(model: RetinaNet, images: torch.Tensor, level: str) -> torch.Tensor:
-    """What enters a level's :class:`LevelPair`: of P3 the map before its convolution, of the others the map itself.
+    """The input of a level's :class:`LevelPair`: for P3 the map before its convolution, for the others the level's map.
 
     Raises:
-        InputError: for a level that there is not.
+        InputError: for an unknown level.
     """
     if level not in LEVELS:
         raise InputError(f"there is no level {level!r}; the pyramid has {', '.join(LEVELS)}")

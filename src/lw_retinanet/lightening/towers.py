@@ -1,16 +1,14 @@
-"""What initialisation and fitting see of a head: towers, old and new, whatever library the model around them comes from."""
+"""Old and new towers of a level, for models of this package and of torchvision alike."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lw_retinanet.errors import InputError
-
-BranchName = Literal["cls", "bbox"]
+from lw_retinanet.heads import BranchName
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,27 +16,27 @@ class Tower:
     """One branch of one level.
 
     Args:
-        units: what runs in order, each a convolution with whatever follows it.
-        predictions: by name, each on the last unit's output (one, except for FCOS's box branch, which also predicts centreness).
+        units: The units in order; each is a convolution with the norm and activation behind it.
+        predictions: The predictions by name; all read the output of the last unit. Only FCOS's box branch has two of them.
     """
 
     units: Sequence[nn.Module]
     predictions: Mapping[str, nn.Module]
 
     def features(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) of the pyramid -> what the predictions see."""
+        """The output of the last unit for (N, C, H, W) maps of the pyramid."""
         for unit in self.units:
             maps = unit(maps)
         return maps
 
     def __call__(self, maps: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) of the pyramid -> (N, channels, H, W) by the predictions' names."""
+        """(N, channels, H, W) outputs by name of the prediction, for (N, C, H, W) maps of the pyramid."""
         features = self.features(maps)
         return {name: predict(features) for name, predict in self.predictions.items()}
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Units and predictions."""
+        """All units and predictions."""
         return [*self.units, *self.predictions.values()]
 
 
@@ -47,10 +45,10 @@ class BranchPair:
     """A branch of one level before and after surgery.
 
     Args:
-        branch: which one.
-        level: of the pyramid, ``P3`` is the finest.
-        teacher: its old layers, not to be changed.
-        student: its new layers, to be filled. Units and predictions that are the teacher's own are shared and stay as they are.
+        branch: Name of the branch.
+        level: Name of the level; ``P3`` is the finest.
+        teacher: The old layers, which must not change.
+        student: The new layers, which are to be filled. Layers that also belong to the teacher are shared, and must not change.
     """
 
     branch: BranchName
@@ -59,7 +57,7 @@ class BranchPair:
     student: Tower
 
     def is_shared(self, layer: nn.Module) -> bool:
-        """Whether a layer of the student is one of the teacher's."""
+        """Whether a layer of the student also belongs to the teacher."""
         return any(layer is old for old in self.teacher.layers)
 
 
@@ -68,12 +66,12 @@ class LevelPair:
     """The head of one level before and after surgery.
 
     Args:
-        level: of the pyramid.
-        old: the old towers of both branches.
-        pairs: the branches that own layers now, one or two.
-        num_anchors: anchors a cell (FCOS: 1).
-        old_output: the convolution that makes the level's map, as it was; None where the level's map is taken as it is.
-        output: its successor, read by the new towers alone, to be filled along with them; None keeps the level's map.
+        level: Name of the level.
+        old: The old towers of both branches.
+        pairs: The one or two branches that get new layers.
+        num_anchors: Number of anchors in a cell; 1 for FCOS.
+        old_output: The old convolution that makes the level's map; None if the input is the level's map itself.
+        output: The new convolution in its place, which only the new towers read; None keeps the level's map.
     """
 
     level: str
@@ -84,22 +82,22 @@ class LevelPair:
     output: nn.Module | None = None
 
     def old_maps(self, maps: Tensor) -> Tensor:
-        """What enters ``old_output`` -> the level's map for the old towers."""
+        """The level's map for the old towers, computed from the input of ``old_output``."""
         return maps if self.old_output is None else self.old_output(maps)
 
     def new_maps(self, maps: Tensor) -> Tensor:
-        """What enters ``old_output`` -> the level's map for the new towers."""
+        """The level's map for the new towers, computed from the same input."""
         return self.old_maps(maps) if self.output is None else self.output(maps)
 
     def old_parameters(self) -> list[nn.Parameter]:
-        """What learning must leave alone, although new layers may be run on it or through it."""
+        """The parameters that must not change, although gradients may pass through them."""
         modules = [layer for tower in self.old.values() for layer in tower.layers]
         if self.old_output is not None:
             modules.append(self.old_output)
         return list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Everything new: what initialisation fills and fitting trains."""
+        """The new parameters: those that the closed form fills and the fit trains."""
         modules = [layer for pair in self.pairs for layer in pair.student.layers]
         if self.output is not None:
             modules.insert(0, self.output)
@@ -118,7 +116,7 @@ class LevelPair:
         """Check one image's map.
 
         Raises:
-            InputError: unless it is (1, C, H, W) as the level takes it, with at least one cell, and finite.
+            InputError: if it is empty, not finite, or not (1, C, H, W) with the channels that the level takes.
         """
         reader = self.old_output if self.old_output is not None else next(iter(self.old.values())).units[0]
         channels = convolutions(reader)[0].in_channels
@@ -127,26 +125,27 @@ class LevelPair:
                 f"{self.level} takes maps of shape (1, {channels}, H, W), got {tuple(maps.shape)}; give level_input's, one by one"
             )
         if not bool(torch.isfinite(maps).all()):
-            raise InputError(f"a map of {self.level} has values that are not finite; look for a damaged picture or model file")
+            raise InputError(f"a map of {self.level} has values that are not finite; look for a damaged image or model file")
 
 
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
-    """Those of a unit or prediction, in order: one, or a depthwise one and the 1x1 one behind it."""
+    """The convolutions of a unit or prediction, in order: one, or a depthwise one and a 1x1 one behind it."""
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
 
 def norm_behind(module: nn.Module, conv: nn.Conv2d) -> nn.BatchNorm2d | None:
-    """The batch norm that stands directly behind a convolution of a unit."""
+    """The batch norm directly behind a convolution of a unit, if there is one."""
     layers = list(module) if isinstance(module, nn.Sequential) else []
     return next((norm for layer, norm in pairwise(layers) if layer is conv and type(norm) is nn.BatchNorm2d), None)
 
 
 def has_norm(module: nn.Module) -> bool:
-    """Whether it has a state beside its convolutions and batch norms directly behind them; no one linear map describes such a unit."""
+    """Whether a unit has a norm, or other parameters, that cannot be combined with its convolutions into one linear map."""
     behind = [norm_behind(module, conv) for conv in convolutions(module)]
     others = [layer for layer in module.modules() if not isinstance(layer, nn.Conv2d) and layer not in behind]
     return any(isinstance(layer, nn.GroupNorm) or [*layer.parameters(recurse=False), *layer.buffers(recurse=False)] for layer in others)
 
 
 def ends_in_relu(unit: nn.Module) -> bool:
+    """Whether the last layer of a unit is a ReLU."""
     return isinstance(unit, nn.Sequential) and isinstance(unit[-1], nn.ReLU)

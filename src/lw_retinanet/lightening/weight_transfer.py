@@ -1,9 +1,9 @@
-"""New towers from old ones without looking at any image: a start that is better than chance, and the fallback where there are no images.
+"""Fill new towers from the weights of the old ones, without images: better than random weights, and all there is without images.
 
-A 1x1 kernel is the sum of the 3x3 kernel's taps, which is exact where the features do not change from cell to cell. A depthwise kernel
-followed by a 1x1 one takes, for each input channel, the first singular vector of its kernels. A narrower tower keeps the channels whose
-weights are largest. Layers that the old tower has no counterpart of pass their input on; of more old layers than new ones, those after the
-first are left out.
+A 1x1 kernel becomes the sum of the 3x3 kernel's taps, which is exact where the features do not change from cell to cell. A depthwise
+kernel before a 1x1 one becomes, for each input channel, the first singular vector of its kernels. A narrower tower keeps the channels with
+the largest weights. If the new tower has more layers than the old one, its first layers pass their input on. If it has fewer, the old
+layers behind the first one are left out.
 """
 
 import torch
@@ -16,13 +16,12 @@ from lw_retinanet.lightening.towers import BranchPair, Tower, convolutions, ends
 
 @torch.no_grad()
 def transfer_weights(pair: BranchPair) -> None:
-    """Fill a student's own layers from the teacher's weights; layers that are shared or have a norm other than batch norm stay."""
+    """Fill the student's new layers from the teacher's weights, except units with a norm that is not a batch norm."""
     units = list(pair.student.units)
     layers = _counterparts(pair.teacher, len(units))
-    # Of more layers than the old tower has, the first ones only pass on.
     num_extra = len(units) - len(layers)
     kernel, _ = layers[0]
-    # (old channels, new channels): how the features of the old layer come out of those of the new one.
+    # (old channels, new channels): computes the features of the old layer from those of the new one.
     decode = torch.eye(kernel.shape[1])
     for place, unit in enumerate(units):
         width = convolutions(unit)[-1].out_channels
@@ -49,7 +48,7 @@ def transfer_weights(pair: BranchPair) -> None:
 
 
 def _counterparts(tower: Tower, count: int) -> list[tuple[Tensor, Tensor]]:
-    """The old units that so many new ones can imitate, each as one convolution. The first one knows the pyramid, so it is among them."""
+    """The old units that ``count`` new ones can imitate, each as one convolution. The first one, which reads the pyramid, is among them."""
     units = list(tower.units)
     if count < len(units):
         units = [units[0], *units[len(units) - count + 1 :]]
@@ -57,7 +56,7 @@ def _counterparts(tower: Tower, count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _as_one(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """An old unit or prediction as one convolution: (outputs, inputs, k, k) weights, offsets."""
+    """An old unit or prediction as one convolution: its (outputs, inputs, k, k) weights and its offsets."""
     convs = convolutions(module)
     kernel, offset = as_affine(module, convs[-1])
     if len(convs) == 2:  # depthwise, then 1x1
@@ -67,7 +66,7 @@ def _as_one(module: nn.Module) -> tuple[Tensor, Tensor]:
         kernel = torch.diag_embed(kernel[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1)
     for norm in module.modules():
         if isinstance(norm, nn.GroupNorm) and norm.affine:
-            # Its statistics depend on the image; inputs of unit variance give each group this size.
+            # The statistics of a group norm depend on the image. For inputs of unit variance, each group has this size.
             size = kernel.flatten(1).norm(dim=1).unflatten(0, (norm.num_groups, -1)).square().mean(dim=1).sqrt()
             factor = norm.weight.float().cpu() / size.repeat_interleave(len(kernel) // norm.num_groups).clamp(min=1e-12)
             kernel, offset = kernel * factor[:, None, None, None], offset * factor + norm.bias.float().cpu()
@@ -75,19 +74,19 @@ def _as_one(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _on_new(kernel: Tensor, decode: Tensor) -> Tensor:
-    """An old layer's kernel on the channels of the new tower. Behind a layer that was not filled the two are unrelated."""
+    """An old layer's kernel, applied to the channels of the new tower. Behind a unit that was not filled the channels are unrelated."""
     if decode.shape[0] != kernel.shape[1]:
         decode = torch.eye(kernel.shape[1], decode.shape[1])
     return torch.einsum("ocyx,cs->osyx", kernel, decode)
 
 
 def _pass_on(unit: nn.Module, decode: Tensor, kernel: Tensor) -> Tensor:
-    """Fill a layer so that its input can be read off its output; returns how."""
+    """Fill a layer so that its output determines its input; returns the new ``decode``."""
     width = convolutions(unit)[-1].out_channels
     if not ends_in_relu(unit):
         _fill(unit, torch.eye(width, decode.shape[1])[:, :, None, None], torch.zeros(width))
         return decode[:, :width]
-    # ReLU keeps one sign, so every direction is passed on twice: as it is and reversed.
+    # ReLU keeps one sign, so every direction is passed on twice, with both signs.
     mapped = _on_new(kernel, decode)
     directions = torch.linalg.svd(mapped.transpose(1, 3).flatten(0, 2), full_matrices=False).Vh[: width // 2]
     rows = torch.cat([directions, -directions])
@@ -98,7 +97,7 @@ def _pass_on(unit: nn.Module, decode: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _fill(module: nn.Module, kernel: Tensor, offset: Tensor) -> None:
-    """Write a (outputs, inputs, k, k) kernel into a unit or prediction, as near as its form allows. Rows that are left over are zero."""
+    """Write a (outputs, inputs, k, k) kernel into a unit or prediction, as closely as its form allows. Outputs left over are zero."""
     convs = convolutions(module)
     last = convs[-1]
     kernel = F.pad(kernel, (0, 0, 0, 0, 0, 0, 0, last.out_channels - len(kernel)))
