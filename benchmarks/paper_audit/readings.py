@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from lw_retinanet.conventions import Conventions
-from lw_retinanet.counting.macs import Cost, count_blocks, meta_copy
+from lw_retinanet.counting.macs import Cost, count_blocks
 from lw_retinanet.heads import HeadPlan, TowerPlan, d_block, plan_of
-from lw_retinanet.models.build import build
+from lw_retinanet.models.build import build, meta_copy
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 

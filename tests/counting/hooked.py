@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lw_retinanet.conventions import LEVELS
-from lw_retinanet.counting.macs import BLOCKS, Cost, count_blocks, fpn_modules, layer_calls, meta_copy
+from lw_retinanet.counting.macs import BLOCKS, Cost, count_blocks, fpn_modules, layer_calls
 from lw_retinanet.models.backbone import TimmBackbone
+from lw_retinanet.models.build import meta_copy
 from lw_retinanet.models.head import Branch
 from lw_retinanet.models.retinanet import RetinaNet
 

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from lw_retinanet.conventions import LEVELS, Conventions
-from lw_retinanet.counting.macs import BLOCKS, HEAD_PARTS, Cost, Size, count_blocks, follow, meta_copy, pyramid_sizes
+from lw_retinanet.counting.macs import BLOCKS, HEAD_PARTS, Cost, Size, count_blocks, follow, pyramid_sizes
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import PRESETS, HeadPlan, d_block
 from lw_retinanet.models.anchors import feature_sizes
-from lw_retinanet.models.build import build
+from lw_retinanet.models.build import build, meta_copy
 from lw_retinanet.models.retinanet import RetinaNet
 
 # 800 x 800, 80 classes, 9 anchors, ResNet-50, P6 from C5: stride in the 3x3, stride in the 1x1, D3.

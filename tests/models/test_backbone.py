@@ -183,7 +183,7 @@ def test_freezing_all_five_stages_leaves_nothing() -> None:
     [
         ("resnet49", {}, "unknown backbone 'resnet49'; known: resnet18"),
         ("resnet18", {"stride_in": "1x1"}, "no bottlenecks"),
-        ("mobilenet_v2", {"stride_in": "1x1"}, "only ResNets have a choice of stride"),
+        ("mobilenet_v2", {"stride_in": "1x1"}, "has no choice of stride_in, only ResNets have"),
     ],
 )
 def test_impossible_backbones_are_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -17,9 +17,10 @@ from torchvision.models.detection.ssd import SSD
 
 from lw_retinanet.counting.call_trace import Call, Trace, trace
 from lw_retinanet.counting.dense_head import BookedCall, LevelBranch, branch_and_part, branches_of_calls, branches_of_head
-from lw_retinanet.counting.macs import Cost, Size, count_blocks, meta_copy, pyramid_sizes
+from lw_retinanet.counting.macs import Cost, Size, count_blocks, pyramid_sizes
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models import retinanet as ours
+from lw_retinanet.models.build import meta_copy
 
 _PROBE_SIDE = 512  # large enough that no two strides give one side
 _BLOCK_STRIDE = 3  # a module that divides the side by more than this holds several stages (SSD's last map: 3x3 to 1x1)

@@ -4,11 +4,10 @@ Convolutions only, as in the paper: normalisation, activations, sums and resizin
 :mod:`~tests.counting.hooked` counts the same from an actual forward pass; the two agree to the last unit.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models.backbone import Backbone, TimmBackbone
+from lw_retinanet.models.build import meta_copy
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
@@ -40,9 +40,6 @@ _SAME_SIZE = (
     nn.GroupNorm,
     FrozenBatchNorm2d,
 )
-
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,13 +283,3 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
     for layer in module.modules():
         if isinstance(layer, (*_CONVS, nn.Linear)) or next(layer.parameters(recurse=False), None) is not None:
             yield layer
-
-
-def meta_copy(module: ModuleT) -> ModuleT:
-    """A copy in evaluation mode on the meta device: shapes without numbers, so it costs no memory and runs in no time."""
-    memo: dict[int, object] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(module, memo).eval()

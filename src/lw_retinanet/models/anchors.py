@@ -1,4 +1,4 @@
-"""Anchors: fixed reference boxes, nine a cell on five levels."""
+"""Anchors: the fixed reference boxes of every cell of the five levels."""
 
 from functools import lru_cache
 
@@ -9,24 +9,24 @@ from lw_retinanet.conventions import STRIDES, AnchorRule
 
 
 def feature_sizes(size_hw: tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width of P3..P7: every stride-2 layer rounds up."""
+    """Heights and widths of P3..P7. Every layer of stride 2 rounds up."""
     return [(-(-size_hw[0] // stride), -(-size_hw[1] // stride)) for stride in STRIDES]
 
 
 def anchors_per_level(size_hw: tuple[int, int], rule: AnchorRule) -> list[int]:
-    """Number of anchors of P3..P7 for a padded input of this size."""
+    """Numbers of anchors of P3..P7 for a padded input of this size."""
     return [height * width * rule.num_anchors for height, width in feature_sizes(size_hw)]
 
 
 def cell_anchors(stride: int, rule: AnchorRule) -> Tensor:
-    """(num_anchors, 4) float32 xyxy around (0, 0), in pixels, in the order of the head's channels."""
+    """(num_anchors, 4) float32 xyxy, the anchors of a cell around (0, 0) in pixels, in the order of the head's channels."""
     ratios = torch.tensor(rule.aspect_ratios, dtype=torch.float32)
     sizes = [stride * rule.base_size * scale for scale in rule.octave_scales]
     if rule.rounding == "torchvision":
         sizes = [float(int(size + 1e-6)) for size in sizes]  # 32 * 2^0 must not become 31
     scales = torch.tensor(sizes, dtype=torch.float32)
     if rule.rounding == "detectron":
-        # Whole pixels for the anchor of the stride's own area; halves go to the even number, as numpy rounds.
+        # An anchor of the area of one cell has whole pixels; torch.round takes halves to the even number, as NumPy does.
         widths = torch.round(torch.sqrt(stride**2 / ratios))
         heights = torch.round(widths * ratios)
         widths, heights = widths / stride, heights / stride
@@ -46,12 +46,12 @@ def cell_anchors(stride: int, rule: AnchorRule) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # an anchor made while predicting must serve training too
+@torch.inference_mode(False)  # cached anchors of a prediction must be usable in training, too
 def make_anchors(size_hw: tuple[int, int], rule: AnchorRule, device: torch.device) -> Tensor:
-    """All anchors for a padded input size; made once for each size, rule and device.
+    """All anchors for a padded input size, cached for each size, rule and device.
 
     Returns:
-        (A, 4) float32 xyxy pixels: levels P3..P7, then rows, columns, anchors of a cell. Not to be written to.
+        (A, 4) float32 xyxy in pixels, ordered by level, row, column and anchor of the cell. The caller must not change this tensor.
     """
     levels = []
     for stride, (height, width) in zip(STRIDES, feature_sizes(size_hw), strict=True):

@@ -1,4 +1,4 @@
-"""Backbones: torchvision's networks cut into stages C1..C5, and timm's through the extra."""
+"""Backbones: torchvision's networks in stages C1..C5, and timm's networks if the extra ``timm`` is installed."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,24 +15,24 @@ from lw_retinanet.models.frozen_norm import FrozenNorm, fold_frozen_norms, freez
 Norm = Literal["frozen", "batch", "group"]
 RESNETS = tuple(name for name in BACKBONES if name.startswith("resnet"))
 GROUPS = 32
-_PROBE_HW = (224, 288)  # multiples of 32, as pictures are padded to, but not of 64
+_PROBE_HW = (224, 288)  # multiples of 32, as images are padded to, but not of 64
 
 
 class Backbone(nn.Module):
-    """A network as five stages of stride 2, 4, 8, 16 and 32. Parameters keep the names of the library that they come from.
+    """A network as five stages of stride 2, 4, 8, 16 and 32. Its parameters have the names of the library that it comes from.
 
     Args:
-        channels: of C3, C4, C5.
+        channels: Numbers of channels of C3, C4 and C5.
     """
 
     channels: tuple[int, ...]
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
-        """``("C1", modules), ... ("C5", modules)``: what runs in order to make each stage."""
+        """``("C1", modules), ... ("C5", modules)``: the modules that compute each stage, in order."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> maps by ``C3``, ``C4``, ``C5``."""
+        """Images (N, 3, H, W) -> feature maps by ``C3``, ``C4``, ``C5``."""
         outputs: dict[str, Tensor] = {}
         features = images
         for name, modules in self.stages():
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         return outputs
 
     def freeze(self, num_stages: int) -> None:
-        """Stop training the first ``num_stages`` stages (1: the stem, 2: stem and C2, ... 5: all), normalisation included."""
+        """Stop training the first ``num_stages`` stages and their normalisation (1: the stem, 2: stem and C2, ... 5: all)."""
         for _, modules in self.stages()[:num_stages]:
             for module in modules:
                 module.requires_grad_(False)
@@ -53,10 +53,11 @@ class ResNetBackbone(Backbone):
     """torchvision's ResNet without its classifier.
 
     Args:
-        name: a key of ``RESNETS``.
-        norm: ``frozen`` statistics and affine (for pretrained weights), ``batch`` or ``group`` normalisation (for training from nothing).
-        stride_in: ``3x3`` as in torchvision, or ``1x1`` as in Caffe's and Detectron's weights; a choice of ResNets with bottlenecks.
-        norm_eps: of frozen and batch normalisation.
+        name: One of :data:`RESNETS`.
+        norm: ``frozen`` statistics and affine parameters (for pretrained weights), or ``batch`` or ``group`` norm (for random ones).
+        stride_in: The convolution that has the stride: ``3x3`` as in torchvision, or ``1x1`` as in Caffe and Detectron. Only ResNets with
+            bottlenecks have this choice.
+        norm_eps: Epsilon of frozen and batch normalisation.
     """
 
     def __init__(self, name: str, *, norm: Norm = "frozen", stride_in: Literal["3x3", "1x1"] = "3x3", norm_eps: float = 1e-5) -> None:
@@ -66,7 +67,7 @@ class ResNetBackbone(Backbone):
         self.layer1, self.layer2, self.layer3, self.layer4 = network.layer1, network.layer2, network.layer3, network.layer4
         if stride_in == "1x1":
             if not hasattr(self.layer1[0], "conv3"):
-                raise ConfigError(f"{name} has no bottlenecks, so its stride cannot sit in a 1x1 convolution; set model.stride_in=3x3")
+                raise ConfigError(f"{name} has no bottlenecks, so no 1x1 convolution can have the stride; set model.stride_in=3x3")
             for stage in (self.layer2, self.layer3, self.layer4):
                 stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
         c5 = network.fc.in_features
@@ -74,6 +75,7 @@ class ResNetBackbone(Backbone):
         fold_frozen_norms(self)
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        """See :meth:`Backbone.stages`."""
         return [
             ("C1", [self.conv1, self.bn1, self.relu]),
             ("C2", [self.maxpool, self.layer1]),
@@ -84,7 +86,7 @@ class ResNetBackbone(Backbone):
 
 
 class MobileNetV2Backbone(Backbone):
-    """torchvision's MobileNetV2 without the 1280-wide convolution, which only serves its classifier."""
+    """torchvision's MobileNetV2 without its last convolution of 1280 channels, which only the classifier needs."""
 
     def __init__(self, *, norm: Norm = "frozen", norm_eps: float = 1e-5) -> None:
         super().__init__()
@@ -94,17 +96,18 @@ class MobileNetV2Backbone(Backbone):
         fold_frozen_norms(self)
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        """See :meth:`Backbone.stages`."""
         cuts = (0, 2, 4, 7, 14, 18)
         return [(f"C{i + 1}", list(self.features[start:stop])) for i, (start, stop) in enumerate(pairwise(cuts))]
 
 
 class TimmBackbone(Backbone):
-    """Any timm network that offers feature maps of stride 8, 16 and 32 (extra ``timm``).
+    """Any network of timm that has feature maps of stride 8, 16 and 32.
 
     Args:
-        name: timm's model name.
+        name: timm's name of the model.
         norm: ``frozen`` turns its batch norms into fixed affine maps; ``batch`` leaves them.
-        pretrained: let timm load its weights (from its cache or the network).
+        pretrained: Let timm load its weights, from its cache or the internet.
     """
 
     def __init__(self, name: str, *, norm: Norm = "frozen", pretrained: bool = False) -> None:
@@ -126,11 +129,11 @@ class TimmBackbone(Backbone):
             self.channels = tuple(body.feature_info.channels())
             maps = self._probe()
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError) as error:
-            raise ConfigError(f"timm:{name} gives no feature maps of stride 8, 16 and 32, choose another backbone ({error})") from error
-        # What timm says of a network is not always what it does; anchors need maps of exactly these sizes.
+            raise ConfigError(f"timm:{name} has no feature maps of stride 8, 16 and 32, choose another backbone ({error})") from error
+        # timm's description of a network can be wrong, and anchors need maps of exactly these sizes.
         wanted = [(channels, -(-_PROBE_HW[0] // s), -(-_PROBE_HW[1] // s)) for channels, s in zip(self.channels, (8, 16, 32), strict=True)]
         if maps != wanted:
-            raise ConfigError(f"timm:{name} gives maps {maps} for a picture of {_PROBE_HW}, expected {wanted}; choose another backbone")
+            raise ConfigError(f"timm:{name} gives maps {maps} for an image of {_PROBE_HW}, expected {wanted}; choose another backbone")
         if norm == "frozen":
             freeze_batch_norms(self.body)
             fold_frozen_norms(self)
@@ -144,12 +147,15 @@ class TimmBackbone(Backbone):
         return shapes
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
-        raise ConfigError("a timm backbone is counted and frozen as a whole; use train.freeze=0 or 5")
+        """Raise ConfigError: timm's networks are not divided into stages."""
+        raise ConfigError("a timm backbone has no stages; use train.freeze=0 or 5")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Backbone.forward`."""
         return dict(zip(("C3", "C4", "C5"), self.body(images), strict=True))
 
     def freeze(self, num_stages: int) -> None:
+        """Freeze everything (5) or nothing (0)."""
         if num_stages not in (0, 5):
             raise ConfigError(f"a timm backbone is frozen as a whole, got train.freeze={num_stages}; use 0 or 5")
         if num_stages:
@@ -157,15 +163,15 @@ class TimmBackbone(Backbone):
 
 
 def make_backbone(name: str, *, norm: Norm, stride_in: Literal["3x3", "1x1"], norm_eps: float) -> Backbone:
-    """A backbone by its setting's name: a ResNet, ``mobilenet_v2``, or ``timm:NAME``. Weights are random.
+    """Build a backbone with random weights by the name that the setting ``model.backbone`` uses.
 
     Raises:
-        ConfigError: for an unknown name, or a stride that this network cannot have.
+        ConfigError: For an unknown name, or a ``stride_in`` that this network cannot have.
     """
     if name in RESNETS:
         return ResNetBackbone(name, norm=norm, stride_in=stride_in, norm_eps=norm_eps)
     if stride_in == "1x1":
-        raise ConfigError(f"only ResNets have a choice of stride, not {name}; set model.stride_in=3x3")
+        raise ConfigError(f"{name} has no choice of stride_in, only ResNets have; set model.stride_in=3x3")
     if name == "mobilenet_v2":
         return MobileNetV2Backbone(norm=norm, norm_eps=norm_eps)
     if name.startswith(TIMM):

@@ -1,4 +1,10 @@
-"""Names and numbers in, a network out: the one place where settings become modules."""
+"""Building a network from names and numbers, and copying one without its numbers."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.heads import HeadPlan
@@ -6,6 +12,8 @@ from lw_retinanet.models.backbone import Norm, make_backbone
 from lw_retinanet.models.fpn import FPN
 from lw_retinanet.models.head import Head, Init
 from lw_retinanet.models.retinanet import RetinaNet
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def build(
@@ -22,17 +30,17 @@ def build(
     """Build a detector with random weights.
 
     Args:
-        plan: of the head; :data:`~lw_retinanet.heads.PRESETS` has the paper's.
-        num_classes: K, at least 1.
+        plan: The head's plan; :func:`lw_retinanet.heads.plan_of` gives that of a preset.
+        num_classes: Number of classes, at least 1.
         backbone: A name from :data:`~lw_retinanet.backbones.BACKBONES`, or ``timm:NAME``.
-        width: channels of the pyramid and of the head's towers.
-        norm: of the backbone.
-        init: of the head.
-        conventions: decide stride, norm epsilon, P6, P7 and the number of anchors; the rest is carried along.
-        full_output: keep a second convolution that makes P3, for the full head of a lightened model.
+        width: Channels of the pyramid and of the head's towers.
+        norm: Normalisation of the backbone.
+        init: Initialisation of the head.
+        conventions: Stride, norm epsilon, P6, P7 and the number of anchors. The network carries the rest along.
+        full_output: Add a second convolution that makes P3, for the full head of a lightened model.
 
     Raises:
-        ConfigError: for a backbone that does not exist or does not fit.
+        ConfigError: For a backbone that does not exist or does not go with the conventions.
     """
     body = make_backbone(backbone, norm=norm, stride_in=conventions.stride_in, norm_eps=conventions.norm_eps)
     return RetinaNet(
@@ -47,3 +55,13 @@ def build(
         head=Head(in_channels=width, num_classes=num_classes, num_anchors=conventions.anchors.num_anchors, plan=plan, init=init),
         conventions=conventions,
     )
+
+
+def meta_copy(module: ModuleT) -> ModuleT:
+    """A copy in evaluation mode on the meta device: it has shapes but no numbers, so it needs no memory and runs in no time."""
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo).eval()

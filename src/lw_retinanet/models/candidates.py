@@ -1,4 +1,4 @@
-"""Which (anchor, class) pairs go on to decoding and NMS: the best of each level that pass the threshold."""
+"""Candidates for decoding and NMS: the best (anchor, class) pairs of each level whose score passes the threshold."""
 
 import math
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lw_retinanet.conventions import OutputRule
 
-_RUN = 9  # anchors: those of a cell, as a rule
+_RUN = 9  # usual number of anchors in a cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """S pairs an image, the best first. N images.
+    """S pairs for each of N images, the best first.
 
     Args:
         scores: (N, S) float32; 0 in padding.
-        labels: (N, S) int64.
-        anchors: (N, S) int64, numbered over all levels.
+        labels: (N, S) int64 classes.
+        anchors: (N, S) int64 numbers of anchors, counted over all levels.
         is_real: (N, S) bool; false in padding.
     """
 
@@ -34,32 +34,31 @@ class Candidates:
 
 
 def best_candidates(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
-    """The ``rule.candidates_per_level`` best pairs of each level of which the score is greater than the threshold.
+    """The ``rule.candidates_per_level`` best pairs of each level whose score is greater than the threshold.
 
-    Exact, ties included: pairs of a level rank by logit, then by anchor, then by class; candidates of an image by score, then by anchor,
-    then by class. A NaN is no candidate, and takes no other one's place.
+    The result is exact, also for equal scores: pairs of a level are ranked by logit, then anchor, then class; candidates of an image by
+    score, then anchor, then class. NaN is never a candidate and replaces none.
 
-    Every one of the best k pairs lies in one of the k anchors with the best maxima. So one pass over all logits finds the maxima, and only
-    what those leave is looked at again. On a CPU S is the largest number of candidates that an image has; elsewhere it is a constant of
-    the shapes, and nothing waits for the device.
+    Each of the best k pairs belongs to one of the k anchors with the largest maxima over classes. Therefore one pass over all logits
+    computes the maxima, and only the pairs of these anchors are compared. On a CPU, S is the largest number of candidates of an image; on
+    other devices it depends on shapes alone, so that the host does not wait for the device.
 
     Args:
-        logits: (N, A, K), of any floating type.
-        anchors_per_level: adds up to A.
-        rule: of the weights.
+        logits: (N, A, K) of any floating type.
+        anchors_per_level: Numbers of anchors, with the sum A.
+        rule: Threshold and number of candidates.
     """
     return (_passing if logits.device.type == "cpu" else _fixed)(logits, anchors_per_level, rule)
 
 
 def _passing(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
-    """What passes the threshold first, which on trained weights is little; then the best of that. For a CPU.
+    """For a CPU: first the pairs that pass the threshold, which are few with trained weights; then the best of them.
 
-    What is left after the pass over all logits goes to NumPy, which compares and sorts several times as fast as PyTorch, and starts no
-    threads for it.
+    After the pass over all logits NumPy does the rest. It compares and sorts several times as fast as PyTorch, and without threads.
     """
     levels = _levels(anchors_per_level, rule)
     found = [_of_image(image, levels, rule.candidates_per_level) for image in logits.detach()]
-    if len(found) == 1:  # nothing to pad, which takes a tenth of a millisecond
+    if len(found) == 1:  # no padding, which would take 0.1 ms
         scores, anchors, labels = (column[None] for column in found[0])
         return Candidates(scores=scores, labels=labels, anchors=anchors, is_real=torch.ones_like(scores, dtype=torch.bool))
     scores, anchors, labels = (pad_sequence(list(column), batch_first=True) for column in zip(*found, strict=True))
@@ -68,8 +67,8 @@ def _passing(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule)
 
 
 def _of_image(logits: Tensor, levels: Sequence[tuple[int, int, float]], number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, the best first, anchors and classes, all (S,), of one image's (A, K) logits."""
-    # Maxima of whole runs of anchors take half as long as those of anchors: as long as reading takes.
+    """Scores, anchors and classes, each (S,) and the best first, of one image's logits (A, K)."""
+    # Maxima over runs of several anchors take half as long as maxima over single anchors.
     length = math.gcd(_RUN, *(start for start, _, _ in levels), len(logits))
     runs = logits.reshape(-1, length * logits.shape[1])
     maxima = runs.amax(dim=1).float().numpy()
@@ -84,18 +83,18 @@ def _of_image(logits: Tensor, levels: Sequence[tuple[int, int, float]], number: 
     thresholds = np.array([threshold for _, _, threshold in levels], dtype=np.float32)
     passed = scores > thresholds.repeat([len(values) for values, _ in found])
     scores, pairs = scores[passed], pairs[passed]
-    # The bits of numbers that are not negative rise as these do; among equal ones the lower pair is first. Places are below 2^32.
+    # The bits of non-negative floats are ordered as the floats. Among equal scores the lower pair is first. Pairs are below 2^32.
     order = np.argsort(pairs - (scores.view(np.int32).astype(np.int64) << 32))
     anchors, labels = np.divmod(pairs[order], logits.shape[1])
     return torch.from_numpy(scores[order]), torch.from_numpy(anchors), torch.from_numpy(labels)
 
 
 def _near(maxima: NDArray[np.float32], threshold: float, number: int) -> tuple[NDArray[np.int64], np.float32]:
-    """Runs of one level in which there may be one of its best pairs, and a logit that each of these has at least."""
+    """Runs of one level that may contain one of its best pairs, and the smallest logit that such a pair can have."""
     floor = np.float32(_logit_below(threshold))
-    near = np.flatnonzero(~(maxima < floor))  # NaN stays: its neighbours may be sound
+    near = np.flatnonzero(~(maxima < floor))  # a run with NaN stays, since its other values may be good
     if len(near) > number:
-        # As many runs have a pair at or above the one that comes last among their maxima.
+        # ``number`` runs have a maximum of at least this value, so the best pairs have, too.
         floor = max(floor, _nth_largest(np.nan_to_num(maxima[near], nan=-np.inf, posinf=np.inf, neginf=-np.inf), number))
         near = near[~(maxima[near] < floor)]
     return near, floor
@@ -106,7 +105,7 @@ def _best_of_runs(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits and ``anchor * K + class`` of the best pairs in these runs of one level, in any order.
 
-    All that pass the threshold are among them, if these are no more than ``number``, and perhaps some that do not.
+    Pairs that do not pass the threshold can be among them.
     """
     length = values.shape[1]
     values = values.reshape(-1)
@@ -115,7 +114,7 @@ def _best_of_runs(
     pairs = cells + (runs[run] - run) * length
     if len(values) > number:
         limit = _nth_largest(values, number)
-        above, equal = np.flatnonzero(values > limit), np.flatnonzero(values == limit)  # the first of equal ones are to stay
+        above, equal = np.flatnonzero(values > limit), np.flatnonzero(values == limit)  # of equal ones the first stay
         best = np.concatenate([above, equal[: number - len(above)]])
         values, pairs = values[best], pairs[best]
     return values, pairs
@@ -126,7 +125,7 @@ def _nth_largest(values: NDArray[np.float32], number: int) -> np.float32:
 
 
 def _fixed(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
-    """The same with shapes that do not depend on values: all the best, and a mask for those that pass."""
+    """For other devices: the best pairs with shapes that do not depend on values, and a mask of those that pass the threshold."""
     num_classes = logits.shape[2]
     logits = logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     maxima = logits.amax(dim=2).float()
@@ -149,7 +148,7 @@ def _fixed(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -
 
 
 def _levels(anchors_per_level: Sequence[int], rule: OutputRule) -> list[tuple[int, int, float]]:
-    """First anchor, end and score threshold of each level; the last in single precision, as scores are."""
+    """First anchor, end and score threshold of each level. Thresholds are in single precision, as scores are."""
     levels, start = [], 0
     for number in anchors_per_level:
         levels.append((start, start + number, _single(rule.score_threshold)))
@@ -160,7 +159,7 @@ def _levels(anchors_per_level: Sequence[int], rule: OutputRule) -> list[tuple[in
 
 
 def _scores(logits: Tensor) -> Tensor:
-    """The sigmoid as float32, by way of float64: in single precision equal logits may give unequal scores, by their place in a vector."""
+    """The sigmoid, computed in float64. In float32 equal logits can give unequal scores, depending on their place in a vector."""
     return logits.double().sigmoid().float()
 
 
@@ -169,13 +168,13 @@ def _single(threshold: float) -> float:
 
 
 def _logit_below(score: float) -> float:
-    """A logit of which the score surely is not above ``score``, whatever the rounding."""
+    """A logit whose score is certainly at most ``score``, whatever the rounding."""
     safe = score * (1 - 1e-6) - 1e-7
     return math.log(safe / (1 - safe)) if safe > 0 else -math.inf
 
 
 def _keys(values: Tensor, places: Tensor) -> Tensor:
-    """int64 that fall as ``values`` (float32, no NaN) fall and, where these are equal, as ``places`` (below 2^32) rise."""
+    """int64 keys: larger for larger ``values`` (float32, no NaN); for equal values, larger for smaller ``places`` (below 2^32)."""
     bits = (values + 0.0).view(torch.int32)  # -0 and 0 are equal
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.long() << 32) | (0xFFFFFFFF - places)

@@ -1,7 +1,7 @@
-"""Batch norm multiplied into the convolution before it, for good: the same answers with fewer layers.
+"""Folding: every batch norm becomes part of the convolution before it, which gives the same outputs with fewer layers.
 
-Which convolution a norm follows is not guessed from names or places: the network is run once on shapes alone, and a norm is folded only if
-all it ever sees are outputs of one convolution that nothing else reads.
+Which convolution a norm follows is not guessed from names. The network is run once on the meta device, and a norm is folded only if its
+input is always the output of one convolution, and nothing else reads that output.
 """
 
 import copy
@@ -16,39 +16,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from lw_retinanet.models.build import meta_copy
 from lw_retinanet.models.frozen_norm import FrozenNorm, NormedConv2d
 from lw_retinanet.models.retinanet import RetinaNet
 
-Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenNorm  # or torchvision's, of which FrozenNorm is one
-_PROBE_HW = (224, 288)  # any backbone takes it: multiples of 32, as pictures are padded to
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenNorm  # or torchvision's, the base class of FrozenNorm
+_PROBE_HW = (224, 288)  # multiples of 32, which every backbone takes
 
 
 @torch.no_grad()
 def folded(model: RetinaNet) -> RetinaNet:
-    """A copy for inference in which every batch norm that follows a convolution is part of it.
+    """Return a copy for inference in which every batch norm that follows a convolution is part of that convolution.
 
-    Its outputs are the model's in evaluation mode but for rounding, and its convolutions are as many and as large; those that took over a
-    norm have a bias. Products are computed in float64. What cannot be folded stays as it is: group norm, a norm whose input does not come
-    straight from a convolution or is read by something else too, and layers with hooks or of a kind that is not known to be one plain
-    convolution or norm.
+    Except for rounding, its outputs are those of the model in evaluation mode. Products are computed in float64. Some layers stay as they
+    are: group norms; norms whose input does not come directly from a convolution, or is read by something else, too; layers with hooks;
+    and layers that are not known to be a plain convolution or norm.
 
     Args:
-        model: on any device and in any precision; not changed.
+        model: The model, on any device and in any precision. It is not changed.
 
     Returns:
-        In evaluation mode, with no parameter that requires a gradient. It is not for model files: these describe the network with its
-        norms, which can be trained on.
+        A copy in evaluation mode without gradients. It must not be written to a model file, whose record describes a network with norms.
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     modules = list(copied.modules())
-    shadow = _on_meta(copied)  # its modules come in the same order
+    shadow = meta_copy(copied)  # its modules come in the same order
     places = {module: place for place, module in enumerate(shadow.modules())}
     for shadow_conv, shadow_norm in _pairs(shadow):
         conv, norm = modules[places[shadow_conv]], cast(Norm, modules[places[shadow_norm]])
         assert isinstance(conv, nn.Conv2d)
         _take_over(copied, conv, norm)
     for module in modules:
-        if type(module) is NormedConv2d:  # multiplies its norm in at every call
+        if type(module) is NormedConv2d:  # multiplies its weight by the norm in every call
             (norm,) = module.norm_holder
             del module.norm_holder
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
@@ -57,12 +56,12 @@ def folded(model: RetinaNet) -> RetinaNet:
 
 
 def fold_norm(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Weights and offsets of a convolution together with the norm behind it, in evaluation mode.
+    """Weight and bias of a convolution joined with the norm after it, in evaluation mode.
 
     Args:
-        weight: (outputs, inputs, height, width).
-        bias: (outputs,), None for none.
-        norm: with running statistics, on the device of the weights.
+        weight: (outputs, inputs, height, width) weight of the convolution.
+        bias: (outputs,) bias of the convolution, or None.
+        norm: A norm with running statistics, on the device of the weight.
 
     Returns:
         ``(weight, bias)`` in float64.
@@ -90,24 +89,13 @@ def _take_over(model: nn.Module, conv: nn.Conv2d, norm: Norm) -> None:
 
 
 def _activation(norm: nn.Module) -> nn.Module:
-    """What a norm does beside normalising: timm's carry the activation behind them."""
+    """The activation that timm's norms contain, else an identity."""
     activation = getattr(norm, "act", None)
     return activation if isinstance(activation, nn.Module) else nn.Identity().eval()
 
 
-def _on_meta(model: RetinaNet) -> RetinaNet:
-    """A copy without numbers, which runs in no time."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): _without_numbers(tensor) for tensor in tensors})
-
-
-def _without_numbers(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
 def _pairs(model: RetinaNet) -> list[tuple[nn.Conv2d, Norm]]:
-    """Convolutions and the norms that belong to them, from one run of each path through the model."""
+    """Convolutions and the norms that belong to them, from one run of each path through the model on the meta device."""
     watch = _Watch()
     with watch.modules(model.modules()), watch:
         images = torch.empty(1, 3, *_PROBE_HW, device="meta", dtype=next(model.parameters()).dtype)
@@ -123,12 +111,12 @@ def _has_full_head(model: RetinaNet) -> bool:
 
 
 class _Watch(TorchDispatchMode):
-    """Follows what convolutions give, by the identity of the tensors, to all operations that read it."""
+    """Records which operations read the output of each convolution. Tensors are recognised by their identity."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # keeps the tensors alive, so that no id comes twice
-        self.readers: dict[int, list[Norm | None]] = {}  # of what was made: the norm inside which an operation read it, if any
+        self.made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # keeps the tensors alive, so that no id is used twice
+        self.readers: dict[int, list[Norm | None]] = {}  # for each output, one entry a reader: the norm that read it, or None
         self.inputs: dict[Norm, list[int]] = {}
         self.running: list[Norm] = []
 
@@ -140,7 +128,7 @@ class _Watch(TorchDispatchMode):
 
     @contextmanager
     def modules(self, modules: Iterable[nn.Module]) -> Iterator[None]:
-        """Hooks on all that could be folded."""
+        """Watch all layers that could be folded."""
         handles = []
         for module in modules:
             if _is_plain_conv(module):
@@ -166,7 +154,7 @@ class _Watch(TorchDispatchMode):
         self.running.pop()
 
     def pairs(self) -> list[tuple[nn.Conv2d, Norm]]:
-        """Those where every call of the one fed exactly one call of the other, and nothing else."""
+        """Convolutions and norms of which every call of the one is read by exactly one call of the other, and by nothing else."""
         calls = Counter(conv for _, conv in self.made.values())
         found = []
         for norm, inputs in self.inputs.items():
@@ -178,7 +166,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _is_plain_conv(module: nn.Module) -> bool:
-    # A subclass may do anything with its weights, and so may a hook (weight norm is one). TensorFlow's padding leaves them alone.
+    # A subclass or a hook may change the weights (weight norm does). timm's Conv2dSame only pads, as TensorFlow does.
     return (type(module) is nn.Conv2d or _is_timms(module, "Conv2dSame")) and not has_hooks(module)
 
 
@@ -195,5 +183,5 @@ def _is_timms(module: nn.Module, name: str) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches this module's calls, which it has to go on making then."""
+    """Whether the module has hooks, which must still be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

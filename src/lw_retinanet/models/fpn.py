@@ -13,7 +13,7 @@ from lw_retinanet.conventions import LEVELS
 
 
 class P6P7(ExtraFPNBlock):
-    """P6 by a stride-2 convolution of C5 or P5, P7 by another of P6. torchvision's own block has no choice about source and ReLU."""
+    """P6 is a convolution of stride 2 of C5 or P5, P7 another one of P6. torchvision's own block has a fixed source and ReLU."""
 
     def __init__(self, *, c5_channels: int, channels: int, source: Literal["C5", "P5"], relu: bool) -> None:
         super().__init__()
@@ -27,20 +27,21 @@ class P6P7(ExtraFPNBlock):
             nn.init.zeros_(conv.bias)
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append P6 and P7 to the pyramid ``p`` and its names; ``c`` are C3..C5."""
         p6 = self.p6(c[-1] if self.source == "C5" else p[-1])
         p7 = self.p7(F.relu(p6) if self.relu else p6)
         return [*p, p6, p7], [*names, "P6", "P7"]
 
 
 class FPN(FeaturePyramidNetwork):
-    """C3..C5 -> P3..P7, all of one width.
+    """C3..C5 -> P3..P7, all with the same number of channels.
 
     Args:
-        in_channels: channels of C3, C4, C5.
-        channels: of every level.
+        in_channels: Channels of C3, C4, C5.
+        channels: Channels of every level.
         p6_source: ``C5`` or ``P5``.
-        p7_relu: ReLU between P6 and P7.
-        full_output: keep a second convolution that makes P3, the one that the full head was trained with. Only D3 reads P3, so a light D3
+        p7_relu: Apply a ReLU between P6 and P7.
+        full_output: Keep a second convolution that makes P3, the one that the full head was trained with. Only D3 reads P3, so a light D3
             can have its own at no cost, and everything else stays as it was.
     """
 
@@ -53,17 +54,17 @@ class FPN(FeaturePyramidNetwork):
         self.full_output = nn.Conv2d(channels, channels, 3, padding=1) if full_output else None
 
     def forward(self, stages: Mapping[str, Tensor], *, full: bool = False) -> dict[str, Tensor]:
-        """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``; ``full`` makes P3 for the full head where the light one has its own."""
+        """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``. ``full`` uses the full head's own convolution for P3, if there is one."""
         pyramid = self.merged(stages)
         convolution = self.full_output if full and self.full_output is not None else self.layer_blocks[0]
         return {**pyramid, "P3": convolution(pyramid["P3"])}
 
     def merged(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All levels, but P3 before the convolution that makes it."""
+        """All levels, with P3 as it is before its output convolution."""
         named = OrderedDict((f"P{name[1:]}", stages[name]) for name in ("C3", "C4", "C5"))
         pyramid = super().forward(named)
         return {level: pyramid[level] for level in LEVELS}
 
     def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
-        """Called by torchvision for each level's output convolution."""
+        """Apply the output convolution of a level; torchvision calls this method. P3 gets its convolution in :meth:`forward`."""
         return x if idx == 0 else self.layer_blocks[idx](x)

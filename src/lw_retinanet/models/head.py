@@ -1,4 +1,4 @@
-"""The detection head: two branches over five levels, with layers owned or shared as the plan says."""
+"""The detection head: two branches over five levels, whose layers are shared or own as the plan says."""
 
 import math
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ class Branch(nn.Module):
     """Class or box branch: towers and predictions of all levels.
 
     Args:
-        in_channels: width of the pyramid.
-        out_channels: of the prediction: anchors a cell times classes, or times 4.
-        own: own towers by level.
-        shared: the tower of the levels that own nothing, and of layers marked shared.
+        in_channels: Channels of the pyramid.
+        out_channels: Channels of the prediction: anchors of a cell times classes, or times 4.
+        own: Own towers by level.
+        shared: The tower of the levels that own nothing, and of layers marked ``shared``.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, own: Mapping[str, TowerPlan], shared: TowerPlan) -> None:
         super().__init__()
         self.plans = {level: own.get(level) for level in LEVELS}
-        # A shared layer that no level uses would be a parameter without gradient, and an error in distributed training.
+        # A shared layer that no level uses would get no gradient, which is an error in distributed training.
         sharing_all = any(plan is None for plan in self.plans.values())
         plans = [plan for plan in self.plans.values() if plan is not None]
         used = {i for i in range(len(shared.units)) if sharing_all or any(i < len(p.units) and p.units[i] == SHARED for p in plans)}
@@ -50,7 +50,7 @@ class Branch(nn.Module):
                 self.own_predict[level] = PREDICTIONS[plan.predict](plan.width or in_channels, out_channels)
 
     def layers(self, level: str, *, full: bool = False) -> tuple[list[nn.Module], nn.Module]:
-        """The units of a level's tower in order, and its prediction convolution; ``full`` asks for the shared ones in any case."""
+        """The units of a level's tower in order, and its prediction; with ``full`` the shared ones, even if the level has its own."""
         plan = None if full else self.plans[level]
         if plan is None:
             assert self.shared_predict is not None
@@ -63,7 +63,7 @@ class Branch(nn.Module):
         return units, predict
 
     def forward(self, features: Tensor, level: str, *, full: bool = False) -> Tensor:
-        """(N, C, H, W) features of one level -> (N, out_channels, H, W)."""
+        """Features (N, C, H, W) of one level -> predictions (N, out_channels, H, W)."""
         units, predict = self.layers(level, full=full)
         for unit in units:
             features = unit(features)
@@ -81,12 +81,12 @@ class Head(nn.Module):
     """Both branches.
 
     Args:
-        in_channels: width of the pyramid.
-        num_classes: K.
-        num_anchors: anchors a cell.
-        plan: which level owns what.
-        init: ``fan_in`` (He) for every tower, ``fan_in_light`` for own towers only with the paper's normal(0, 0.01) elsewhere, or ``paper``
-            for all. With 0.01 a tower of four 1x1 units passes on 1.5e-4 of its input, one of four (dw + 1x1) units 9e-11.
+        in_channels: Channels of the pyramid.
+        num_classes: Number of classes.
+        num_anchors: Number of anchors in each cell.
+        plan: Which levels own which layers.
+        init: ``fan_in`` (He) for all towers; ``fan_in_light`` for own towers, and the paper's normal(0, 0.01) for the shared ones; or
+            ``paper`` for all. With 0.01 a tower of four 1x1 units reduces its input to 1.5e-4, one of four (dw + 1x1) units to 9e-11.
     """
 
     def __init__(self, *, in_channels: int, num_classes: int, num_anchors: int, plan: HeadPlan, init: Init = "fan_in_light") -> None:
@@ -108,7 +108,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, init: Init) -> None:
-        """Draw the weights anew (``init`` as in the constructor) and set the class prior; norms begin with factor 1 and no statistics."""
+        """Draw all weights again (``init`` as in the constructor), set the class prior, and reset the norms."""
         for branch in (self.cls, self.bbox):
             for conv in _convs(branch.shared_units):
                 init_conv(conv, fan_in=init == "fan_in")
@@ -132,9 +132,9 @@ class Head(nn.Module):
             nn.init.constant_(last.bias, -math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, pyramid: Mapping[str, Tensor], *, full: bool = False) -> Predictions:
-        """Features by level -> predictions of all levels, in the order of the levels, then rows, columns, anchors of a cell.
+        """Features by level -> predictions of all levels, ordered by level, row, column and anchor of the cell.
 
-        ``full`` runs the shared towers at every level, whoever owns others.
+        ``full`` uses the shared towers on every level, even on levels that have their own.
         """
         logits = [_flatten(self.cls(pyramid[level], level, full=full), self.num_classes) for level in LEVELS]
         deltas = [_flatten(self.bbox(pyramid[level], level, full=full), 4) for level in LEVELS]
@@ -142,7 +142,7 @@ class Head(nn.Module):
 
 
 def _flatten(maps: Tensor, values: int) -> Tensor:
-    """(N, anchors * values, H, W) -> (N, H * W * anchors, values): a view where memory is channels_last."""
+    """(N, anchors * values, H, W) -> (N, H * W * anchors, values). In channels_last memory this is a view."""
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
 
 
@@ -151,7 +151,13 @@ def _convs(module: nn.Module) -> list[nn.Conv2d]:
 
 
 def init_conv(conv: nn.Conv2d, *, fan_in: bool, gain: float | None = None) -> None:
-    """Normal weights of a standard deviation that keeps the signal (``gain``: of what follows; a ReLU, or nothing if depthwise) or 0.01."""
+    """Draw normal weights and set the bias to 0.
+
+    Args:
+        conv: The convolution.
+        fan_in: Choose a standard deviation that keeps the size of the signal; otherwise it is 0.01.
+        gain: How much the activation after the convolution shrinks the signal. None means a ReLU, or nothing for a depthwise convolution.
+    """
     if fan_in:
         if gain is None:
             # Depthwise convolutions have no ReLU of their own here.

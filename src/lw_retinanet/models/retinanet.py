@@ -10,13 +10,13 @@ from lw_retinanet.structures import Predictions
 
 
 class RetinaNet(nn.Module):
-    """Backbone, pyramid and head, and nothing else: losses, decoding and NMS are functions of its output.
+    """Backbone, pyramid and head. Losses, decoding and NMS are separate functions of its output.
 
     Args:
-        backbone: images -> C3..C5.
+        backbone: Images -> C3..C5.
         fpn: C3..C5 -> P3..P7.
         head: P3..P7 -> predictions.
-        conventions: what the weights expect of anchors, pictures and decoding; carried, not used here.
+        conventions: What the weights expect of anchors, images and decoding. The network keeps them for its users.
 
     Source: Lin et al., Focal Loss for Dense Object Detection (2017); Li & Ren, Light-Weight RetinaNet (2019).
     """
@@ -30,13 +30,13 @@ class RetinaNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return self.head.num_classes
 
     def forward(self, images: Tensor, *, full_head: bool = False) -> Predictions:
-        """(N, 3, H, W) float, normalised as ``conventions.input`` says -> predictions for all anchors.
+        """Images (N, 3, H, W), normalised as ``conventions.input`` says -> predictions for all anchors.
 
-        Any height and width will do for torchvision's backbones; some of timm's round down and need multiples of 32, which padding gives.
-        Anchors follow :func:`~lw_retinanet.models.anchors.feature_sizes`. ``full_head`` runs the shared head at every level: of a lightened
-        model that is the head that it had before.
+        torchvision's backbones take any height and width; some of timm's need multiples of 32, which padding gives. ``full_head`` uses the
+        shared head on every level. In a lightened model that is the head from before lightening.
         """
         return self.head(self.fpn(self.backbone(images), full=full_head), full=full_head)

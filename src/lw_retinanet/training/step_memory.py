@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lw_retinanet.config import TrainConfig
-from lw_retinanet.counting.macs import meta_copy
 from lw_retinanet.data.preprocess import mean_and_std
 from lw_retinanet.models.anchors import make_anchors
+from lw_retinanet.models.build import meta_copy
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.training.distillation import unit_anchor
