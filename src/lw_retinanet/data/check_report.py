@@ -55,13 +55,9 @@ class SplitReport:
     def as_dict(self) -> dict[str, object]:
         """The entry of the JSON report."""
         return {
-            "split": self.split,
-            "form": self.form,
-            "path": self.path,
-            "images": self.images,
-            "boxes": self.boxes,
+            **vars(self),
             "problems": [problem.as_dict() for problem in self.problems],
-            "classes": [vars(count).copy() for count in self.classes],
+            "classes": [dict(vars(count)) for count in self.classes],
             "side_histogram": dict(self.side_histogram),
             "coco_sizes": dict(self.coco_sizes),
         }

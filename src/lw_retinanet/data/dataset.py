@@ -109,13 +109,15 @@ class Dataset:
             DataError: if the annotations have errors or no box that a model could learn or find, or if no class fits.
             ImageError: if an image is missing, or its header cannot be read or tells another size than the annotation.
         """
-        records = self.read(split)
+        part = self.part(split)
+        records = part.read()
         require_files(records)
         records = with_sizes(records)
         require_boxes(records, self.path if split is None else f"{self.path} ({split})")
         if classes is not None:
             match_categories(classes, records)
-        require_sizes(records)
+        if not part.format.takes_sizes_from_images:
+            require_sizes(records)
         return records
 
 

@@ -49,24 +49,25 @@ def measure_sizes(root: Path, file_names: Sequence[str], problems: Problems) -> 
     return sizes_hw
 
 
+def known_sizes(records: Records) -> NDArray[np.int32]:
+    """(I, 2) the sizes of the images, read from the header where the annotations do not say them; (0, 0) where that fails, too."""
+    unknown = np.flatnonzero(~records.sizes_hw.all(axis=1)).tolist()
+    sizes_hw = records.sizes_hw.copy() if unknown else records.sizes_hw
+    for row, size in zip(unknown, header_sizes([records.path(row) for row in unknown]), strict=True):
+        sizes_hw[row] = size if isinstance(size, tuple) else (0, 0)
+    return sizes_hw
+
+
 def with_sizes(records: Records) -> Records:
     """The same records with every unknown size read from the image's header.
 
     Raises:
         ImageError: for an image that is missing or unreadable.
     """
-    unknown = np.flatnonzero((records.sizes_hw <= 0).any(axis=1))
-    if len(unknown) == 0:
-        return records
-    sizes = records.sizes_hw.copy()
-    paths = [records.path(int(image)) for image in unknown]
-    for image, path, size in zip(unknown, paths, header_sizes(paths), strict=True):
-        if isinstance(size, ImageError):
-            raise size
-        if size is None:
-            raise ImageError(f"{path} is missing; {_MISSING_REMEDY}")
-        sizes[image] = size
-    return replace(records, sizes_hw=sizes)
+    sizes_hw = known_sizes(records)
+    for row in np.flatnonzero(~sizes_hw.all(axis=1)).tolist():
+        read_size(records.path(row))  # raises what is wrong with the first of them
+    return records if sizes_hw is records.sizes_hw else replace(records, sizes_hw=sizes_hw)
 
 
 def require_files(records: Records) -> None:

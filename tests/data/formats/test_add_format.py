@@ -22,7 +22,8 @@ from pathlib import Path
 
 from lw_retinanet.data.records import build_records
 from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign, existing_splits, read_text
-from lw_retinanet.data.formats.target_files import known_sizes, plain_objects, target_names, used_class_names, without_details
+from lw_retinanet.data.formats.target_files import plain_objects, target_names, used_class_names, without_details
+from lw_retinanet.data.image_sizes import known_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records
 

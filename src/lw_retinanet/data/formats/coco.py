@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.formats.annotation_format import SPLIT_FOLDERS, WHOLE, AnnotationFormat, Files, Part, Parts, Sign, existing_splits
 from lw_retinanet.data.formats.json_sections import iterate_sections
-from lw_retinanet.data.formats.target_files import known_sizes, target_names
+from lw_retinanet.data.formats.target_files import target_names
 from lw_retinanet.data.image_files import find_root, is_safe_name, root_candidates
+from lw_retinanet.data.image_sizes import known_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import MAX_COORDINATE, Category, Id, Records, build_records
 from lw_retinanet.errors import DataError

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.image_files import is_safe_name
-from lw_retinanet.data.image_sizes import header_sizes
 from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
 
@@ -68,15 +67,6 @@ def require_plain_class_names(splits: Mapping[str, Records], form: str) -> None:
         odd = next((name for name in records.class_names if re.search(r"[\x00-\x1f]", name) or name != name.strip()), None)
         if odd is not None:
             raise DataError(f"{split}: the class name {odd!r} has control characters or outer spaces; rename it")
-
-
-def known_sizes(records: Records) -> NDArray[np.int32]:
-    """(I, 2) sizes, taken from the image header where the annotations do not say, (0, 0) where that fails too."""
-    sizes_hw = records.sizes_hw.copy()
-    unknown = np.flatnonzero(~sizes_hw.all(axis=1)).tolist()
-    for row, size in zip(unknown, header_sizes([records.path(row) for row in unknown]), strict=True):
-        sizes_hw[row] = size if isinstance(size, tuple) else (0, 0)
-    return sizes_hw
 
 
 def target_names(splits: Mapping[str, Records]) -> dict[str, list[str]]:

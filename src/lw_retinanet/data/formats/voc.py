@@ -2,7 +2,7 @@
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -25,7 +25,6 @@ from lw_retinanet.data.formats.annotation_format import (
     read_text,
 )
 from lw_retinanet.data.formats.target_files import (
-    known_sizes,
     require_plain_class_names,
     target_names,
     used_class_names,
@@ -33,7 +32,7 @@ from lw_retinanet.data.formats.target_files import (
     without_details,
 )
 from lw_retinanet.data.image_files import SUFFIXES, find_root, is_safe_name
-from lw_retinanet.data.image_sizes import header_sizes
+from lw_retinanet.data.image_sizes import known_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
@@ -210,22 +209,18 @@ def _read_object(element: ET.Element, where: str, annotated: _Annotated, problem
 
 
 def _as_records(images: Sequence[_Annotated], names: Sequence[str], root: Path) -> Records:
-    sizes_hw = [image.size_hw for image in images]
-    unknown = [row for row, size_hw in enumerate(sizes_hw) if size_hw == (0, 0) and is_safe_name(images[row].file_name)]
-    for row, size in zip(unknown, header_sizes([root / images[row].file_name for row in unknown]), strict=True):
-        if isinstance(size, tuple):
-            sizes_hw[row] = size
     labels = {name: label for label, name in enumerate(names)}
-    return build_records(
+    records = build_records(
         root=root,
         file_names=[image.file_name for image in images],
-        sizes_hw=sizes_hw,
+        sizes_hw=[image.size_hw for image in images],
         image_of_box=[row for row, image in enumerate(images) for _ in image.names],
         boxes_xywh=[box for image in images for box in image.boxes_xywh],
         labels=[labels[name] for image in images for name in image.names],
         is_difficult=[flag for image in images for flag in image.is_difficult],
         categories=[Category(id=label + 1, name=name) for label, name in enumerate(names)],
     )
+    return replace(records, sizes_hw=known_sizes(records))
 
 
 def _xml_text(records: Records, row: int, name: str, size_hw: NDArray[np.int32]) -> Iterator[bytes]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign, read_text
 from lw_retinanet.data.formats.target_files import (
-    known_sizes,
     plain_objects,
     require_plain_class_names,
     target_names,
@@ -21,7 +20,7 @@ from lw_retinanet.data.formats.target_files import (
     without_details,
 )
 from lw_retinanet.data.formats.yolo_lists import images_and_labels, read_yolo_file
-from lw_retinanet.data.image_sizes import measure_sizes
+from lw_retinanet.data.image_sizes import known_sizes, measure_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
