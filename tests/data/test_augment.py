@@ -16,7 +16,7 @@ RULE = InputRule(size=96)
 sizes_hw = st.tuples(st.integers(40, 200), st.integers(40, 200))
 
 
-def picture_with(size_hw: tuple[int, int], box: Sequence[int]) -> Tensor:
+def image_with(size_hw: tuple[int, int], box: Sequence[int]) -> Tensor:
     image = torch.full((3, *size_hw), 60, dtype=torch.uint8)
     x1, y1, x2, y2 = box
     image[:, y1:y2, x1:x2] = torch.tensor([250, 20, 20], dtype=torch.uint8)[:, None, None]
@@ -42,7 +42,7 @@ def test_boxes_follow_their_pixels(size_hw: tuple[int, int], seed: int, augment:
     x1, y1 = data.draw(st.integers(0, width - 20)), data.draw(st.integers(0, height - 20))
     box = (x1, y1, data.draw(st.integers(x1 + 16, width)), data.draw(st.integers(y1 + 16, height)))
     geometry = plan_geometry(size_hw, seed=seed, epoch=3, index=5, config=DataConfig.model_validate({"augment": augment}), rule=RULE)
-    image, boxes, visible = apply_geometry(picture_with(size_hw, box), torch.tensor([box], dtype=torch.float32), geometry, RULE)
+    image, boxes, visible = apply_geometry(image_with(size_hw, box), torch.tensor([box], dtype=torch.float32), geometry, RULE)
     assert tuple(image.shape[1:]) == geometry.size_hw
     found, expected = boxes[0].tolist(), boxes[0]
     sides = expected[2:] - expected[:2]
@@ -56,7 +56,7 @@ def test_boxes_follow_their_pixels(size_hw: tuple[int, int], seed: int, augment:
 
 @settings(deadline=None)
 @given(size_hw=sizes_hw, seed=st.integers(0, 10**6), low=st.floats(0.2, 1), high=st.floats(1, 3))
-def test_jitter_never_makes_a_picture_larger(size_hw: tuple[int, int], seed: int, low: float, high: float) -> None:
+def test_jitter_never_makes_an_image_larger(size_hw: tuple[int, int], seed: int, low: float, high: float) -> None:
     config = DataConfig(augment="jitter", jitter=(low, high))
     geometry = plan_geometry(size_hw, seed=seed, epoch=0, index=0, config=config, rule=RULE)
     usual = resized_size(size_hw, RULE)
@@ -112,7 +112,7 @@ def test_visible_share_by_hand() -> None:
     assert moved[1].tolist() == [0, 76, 20, 96]
 
 
-def test_a_picture_without_boxes_is_augmented_too() -> None:
+def test_an_image_without_boxes_is_augmented_too() -> None:
     geometry = Geometry(flip=True, resized_hw=(96, 96), crop=(0, 0, 96, 96))
     _, boxes, visible = apply_geometry(torch.zeros(3, 50, 50, dtype=torch.uint8), torch.zeros(0, 4), geometry, RULE)
     assert boxes.shape == (0, 4)

@@ -32,7 +32,7 @@ def broken(tmp_path: Path) -> Path:
     images.mkdir()
     Image.new("RGB", (100, 80)).save(images / "a.png")
     Image.new("RGB", (50, 50)).save(images / "turned.png")
-    (images / "broken.png").write_bytes(b"no picture")
+    (images / "broken.png").write_bytes(b"no image")
     content = {
         "images": [
             {"id": 1, "file_name": "a.png", "width": 100, "height": 80},

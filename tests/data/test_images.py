@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from lw_retinanet.data.images import decode, read_size
+from lw_retinanet.data.images import as_array, decode, read_size
 from lw_retinanet.errors import ImageError
 
 Pixels = NDArray[np.uint8]
 
 
-def picture(height: int = 24, width: int = 40) -> Pixels:
+def gradient(height: int = 24, width: int = 40) -> Pixels:
     """Smooth, so that JPEG changes it little, and without any symmetry, so that no turn of it equals another."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack((4 * x + 20, 6 * y + 30, 250 - 2 * x - 3 * y), axis=2).clip(0, 255).astype(np.uint8)
@@ -77,13 +77,13 @@ def pre_rotated(pixels: Pixels, orientation: int) -> Pixels:
 )
 def test_every_form_by_content_whatever_the_name(tmp_path: Path, form: str, options: dict[str, Any], tolerance: int) -> None:
     path = tmp_path / "wrong.txt"
-    path.write_bytes(encoded(Image.fromarray(picture()), form, **options))
+    path.write_bytes(encoded(Image.fromarray(gradient()), form, **options))
     pixels = decode(path)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (24, 40, 3)
     assert pixels.flags.writeable
     assert pixels.flags.c_contiguous
-    assert np.abs(pixels.astype(int) - picture()).max() <= tolerance
+    assert np.abs(pixels.astype(int) - gradient()).max() <= tolerance
     assert read_size(path) == (24, 40)
     np.testing.assert_array_equal(decode(path.read_bytes()), pixels)
 
@@ -95,8 +95,8 @@ def test_every_form_by_content_whatever_the_name(tmp_path: Path, form: str, opti
     height=st.integers(1, 20),
     width=st.integers(1, 20),
 )
-def test_exif_orientation_equals_the_pre_rotated_picture(orientation: int, form: str, height: int, width: int) -> None:
-    image = Image.fromarray(picture(height, width))
+def test_exif_orientation_equals_the_pre_rotated_image(orientation: int, form: str, height: int, width: int) -> None:
+    image = Image.fromarray(gradient(height, width))
     options: dict[str, Any] = {"lossless": True} if form == "WebP" else {"quality": 95, "subsampling": 0} if form in ("JPEG", "MPO") else {}
     upright = decode(encoded(image, form, **options))
     if form == "MPO":
@@ -115,19 +115,19 @@ def test_png_exif_behind_the_pixels_counts_for_pixels_and_size() -> None:
 
 @pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", exif(0), exif(9), exif(6)[:-9]])
 def test_broken_exif_is_ignored(block: bytes) -> None:
-    for data in (encoded(Image.fromarray(picture()), "JPEG", exif=block), encoded(Image.fromarray(picture()), "PNG", exif=block)):
+    for data in (encoded(Image.fromarray(gradient()), "JPEG", exif=block), encoded(Image.fromarray(gradient()), "PNG", exif=block)):
         assert decode(data).shape == (24, 40, 3)
         assert read_size(data) == (24, 40)
 
 
 def test_grey_1_bit_and_palette() -> None:
-    grey = picture()[..., 0]
+    grey = gradient()[..., 0]
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey), "PNG")), np.repeat(grey[..., None], 3, axis=2))
 
     bits = grey > 100
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), np.repeat(bits[..., None], 3, axis=2) * np.uint8(255))
 
-    palette = Image.fromarray(picture()).quantize(16)
+    palette = Image.fromarray(gradient()).quantize(16)
     np.testing.assert_array_equal(decode(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
     np.testing.assert_array_equal(decode(encoded(palette, "GIF")), np.asarray(palette.convert("RGB")))
 
@@ -201,12 +201,12 @@ def test_cmyk_and_adobe_ycck_are_never_inverted() -> None:
 
 
 def test_only_the_first_frame_counts() -> None:
-    first, second = Image.fromarray(picture()), Image.new("RGB", (40, 24), "red")
+    first, second = Image.fromarray(gradient()), Image.new("RGB", (40, 24), "red")
     for form, options in (("TIFF", {}), ("WebP", {"lossless": True}), ("PNG", {}), ("MPO", {"quality": 95, "subsampling": 0})):
         data = encoded(first, form, save_all=True, append_images=[second], **options)
-        assert np.abs(decode(data).astype(int) - picture()).max() <= 4, form
+        assert np.abs(decode(data).astype(int) - gradient()).max() <= 4, form
     animated = encoded(first.quantize(8), "GIF", save_all=True, append_images=[second.quantize(8)])
-    assert np.abs(decode(animated).astype(int) - picture()).mean() < 25
+    assert np.abs(decode(animated).astype(int) - gradient()).mean() < 25
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_only_the_first_frame_counts() -> None:
     ],
 )
 def test_foreign_forms_are_refused_by_name(tmp_path: Path, head: bytes, what: str) -> None:
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(head)
     for read in (decode, read_size):
         with pytest.raises(ImageError, match=what) as caught:
@@ -241,7 +241,7 @@ def test_foreign_forms_are_refused_by_name(tmp_path: Path, head: bytes, what: st
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP"])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.97])
-def test_truncated_pictures_are_errors(form: str, share: float) -> None:
+def test_truncated_images_are_errors(form: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encoded(Image.fromarray(noise), form)
     with pytest.raises(ImageError):
@@ -252,7 +252,7 @@ def test_truncated_pictures_are_errors(form: str, share: float) -> None:
 def test_flipped_bits_and_cuts_end_in_an_array_or_an_image_error(form: str) -> None:
     rng = np.random.default_rng(1)
     options: dict[str, Any] = {"exif": exif(6)} if form in ("PNG", "JPEG", "WebP", "TIFF") else {}
-    whole = encoded(Image.fromarray(picture()), form, **options)
+    whole = encoded(Image.fromarray(gradient()), form, **options)
     for _ in range(200):
         data = bytearray(whole[: int(rng.integers(1, len(whole) + 1))] if rng.random() < 0.3 else whole)
         for _ in range(int(rng.integers(1, 9))):
@@ -286,7 +286,7 @@ def test_bombs_are_refused_from_the_header(bomb: Callable[[], bytes]) -> None:
 
 
 def test_the_limit_is_the_callers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(Image.fromarray(picture()), "PNG")
+    data = encoded(Image.fromarray(gradient()), "PNG")
     assert decode(data, max_pixels=24 * 40).shape == (24, 40, 3)
     with pytest.raises(ImageError, match="40 x 24"):
         decode(data, max_pixels=24 * 40 - 1)
@@ -340,7 +340,7 @@ def test_what_is_no_readable_file_is_named(tmp_path: Path) -> None:
 
 
 def test_threads_leave_the_warning_filters_as_they_were() -> None:
-    data = encoded(Image.fromarray(picture()), "JPEG", exif=exif(6))
+    data = encoded(Image.fromarray(gradient()), "JPEG", exif=exif(6))
     before = list(warnings.filters)
     threads = [threading.Thread(target=lambda: [read_size(data) for _ in range(50)]) for _ in range(4)]
     for thread in threads:
@@ -348,3 +348,22 @@ def test_threads_leave_the_warning_filters_as_they_were() -> None:
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+def test_pil_images_are_decoded_as_files_are() -> None:
+    pixels = Image.fromarray(gradient())
+    grey16 = Image.fromarray((gradient()[..., 0].astype(np.uint16) * 257 + 100).astype(np.uint16))
+    transparent = pixels.copy()
+    transparent.putalpha(Image.fromarray(gradient()[..., 1]))
+    for data in (
+        encoded(pixels, "PNG", exif=exif(6)),
+        encoded(pixels, "JPEG", exif=exif(3)),
+        encoded(pixels, "TIFF", exif=exif(8)),
+        encoded(pixels.quantize(16), "PNG", transparency=3),
+        encoded(transparent, "WebP", lossless=True),
+        encoded(transparent.convert("LA"), "PNG"),
+        encoded(grey16, "PNG"),
+        encoded(grey16, "TIFF"),
+        encoded(pixels.convert("CMYK"), "JPEG"),
+    ):
+        np.testing.assert_array_equal(as_array(Image.open(io.BytesIO(data))), decode(data))

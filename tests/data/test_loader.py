@@ -29,11 +29,11 @@ def make_plan(num_tall: int, num_wide: int, *, augment: str = "jitter", group: b
 
 @pytest.fixture
 def records(tmp_path: Path, draw_records: Callable[..., Records]) -> Records:
-    pictures = []
+    drawings = []
     for number in range(7):
         objects = [(4.0 * number, 6.0, 14.0, 20.0, number % 3), (20.0, 10.0, 12.0, 10.0, 1)][: number % 3]
-        pictures.append((TALL if number % 2 else WIDE, objects))
-    return draw_records(tmp_path, pictures)
+        drawings.append((TALL if number % 2 else WIDE, objects))
+    return draw_records(tmp_path, drawings)
 
 
 def make_set(records: Records, augment: str = "full") -> TrainingSet:
@@ -53,7 +53,7 @@ def batches(loader_output: "list[Batch | LwRetinaNetError]") -> list[Batch]:
 
 @settings(deadline=None, max_examples=40)
 @given(num_tall=st.integers(0, 40), num_wide=st.integers(0, 40), group=st.booleans(), seed=st.integers(0, 99))
-def test_an_epoch_shows_every_picture_at_most_once(num_tall: int, num_wide: int, group: bool, seed: int) -> None:
+def test_an_epoch_shows_every_image_at_most_once(num_tall: int, num_wide: int, group: bool, seed: int) -> None:
     plan = replace(make_plan(num_tall, num_wide, group=group, seed=seed), accumulate=2)
     number = num_tall + num_wide
     if number < 4:
@@ -108,7 +108,7 @@ def test_a_set_smaller_than_a_step_is_repeated_within_it() -> None:
     assert counts.min() >= 2
 
 
-def test_the_padded_size_holds_every_picture_of_the_step(records: Records) -> None:
+def test_the_padded_size_holds_every_image_of_the_step(records: Records) -> None:
     for batch in batches(list(make_loader(make_set(records), plan_for(records), workers=0, pin=False))):
         height, width = batch.images.shape[2:]
         assert height % 16 == width % 16 == 0
@@ -178,15 +178,15 @@ def test_a_batch_without_boxes_has_the_shapes_of_every_other(records: Records) -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_is_handed_over_by_name(records: Records, workers: int) -> None:
-    records.path(3).write_bytes(b"not a picture")
+def test_a_broken_image_is_handed_over_by_name(records: Records, workers: int) -> None:
+    records.path(3).write_bytes(b"not an image")
     loader = make_loader(make_set(records), plan_for(records, last_step=12), workers=workers, pin=False)
     errors = [item for item in loader if isinstance(item, LwRetinaNetError)]
     assert errors
     assert all(isinstance(error, ImageError) and "picture 3.png" in str(error) for error in errors)
 
 
-def test_a_picture_of_another_size_than_annotated_is_refused(records: Records) -> None:
+def test_an_image_of_another_size_than_annotated_is_refused(records: Records) -> None:
     sizes = records.sizes_hw.copy()
     sizes[2] = (64, 40)
     with pytest.raises(DataError, match=r"picture 2\.png is 64x40 pixels, its annotation says 40x64"):
@@ -201,7 +201,7 @@ def test_unknown_sizes_are_read_and_known_ones_kept(records: Records) -> None:
     assert with_sizes(records) is records
 
 
-def test_missing_pictures_are_found_before_the_work(records: Records) -> None:
+def test_missing_images_are_found_before_the_work(records: Records) -> None:
     require_files(records)
     records.path(4).unlink()
     records.path(6).unlink()

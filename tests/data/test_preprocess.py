@@ -59,7 +59,7 @@ def test_normalise_by_hand() -> None:
     # Blue first: (255 / 51 - 1) / 1 = 4, (102 / 51 - 1) / 2 = 0.5, (51 / 51 - 1) / 4 = 0.
     result = normalise(images, torch.tensor([[2, 2], [1, 2]]), rule)
     assert result[0, :, 1, 1].tolist() == [4.0, 0.5, 0.0]
-    # What lies outside the second picture is padding, and padding is zero after the mean is gone.
+    # What lies outside the second image is padding, and padding is zero after the mean is gone.
     assert result[1, :, 0].tolist() == [[4.0, 4.0], [0.5, 0.5], [0.0, 0.0]]
     assert (result[1, :, 1] == 0).all()
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -97,7 +97,7 @@ def test_antialias_is_the_rules_choice() -> None:
     assert resize(to_tensor(image), (1, 2), InputRule(antialias=False)).flatten().tolist() == [0] * 6
 
 
-def test_float_pictures_keep_the_values_between_levels() -> None:
+def test_float_images_keep_the_values_between_levels() -> None:
     image = np.repeat(np.array([[0, 3]], np.uint8)[..., None], 3, axis=2)
     # Columns at -0.25, 0.25, 0.75 and 1.25 of two: 0, 0.75, 2.25, 3.
     exact = resize(to_tensor(image), (1, 4), InputRule(**FLOATS))

@@ -44,11 +44,11 @@ def test_every_class_appears_and_the_choice_is_the_seeds(tmp_path: Path) -> None
 def test_fewer_images_than_asked_for_and_classes_without_boxes(tmp_path: Path) -> None:
     assert choose(records(tmp_path, [[], [1], []]), count=16, seed=0) == [0, 1, 2]
     assert choose(records(tmp_path, [[]] * 3), count=2, seed=0) == choose(records(tmp_path, [[]] * 3), count=2, seed=0)
-    # more classes than pictures wanted: the rarest ones win
+    # more classes than images wanted: the rarest ones win
     assert choose(records(tmp_path, [[0], [0], [0], [1], [2]]), count=2, seed=0) == [3, 4]
 
 
-def test_pictures_and_sheet_are_written(tmp_path: Path) -> None:
+def test_images_and_sheet_are_written(tmp_path: Path) -> None:
     table = records(tmp_path, [[0], [1], []])
     (tmp_path / "sub").mkdir()
     for name in table.file_names:
@@ -57,7 +57,7 @@ def test_pictures_and_sheet_are_written(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["001_image_0.jpg", "002_image_1.jpg", "003_image_2.jpg", "contact_sheet.jpg"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in files]
     with Image.open(files[0]) as with_box, Image.open(files[2]) as without:
-        assert with_box.size == (256, 256)  # a tiny picture is enlarged, at most eight times
+        assert with_box.size == (256, 256)  # a tiny image is enlarged, at most eight times
         assert np.asarray(without).std() < 3
         assert np.asarray(with_box).std() > 3
     with Image.open(files[-1]) as sheet:

@@ -85,7 +85,7 @@ def test_objects_stand_out_from_the_background() -> None:
     assert np.quantile(distances, 0.05) > 60
 
 
-def test_the_mix_of_classes_sizes_and_empty_pictures(tmp_path: Path) -> None:
+def test_the_mix_of_classes_sizes_and_empty_images(tmp_path: Path) -> None:
     table = read(make_sample(tmp_path, num_train=200, num_val=1) / "train.json")
     sides = np.sqrt([item["bbox"][2] * item["bbox"][3] for item in table["annotations"]])
     assert sides.min() < 11

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lw_retinanet.data.records import build_records
 from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign, existing_splits, read_text
-from lw_retinanet.data.formats.target_files import plain_objects, target_names, used_class_names, without_details
+from lw_retinanet.data.formats.target_files import plain_objects, target_names, without_details
 from lw_retinanet.data.image_sizes import known_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records
@@ -63,9 +63,7 @@ class JsonLines(AnnotationFormat):
         return plain_objects(records)
 
     def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
-        held = {split: self.holds(records) for split, records in splits.items()}
-        names = used_class_names(splits, held)
-        return {split: without_details(records, held[split], names) for split, records in splits.items()}
+        return without_details(splits, self.holds)
 
     def files(self, splits: Mapping[str, Records]) -> Files:
         files: Files = {}

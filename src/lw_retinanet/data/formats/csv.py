@@ -21,7 +21,7 @@ from lw_retinanet.data.formats.annotation_format import (
     existing_splits,
     read_text,
 )
-from lw_retinanet.data.formats.target_files import plain_objects, require_plain_class_names, target_names, used_class_names, without_details
+from lw_retinanet.data.formats.target_files import plain_objects, require_plain_class_names, target_names, without_details
 from lw_retinanet.data.image_files import find_root, is_safe_name, root_candidates
 from lw_retinanet.data.image_sizes import measure_sizes
 from lw_retinanet.data.problems import Problems
@@ -98,9 +98,7 @@ class Csv(AnnotationFormat):
 
     def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
         """Boxes and names of the classes that have any."""
-        held = {split: self.holds(records) for split, records in splits.items()}
-        names = used_class_names(splits, held)
-        return {split: without_details(records, held[split], names) for split, records in splits.items()}
+        return without_details(splits, self.holds)
 
     def files(self, splits: Mapping[str, Records]) -> Files:
         """``annotations.csv`` with a column ``split``, and ``images/``."""

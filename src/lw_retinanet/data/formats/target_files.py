@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,39 +20,42 @@ def plain_objects(records: Records) -> NDArray[np.bool_]:
 
 
 def without_details(
-    records: Records,
-    keep: NDArray[np.bool_],
-    class_names: Sequence[str],
+    splits: Mapping[str, Records],
+    holds: Callable[[Records], NDArray[np.bool_]],
     *,
+    class_names: Sequence[str] | None = None,
     first_id: int = 1,
-    is_difficult: NDArray[np.bool_] | None = None,
-) -> Records:
+    has_difficult: bool = False,
+) -> dict[str, Records]:
     """What a format keeps that has boxes and class names only: no ids, no crowds, no areas of their own.
 
     Args:
-        records: What is written.
-        keep: (B,) the boxes that are written.
-        class_names: The names of the classes when the files are read again.
+        splits: What is written.
+        holds: Tells which boxes are written, see `AnnotationFormat.holds`.
+        class_names: The classes when the files are read again; None if they are then those with a box in any split, sorted by name.
         first_id: The id of the first class then; the others follow.
-        is_difficult: (B,) Which boxes are marked as difficult then.
+        has_difficult: Whether ignored boxes are marked as difficult; else they become ordinary boxes.
     """
+    held = {split: holds(records) for split, records in splits.items()}
+    if class_names is None:
+        class_names = sorted({records.class_names[k] for split, records in splits.items() for k in np.unique(records.labels[held[split]])})
     label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of.get(name, -1) for name in records.class_names], dtype=np.int32)
-    return build_records(
-        root=records.root,
-        file_names=records.file_names,
-        sizes_hw=records.sizes_hw,
-        image_of_box=records.image_of_box[keep],
-        boxes_xywh=records.boxes_xywh[keep],
-        labels=labels[records.labels[keep]],
-        is_difficult=None if is_difficult is None else is_difficult[keep],
-        categories=[Category(id=label + first_id, name=name) for label, name in enumerate(class_names)],
-    )
-
-
-def used_class_names(splits: Mapping[str, Records], keep: Mapping[str, NDArray[np.bool_]]) -> list[str]:
-    """The sorted names of the classes that have a box in any split: what is left of a list of classes that is nowhere written down."""
-    return sorted({records.class_names[label] for split, records in splits.items() for label in np.unique(records.labels[keep[split]])})
+    categories = [Category(id=label + first_id, name=name) for name, label in label_of.items()]
+    kept = {}
+    for split, records in splits.items():
+        keep = held[split]
+        labels = np.array([label_of.get(name, -1) for name in records.class_names], dtype=np.int32)
+        kept[split] = build_records(
+            root=records.root,
+            file_names=records.file_names,
+            sizes_hw=records.sizes_hw,
+            image_of_box=records.image_of_box[keep],
+            boxes_xywh=records.boxes_xywh[keep],
+            labels=labels[records.labels[keep]],
+            is_difficult=records.is_ignored[keep] if has_difficult else None,
+            categories=categories,
+        )
+    return kept
 
 
 def require_plain_class_names(splits: Mapping[str, Records], form: str) -> None:

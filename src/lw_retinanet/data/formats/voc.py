@@ -27,7 +27,6 @@ from lw_retinanet.data.formats.annotation_format import (
 from lw_retinanet.data.formats.target_files import (
     require_plain_class_names,
     target_names,
-    used_class_names,
     with_unique_stems,
     without_details,
 )
@@ -92,9 +91,7 @@ class Voc(AnnotationFormat):
 
     def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
         """Boxes and names of the classes that have any; crowd regions are difficult boxes."""
-        every = {split: self.holds(records) for split, records in splits.items()}
-        names = used_class_names(splits, every)
-        return {split: without_details(records, every[split], names, is_difficult=records.is_ignored) for split, records in splits.items()}
+        return without_details(splits, self.holds, has_difficult=True)
 
     def files(self, splits: Mapping[str, Records]) -> Files:
         """``Annotations/``, ``JPEGImages/`` and ``ImageSets/Main/``."""

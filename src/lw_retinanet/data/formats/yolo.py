@@ -105,8 +105,8 @@ class Yolo(AnnotationFormat):
         return plain_objects(records)
 
     def kept(self, splits: Mapping[str, Records]) -> dict[str, Records]:
-        """Boxes and the names of all classes."""
-        return {split: without_details(records, self.holds(records), records.class_names, first_id=0) for split, records in splits.items()}
+        """Boxes and the names of all classes, which are the same in all splits."""
+        return without_details(splits, self.holds, class_names=next(iter(splits.values())).class_names, first_id=0)
 
     def files(self, splits: Mapping[str, Records]) -> Files:
         """``data.yaml``, ``images/{split}/`` and ``labels/{split}/``."""

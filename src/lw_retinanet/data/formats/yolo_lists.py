@@ -1,9 +1,9 @@
-"""Where a YOLO data set's images and label files lie: folders, lists of paths, ``images/`` beside ``labels/``, darknet's own form."""
+"""The data file of a YOLO data set (data.yaml, or darknet's obj.data), and the images and label files that it means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,13 +17,13 @@ _NUM_PROBES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class YoloFile:
-    """What a data.yaml or an obj.data says.
+    """The content of a data.yaml or an obj.data.
 
     Args:
-        path: the file itself.
-        folder: what its entries are relative to.
-        names: class names by YOLO's class number.
-        splits: split name -> folders or lists of images, as written.
+        path: The file itself.
+        folder: The folder that its entries are relative to.
+        names: Class names by YOLO's class number.
+        splits: The folders or lists of images of each split, as written.
     """
 
     path: Path
@@ -32,9 +32,8 @@ class YoloFile:
     splits: dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageAndLabel:
-    """One image and the label file that belongs to it, None where there is none (an image without objects)."""
+class ImageAndLabel(NamedTuple):
+    """An image and its label file; without one it is an image without objects."""
 
     image: Path
     label: Path | None
@@ -44,7 +43,7 @@ def read_yolo_file(path: Path) -> YoloFile:
     """Read data.yaml (YAML with ``names``) or darknet's obj.data (lines ``key = value``).
 
     Raises:
-        DataError: if it is neither, with the line where that is known.
+        DataError: if it is neither; the message has the line where it is known.
     """
     text = read_text(path)
     pairs = _darknet_pairs(text)
@@ -108,10 +107,10 @@ def _entries(path: Path, key: str, value: Any) -> tuple[str, ...]:
 
 
 def locate(entry: str, folders: Sequence[Path]) -> Path | None:
-    """An existing file or folder that a path of a data file means, None if there is none.
+    """The existing file or folder that a path of a data file means, None if there is none.
 
-    Exported data sets are full of paths that were right elsewhere (``data/train.txt``, ``../train/images``), so leading components are
-    dropped until something exists.
+    Many exported data sets hold paths of another machine (``data/train.txt``, ``../train/images``), so leading components are dropped
+    until something exists.
     """
     path = PurePosixPath(entry.replace("\\", "/"))
     if path.is_absolute():
@@ -136,7 +135,7 @@ def images_and_labels(data: YoloFile, split: str) -> list[ImageAndLabel]:
         if place is None:
             raise DataError(f"{data.path}: {split}: {entry}: no such folder or list under {data.folder}; correct the path")
         if place.is_dir():
-            found = [ImageAndLabel(image=image, label=_label_of(image)) for image in sorted(walk_images(place)) if image.is_file()]
+            found = [ImageAndLabel(image, _label_of(image)) for image in sorted(walk_images(place)) if image.is_file()]
         else:
             found = _from_list(place, data.folder)
         pairs |= {pair.image: pair for pair in found}
@@ -144,7 +143,7 @@ def images_and_labels(data: YoloFile, split: str) -> list[ImageAndLabel]:
 
 
 def _label_candidates(image: Path) -> list[Path]:
-    """``labels/`` in place of the last ``images/`` of the path, then beside the image."""
+    """Where the label file of an image may lie: in ``labels/`` in place of the last ``images/`` of the path, or beside the image."""
     parts = image.parts
     beside = image.with_suffix(".txt")
     for place in range(len(parts) - 2, -1, -1):
@@ -172,12 +171,12 @@ def _from_list(path: Path, folder: Path) -> list[ImageAndLabel]:
         if label is None and label_place is not None and not entry.is_absolute():
             beside = _placed(entry.with_suffix(".txt"), label_place)
             label = beside if beside.is_file() else None
-        pairs.append(ImageAndLabel(image=image, label=label))
+        pairs.append(ImageAndLabel(image, label))
     return pairs
 
 
 def _placement(entries: Sequence[Path], folders: Sequence[Path]) -> tuple[Path, int] | None:
-    """The folder, and the number of leading components to drop, under which the first entries exist."""
+    """The folder in which one of the first entries exists, and the number of leading components to drop for it."""
     for entry in entries[:_NUM_PROBES]:
         for drop in range(len(entry.parts)):
             for folder in folders:
