@@ -25,7 +25,7 @@ CATEGORIES = (Category(id=3, name="cod"), Category(id=9, name="ray"))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What of a run folder matters here; its model finds something everywhere."""
+    """A run folder with its model file and metrics; the model detects something in every image."""
     torch.manual_seed(0)
     conventions = Conventions(input=InputRule(size=72))
     model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=16, conventions=conventions).eval()
@@ -74,7 +74,7 @@ def test_a_model_comes_back_from_its_folder(run: Path, tmp_path: Path) -> None:
 def test_the_files_say_what_was_measured(run: Path, tmp_path: Path) -> None:
     folder = save_pretrained(run, tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
-    # Pictures of 72 pixels are padded to 96, and that is what is counted.
+    # Images of 72 pixels are padded to 96, and that is what is counted.
     assert config["size_hw"] == [96, 96]
     assert config["macs"] == profile(load_model(run).model, name="", size_hw=(96, 96)).macs
     assert config["params"] == sum(parameter.numel() for parameter in load_model(run).model.parameters())
@@ -126,7 +126,7 @@ def test_bad_input_writes_nothing(run: Path, tmp_path: Path) -> None:
 
 
 class Hub:
-    """Stands in for ``huggingface_hub``: remembers what it is asked, and answers or raises."""
+    """Stands in for ``huggingface_hub``: records its calls, and returns a result or raises an error."""
 
     def __init__(self, answer: Path | Exception, *, has_card: bool = False) -> None:
         self.answer, self.has_card = answer, has_card

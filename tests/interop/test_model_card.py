@@ -32,7 +32,7 @@ def card(**changes: Any) -> ModelCard:
 
 
 def parts(text: str) -> tuple[dict[str, Any], str]:
-    """Front matter and body."""
+    """Split a card into front matter and body."""
     empty, front, body = text.split("---\n", 2)
     assert empty == ""
     return yaml.safe_load(front), body

@@ -1,4 +1,4 @@
-"""Whole state dicts with the names that each framework gives them, written out by hand; the package's own names beside them."""
+"""State dicts of whole networks under each framework's names, written out by hand, with our names beside them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass
 class State:
-    """``tensors`` by the framework's name; ``landing``: our name -> the framework's."""
+    """``tensors`` by the framework's name, and ``landing``: our name of each tensor -> the framework's."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     landing: dict[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def residual_convs(backbone: str) -> Iterator[Conv]:
 
 
 def our_conv(conv: Conv) -> tuple[str, str]:
-    """Our names of a convolution's weight and of its norm."""
+    """Return our names of a convolution's weight and of its norm."""
     block = f"backbone.layer{conv.stage}.{conv.block}"
     return (
         (f"{block}.conv{conv.number}.weight", f"{block}.bn{conv.number}")
@@ -156,7 +156,7 @@ def odtk(backbone: str = "resnet18", width: int = 32, rows: int = 3) -> State:
 
 
 def caffe2(backbone: str = "resnet50", width: int = 32, rows: int = 3) -> State:
-    """Affine layers instead of norms, so running statistics have no counterpart."""
+    """A state dict with affine layers instead of norms, so without running statistics."""
     state = State()
 
     def affine(ours: str, blob: str, channels: int) -> None:
@@ -192,7 +192,7 @@ def caffe2(backbone: str = "resnet50", width: int = 32, rows: int = 3) -> State:
 
 
 def torchvision(backbone: str = "resnet18", width: int = 32, rows: int = 3, *, has_norm: bool = False, generation: int = 3) -> State:
-    """Generation 1: before 0.13, 2: plain towers, 3: of today."""
+    """A state dict with the names of before 0.13 (``generation`` 1), of 0.13 to 0.14 (2) or of today (3)."""
     state = State()
     state.add("backbone.conv1.weight", "backbone.body.conv1.weight", 64, 3, 7, 7)
     state.norm("backbone.bn1", "backbone.body.bn1", 64)

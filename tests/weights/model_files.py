@@ -1,4 +1,4 @@
-"""Model files of small networks whose classes answer differently, as a trained one's do."""
+"""Model files of small networks whose classes get different scores, as those of a trained network do."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def write_model(
     spread: float,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """ResNet-18, 16 channels wide; ``spread`` is the deviation of the class predictions' weights and offsets."""
+    """Write a ResNet-18 with 16 channels; ``spread`` is the standard deviation of the class predictions' weights and biases."""
     torch.manual_seed(0)
     plan = PRESETS[preset]
     model = build(plan, num_classes=len(classes), backbone="resnet18", width=16, norm=norm, conventions=conventions)

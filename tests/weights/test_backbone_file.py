@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """Of torchvision's own classifier."""
+    """The state dict of torchvision's own classifier."""
     torch.manual_seed(3)
     return dict(mobilenet_v2(weights=None).state_dict())
 
@@ -97,7 +97,7 @@ def test_weights_that_do_not_fit_are_named(
 
 
 class Intruder:
-    """What an unguarded load would run."""
+    """Pickles to a call that an unguarded load would run."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

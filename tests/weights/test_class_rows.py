@@ -1,4 +1,4 @@
-"""Which row is which class."""
+"""Which class each row of a class predictor is."""
 
 import json
 from pathlib import Path

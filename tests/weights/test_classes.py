@@ -1,4 +1,4 @@
-"""Other classes: what stays is bit-equal, what is new starts at the prior."""
+"""A model for other classes: what stays is bit-equal, and new rows start at the prior."""
 
 import pytest
 import torch

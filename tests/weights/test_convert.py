@@ -1,4 +1,4 @@
-"""Conversion of whole files: every tensor lands where the hand-written table of names says, and everything else is an error or named."""
+"""Conversion of whole files: every tensor lands where the hand-written table says; every other tensor is an error or reported."""
 
 import hashlib
 import math
@@ -31,7 +31,7 @@ Tensors = dict[str, Tensor]
 
 
 def write(path: Path, state: State, form: str = "pth", **extras: Any) -> Path:
-    """In the envelope that each framework uses."""
+    """Write a state dict in the form in which each framework saves it."""
     if form == "safetensors":
         save_file(state.tensors, path)
     elif form == "detectron2.pkl":
@@ -54,13 +54,13 @@ def assert_landed(conversion: ConvertedModel, state: State) -> None:
     assert all(conversion.report.unused.values())
 
 
-def assert_answers(conversion: ConvertedModel) -> None:
-    """Through the file, as people use it: random weights have scores around a half, so there is plenty to find."""
+def assert_predicts(conversion: ConvertedModel) -> None:
+    """Check the model's predictions: with random weights scores are around a half, so there are many detections."""
     loaded = conversion.loaded
     small = loaded.model.conventions.model_copy(update={"input": loaded.model.conventions.input.model_copy(update={"size": 64})})
     loaded.model.conventions = small
-    picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    result = Detector.of_model(loaded.model, loaded.record.categories).predict([picture])[0]
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    result = Detector.of_model(loaded.model, loaded.record.categories).predict([image])[0]
     assert len(result) > 0
     assert np.isfinite(result.boxes).all()
     assert result.boxes.min() >= 0
@@ -93,7 +93,7 @@ def test_every_tensor_lands_in_its_place(framework: str, form: str, options: dic
     # Only basic blocks here, which cannot stride in a 1x1; and 3 rows are not torchvision's own file, whose epsilon is 0.
     expected = expected.model_copy(update={"stride_in": "3x3", "norm_eps": expected.norm_eps or 1e-5})
     assert conversion.loaded.model.conventions == conversion.loaded.record.conventions == expected
-    assert_answers(conversion)
+    assert_predicts(conversion)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
@@ -112,7 +112,7 @@ def test_bottlenecks_land_too(framework: str, form: str, tmp_path: Path) -> None
         scale, shift = norm.scale_and_shift()
         assert torch.equal(scale, state.tensors["res_conv1_bn_s"])
         assert torch.equal(shift, state.tensors["res_conv1_bn_b"])
-    assert_answers(conversion)
+    assert_predicts(conversion)
 
 
 def test_a_file_of_real_shapes(tmp_path: Path) -> None:

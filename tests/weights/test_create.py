@@ -30,7 +30,7 @@ def test_the_stride_is_asked_of_the_weights_unless_it_is_set(
         model = create_model(config, num_classes=1)
     assert loaded == [str(path)]
     assert model.conventions.stride_in == expected
-    # The first bottleneck of C3: which of its convolutions halves the picture.
+    # The first bottleneck of C3: which of its convolutions halves the image.
     body = dict(model.backbone.named_modules())
     strides = [body[f"layer2.0.conv{number}"].stride for number in (1, 2)]
     assert strides == ([(2, 2), (1, 1)] if expected == "1x1" else [(1, 1), (2, 2)])

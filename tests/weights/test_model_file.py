@@ -67,7 +67,7 @@ def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
 
 
 def switchable(path: Path) -> torch.nn.Module:
-    """A light model that keeps its full head and the convolution that makes its P3."""
+    """Write a light model that keeps its full head and the convolution that makes the full head's P3."""
     torch.manual_seed(1)
     plan = PRESETS["lw-v3"]
     model = build(plan, num_classes=3, backbone="resnet18", width=16, full_output=True).eval()
@@ -124,7 +124,7 @@ def test_half_precision_tensors_are_loaded_as_the_network_computes(good: Path, t
 
 
 def changed(good: Path, folder: Path, edit: Edit) -> Path:
-    """A copy whose tensors and record went through ``edit``."""
+    """Write a copy whose tensors and record were changed by ``edit``."""
     tensors = load_file(good)
     with safe_open(good, framework="pt") as file:
         record = json.loads(file.metadata()[KEY])

@@ -1,4 +1,4 @@
-"""Live torchvision models: everything that decides their answers is read off the module, and the answers are the same."""
+"""torchvision models in memory: all that decides their predictions is read from the module, and the predictions are the same."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,7 +37,7 @@ def make(
     cls: type[RetinaNet] = RetinaNet,
     **settings: Any,
 ) -> RetinaNet:
-    """A small RetinaNet whose scores spread around the threshold and whose norms do something."""
+    """Make a small RetinaNet with scores around the threshold and with norms that change their inputs."""
     torch.manual_seed(0)
     network: Any = getattr(torchvision.models, body)(weights=None, norm_layer=norm)
     c5 = network.fc.in_features
@@ -61,7 +61,7 @@ def make(
     return model
 
 
-def answers(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Arrays]:
+def predict(loaded: LoadedModel, images: Sequence[Image]) -> Sequence[Arrays]:
     results = Detector.of_model(loaded.model, loaded.record.categories).predict_arrays(images)
     return [(result.boxes, result.scores, result.labels) for result in results]
 
@@ -83,16 +83,16 @@ def test_a_live_model_and_its_converted_form_answer_alike(settings: dict[str, An
     model.train()
     loaded = from_torchvision(model)
     assert model.training
-    picture = np.random.default_rng(1).integers(0, 256, (97, 131, 3), np.uint8)
-    parity = compare_with_torchvision(model, loaded, range(4), answers, [picture])
+    image = np.random.default_rng(1).integers(0, 256, (97, 131, 3), np.uint8)
+    comparison = compare_with_torchvision(model, loaded, range(4), predict, [image])
     # Logits and deltas are sums of some hundred products of numbers around 1: 1e-4 is float32's share.
-    assert parity.differences["logits"] < 1e-3
-    assert parity.differences["deltas"] < 1e-3
-    assert parity.differences["anchors"] == 0
-    assert parity.differences["boxes"] < 0.05
-    assert parity.differences["scores"] < 1e-4
-    assert parity.differences["unmatched"] == 0
-    assert parity.detections > 30
+    assert comparison.differences["logits"] < 1e-3
+    assert comparison.differences["deltas"] < 1e-3
+    assert comparison.differences["anchors"] == 0
+    assert comparison.differences["boxes"] < 0.05
+    assert comparison.differences["scores"] < 1e-4
+    assert comparison.differences["unmatched"] == 0
+    assert comparison.detections > 30
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -105,9 +105,9 @@ def test_a_caffe_strided_body_is_seen() -> None:
     assert loaded.record.conventions.stride_in == "1x1"
     assert loaded.record.backbone == "resnet50"
     assert [(c.id, c.name) for c in loaded.record.categories] == [(1, "a"), (2, "b"), (3, "c")]
-    parity = compare_with_torchvision(model, loaded, (1, 2, 3), answers)
-    assert parity.differences["logits"] < 1e-3
-    assert parity.differences["unmatched"] == 0
+    comparison = compare_with_torchvision(model, loaded, (1, 2, 3), predict)
+    assert comparison.differences["logits"] < 1e-3
+    assert comparison.differences["unmatched"] == 0
 
 
 def test_a_wrong_conversion_is_seen_by_the_comparison() -> None:
@@ -121,17 +121,17 @@ def test_a_wrong_conversion_is_seen_by_the_comparison() -> None:
     ):
         loaded.model.conventions = wrong.model_copy(update=change)
         differences = compare_with_torchvision(
-            model, loaded, range(4), answers, [np.random.default_rng(1).integers(0, 256, (297, 331, 3), np.uint8)]
+            model, loaded, range(4), predict, [np.random.default_rng(1).integers(0, 256, (297, 331, 3), np.uint8)]
         ).differences
         assert differences[row] > 1e-3, row
     loaded.model.conventions = wrong
     with torch.no_grad():
         loaded.model.state_dict()["head.cls.shared_predict.bias"][5] += 0.1
-    assert compare_with_torchvision(model, loaded, range(4), answers).differences["logits"] == pytest.approx(0.1, abs=1e-3)
+    assert compare_with_torchvision(model, loaded, range(4), predict).differences["logits"] == pytest.approx(0.1, abs=1e-3)
 
 
 class Careful(RetinaNet):
-    """A subclass that trains in its own way only."""
+    """A subclass that only trains in another way."""
 
     def compute_loss(self, *_: object) -> Any:
         return {}
@@ -186,17 +186,17 @@ def test_a_model_with_more_than_a_retinanet_is_refused() -> None:
 def test_a_file_is_compared_with_torchvisions_own_model(settings: dict[str, Any], tmp_path: Any) -> None:
     torch.save(make(**settings).state_dict(), tmp_path / "w.pth")
     small = {"input.size": 96, "input.max_size": 150}
-    conversion = compare_with_framework(convert(tmp_path / "w.pth", overrides=small), answers)
-    parity = conversion.report.comparison
-    assert parity is not None
-    assert parity.status == "checked"
-    assert parity.differences["logits"] < 1e-3
-    assert parity.differences["unmatched"] == 0
-    assert parity.detections > 30
+    conversion = compare_with_framework(convert(tmp_path / "w.pth", overrides=small), predict)
+    comparison = conversion.report.comparison
+    assert comparison is not None
+    assert comparison.status == "checked"
+    assert comparison.differences["logits"] < 1e-3
+    assert comparison.differences["unmatched"] == 0
+    assert comparison.detections > 30
     assert conversion.loaded.record.notes["converted"]["parity"]["status"] == "checked"
     text = "\n".join(conversion.report.lines())
     assert "largest differences from torchvision itself" in text
     # And what torchvision cannot do is not compared.
-    conversion = compare_with_framework(convert(tmp_path / "w.pth", overrides={**small, "input.antialias": True}), answers)
+    conversion = compare_with_framework(convert(tmp_path / "w.pth", overrides={**small, "input.antialias": True}), predict)
     assert conversion.report.comparison is not None
     assert "cannot do" in conversion.report.comparison.status

@@ -1,4 +1,4 @@
-"""Files that are damaged, strange or hostile: one clear line each, and nothing in them runs."""
+"""Files that are damaged, of another kind or hostile: each gives one clear line, and none of their code runs."""
 
 import argparse
 import pickle
@@ -20,7 +20,7 @@ from lw_retinanet.weights.foreign.weights_file import read_weights_file, unwrap
 
 
 class Call:
-    """Pickles to a call of any function."""
+    """Pickles to a call of a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
         self.parts = (function, arguments)
