@@ -9,12 +9,10 @@ import torch
 
 from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions, InputRule
-from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.records import Records
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training.trainer import TrainingData
 
 MakeConfig = Callable[..., Config]
 MakeModel = Callable[..., RetinaNet]
@@ -53,15 +51,14 @@ def make_config() -> MakeConfig:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory, draw_records: Callable[..., Records]) -> TrainingData:
+def data(tmp_path_factory: pytest.TempPathFactory, draw_records: Callable[..., Records]) -> Records:
     """Eight pictures, square, portrait and landscape, of none to three rectangles, some for P3 and some for P4."""
     pictures = []
     for number in range(8):
         size_hw = [(64, 64), (64, 48), (48, 64)][number % 3]
         objects = [(3.0 * number, 5.0, 20.0, 26.0, 0), (24.0, 20.0, 16.0, 16.0, 1), (1.0, 1.0, 46.0, 62.0, 2)][: number % 4]
         pictures.append((size_hw, objects))
-    records = draw_records(tmp_path_factory.mktemp("rectangles"), pictures)
-    return TrainingData(records=records, usable=usable(records))
+    return draw_records(tmp_path_factory.mktemp("rectangles"), pictures)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.training.curves import _smoothed, read_log, save_curves
+from lw_retinanet.training.curves import _smoothed, save_curves
+from lw_retinanet.training.run_folder import read_log
 
 
 def write(path: Path, steps: int, *, scored: bool = False, zero: bool = False) -> Path:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lw_retinanet.config import Config
+from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ImageError, RunFolderError, TrainingError
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training import trainer
@@ -20,7 +21,6 @@ from lw_retinanet.training.distributed import World
 from lw_retinanet.training.loop import train
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.step import StepResult, Teacher, accumulate_gradients
-from lw_retinanet.training.trainer import TrainingData
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
@@ -34,13 +34,13 @@ def entries(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
 
-def run(model: RetinaNet, data: TrainingData, config: Config, path: Path, **options: Any) -> RetinaNet:
+def run(model: RetinaNet, data: Records, config: Config, path: Path, **options: Any) -> RetinaNet:
     with RunFolder.created(path, config, {}) as folder:
         return train(model, data, config=config, folder=folder, world=World(), **options)
 
 
 def test_training_learns_logs_and_keeps_checkpoints(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     config = make_config(batch_size=4, steps=14, save_every=3, augment="none", ema=0)
@@ -64,7 +64,7 @@ def test_training_learns_logs_and_keeps_checkpoints(
     assert "step 14/14" in caplog.text
 
 
-def test_the_average_is_what_comes_back(run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_the_average_is_what_comes_back(run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model = make_model()
     averaged = run(model, data, make_config(steps=4, ema=0.9), run_path)
     checkpoint = load_latest(run_path / "checkpoints")
@@ -79,7 +79,7 @@ def test_the_average_is_what_comes_back(run_path: Path, data: TrainingData, make
 
 @pytest.mark.parametrize("freeze", [0, 2])
 def test_frozen_stages_stay_and_all_else_moves(
-    freeze: int, run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    freeze: int, run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     model = make_model()
     before = weights(model)
@@ -91,7 +91,7 @@ def test_frozen_stages_stay_and_all_else_moves(
 
 
 def test_evaluations_come_in_time_and_before_the_checkpoint(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     seen: list[tuple[int, list[str]]] = []
 
@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
     row: int,
     part: str,
     run_path: Path,
-    data: TrainingData,
+    data: Records,
     make_model: MakeModel,
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
 
     def poisoned(wrapped: Any, batches: Any, **options: Any) -> StepResult:
         result = honest(wrapped, batches, **options)
-        seen.append((weights(model), [data.records.file_names[index] for batch in batches for index in batch.indices]))
+        seen.append((weights(model), [data.file_names[index] for batch in batches for index in batch.indices]))
         if len(seen) == 3:
             result.losses[row] = float("nan")
         return result
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
 
 
 def test_a_loss_that_is_not_finite_is_noticed_a_step_later_and_still_changes_nothing(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
     honest = accumulate_gradients
@@ -187,7 +187,7 @@ class Promised:
 
 
 def test_scores_of_another_process_are_logged_with_their_step_before_the_last_line(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     run(make_model(), data, make_config(batch_size=4, epochs=3, evaluate_every=1, save_every=100), run_path, evaluate=Promised())
     log = entries(run_path)
@@ -198,7 +198,7 @@ def test_scores_of_another_process_are_logged_with_their_step_before_the_last_li
 
 
 def test_a_run_killed_before_a_score_arrived_makes_up_for_it(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(batch_size=4, epochs=3, evaluate_every=1, ema=0.5)
     honest = accumulate_gradients
@@ -234,29 +234,27 @@ def test_a_run_killed_before_a_score_arrived_makes_up_for_it(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_stops_the_run_by_name(
-    workers: int, run_path: Path, tmp_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    workers: int, run_path: Path, tmp_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     root = tmp_path / "pictures"
     root.mkdir()
-    for name in data.records.file_names:
-        (root / name).write_bytes(data.records.root.joinpath(name).read_bytes())
+    for name in data.file_names:
+        (root / name).write_bytes(data.root.joinpath(name).read_bytes())
     (root / "picture 5.png").write_bytes(b"")
-    broken = TrainingData(records=replace(data.records, root=root), usable=data.usable)
+    broken = replace(data, root=root)
     with pytest.raises(ImageError, match=r"picture 5\.png"):
         run(make_model(), broken, make_config(epochs=2, workers=workers), run_path)
 
 
 def test_resuming_a_longer_run_than_asked_for_is_refused(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     run(make_model(), data, make_config(steps=3), run_path)
     with RunFolder.reopened(run_path) as (folder, _, _), pytest.raises(RunFolderError, match="has done 3 steps, more than the 2 asked for"):
         train(make_model(), data, config=make_config(steps=2), folder=folder, world=World(), resume=True)
 
 
-def test_resuming_a_finished_run_changes_nothing(
-    run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
-) -> None:
+def test_resuming_a_finished_run_changes_nothing(run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     config = make_config(steps=2)
     first = weights(run(make_model(), data, config, run_path))
     with RunFolder.reopened(run_path) as (folder, found, _):
@@ -265,7 +263,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert [entry["step"] for entry in entries(run_path)] == [1, 2]
 
 
-def test_training_with_a_teacher(run_path: Path, data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_training_with_a_teacher(run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     teacher = make_model("batch", seed=1).train()
     before = weights(teacher)
     model = make_model()

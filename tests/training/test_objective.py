@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lw_retinanet.config import Config, load_config, parse_config
 from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions
-from lw_retinanet.data.records import Category
+from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models.anchors import make_anchors
@@ -21,7 +21,6 @@ from lw_retinanet.training.losses import box_loss, box_qualities, focal_loss, qu
 from lw_retinanet.training.matching import Matches, match
 from lw_retinanet.training.objective import assign, label_losses
 from lw_retinanet.training.run_folder import RunFolder
-from lw_retinanet.training.trainer import TrainingData
 from lw_retinanet.weights.create import ANCHORS
 from lw_retinanet.weights.model_file import load_model, save_model
 from lw_retinanet.weights.start import start_from_settings
@@ -142,7 +141,7 @@ def test_no_value_is_asked_of_the_device() -> None:
         assert losses.shape == (2, 2)
 
 
-def test_one_anchor_trains_and_its_file_knows_it(data: TrainingData, run_path: Path) -> None:
+def test_one_anchor_trains_and_its_file_knows_it(data: Records, run_path: Path) -> None:
     config = settings_of(
         model={"preset": "lw-v3", "backbone": "resnet18", "norm": "frozen", "head_width": 32, "anchors": "one"},
         data={"image_size": 64, "workers": 0, "augment": "none"},

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lw_retinanet.config import Config
+from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.loader import StepPlan, TrainingSet, collate
 from lw_retinanet.data.preprocess import normalise
+from lw_retinanet.data.records import Records
 from lw_retinanet.errors import TrainingError
 from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.lightening.surgery import lighten_copy
@@ -19,17 +21,16 @@ from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.training.distillation import distillation
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.step import StepResult, Teacher, accumulate_gradients, require_finite
-from lw_retinanet.training.trainer import TrainingData
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
 ALONE = World()
 
 
-def batches_of(data: TrainingData, model: RetinaNet, config: Config, *, batch_size: int, accumulate: int) -> list[Batch]:
+def batches_of(data: Records, model: RetinaNet, config: Config, *, batch_size: int, accumulate: int) -> list[Batch]:
     """The micro-batches of step 0."""
     plan = StepPlan(
-        sizes_hw=data.records.sizes_hw,
+        sizes_hw=data.sizes_hw,
         config=config.data,
         rule=model.conventions.input,
         seed=3,
@@ -37,7 +38,7 @@ def batches_of(data: TrainingData, model: RetinaNet, config: Config, *, batch_si
         accumulate=accumulate,
         last_step=1,
     )
-    dataset = TrainingSet(data.records, usable=data.usable, seed=3, config=config.data, rule=model.conventions.input)
+    dataset = TrainingSet(data, usable=usable(data), seed=3, config=config.data, rule=model.conventions.input)
     found = []
     for keys in plan:
         batch = collate([dataset[key] for key in keys])
@@ -59,7 +60,7 @@ def run(
 @pytest.mark.parametrize("normaliser", ["batch", "image"])
 @pytest.mark.parametrize("objective", [{"box_loss": "giou"}, {"box_loss": "smooth_l1"}, {"assignment": "atss", "class_loss": "quality"}])
 def test_accumulation_equals_the_large_batch(
-    normaliser: str, objective: dict[str, str], data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    normaliser: str, objective: dict[str, str], data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     model, config = make_model(), make_config(normaliser=normaliser, **objective)
     large = batches_of(data, model, config, batch_size=8, accumulate=1)
@@ -79,7 +80,7 @@ def test_accumulation_equals_the_large_batch(
         assert float((found[name] - gradient).norm()) < 1e-5 * scale, name
 
 
-def test_normalisers_by_their_definition(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_normalisers_by_their_definition(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model = make_model()
     singles = []
     (batch,) = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
@@ -102,14 +103,14 @@ def test_normalisers_by_their_definition(data: TrainingData, make_model: MakeMod
     torch.testing.assert_close(averaged.losses, torch.stack([single.losses for single in singles]).mean(dim=0))
 
 
-def test_the_weight_of_the_box_loss(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_the_weight_of_the_box_loss(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model = make_model()
     batches = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
     plain, heavy = (run(model, batches, make_config(box_weight=weight))[0].losses for weight in (1.0, 3.0))
     torch.testing.assert_close(heavy, plain * torch.tensor([1.0, 3.0]))
 
 
-def test_a_step_without_any_object_is_finite(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_a_step_without_any_object_is_finite(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model = make_model()
     (batch,) = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
     empty = Targets(boxes=torch.zeros(2, 1, 4), labels=torch.full((2, 1), -1), is_ignored=torch.zeros(2, 1, dtype=torch.bool))
@@ -120,7 +121,7 @@ def test_a_step_without_any_object_is_finite(data: TrainingData, make_model: Mak
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
-def test_bf16_stays_near_and_its_losses_are_single(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_bf16_stays_near_and_its_losses_are_single(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model, config = make_model("group"), make_config()
     batches = batches_of(data, model, config, batch_size=4, accumulate=1)
     exact, _ = run(model, batches, config)
@@ -174,9 +175,7 @@ def sure(teacher: RetinaNet) -> RetinaNet:
     return teacher.eval()
 
 
-def test_who_says_what_the_teacher_says_learns_from_labels_alone(
-    data: TrainingData, make_model: MakeModel, make_config: MakeConfig
-) -> None:
+def test_who_says_what_the_teacher_says_learns_from_labels_alone(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model = make_model()
     batches = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
     alone, expected = run(model, batches, make_config())
@@ -188,7 +187,7 @@ def test_who_says_what_the_teacher_says_learns_from_labels_alone(
     assert_same_gradients(found, expected)
 
 
-def test_the_teachers_part_by_its_definition(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_the_teachers_part_by_its_definition(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model, teacher = make_model(), sure(make_model("batch", seed=1))
     (batch,) = batches_of(data, model, make_config(), batch_size=4, accumulate=1)
     images = normalise(batch.images, batch.sizes_hw, model.conventions.input)
@@ -205,7 +204,7 @@ def test_the_teachers_part_by_its_definition(data: TrainingData, make_model: Mak
 
 @pytest.mark.parametrize(("times", "world"), [(3, ALONE), (1, Twins(size=2)), (2, Twins(size=2))])
 def test_the_teacher_weighs_as_much_in_many_parts_as_in_one(
-    times: int, world: World, data: TrainingData, make_model: MakeModel, make_config: MakeConfig
+    times: int, world: World, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     # The same pictures again, in further micro-batches or processes, change no mean; averaging over equal processes changes nothing.
     model, teacher = make_model(), sure(make_model(seed=1))
@@ -216,9 +215,7 @@ def test_the_teacher_weighs_as_much_in_many_parts_as_in_one(
     assert_same_gradients(found, expected)
 
 
-def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(
-    data: TrainingData, make_model: MakeModel, make_config: MakeConfig
-) -> None:
+def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model = make_model()
     torch.manual_seed(1)
     full = build(HeadPlan(), num_classes=3, backbone="resnet18", width=32, init="fan_in", conventions=model.conventions).eval()
@@ -232,7 +229,7 @@ def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(
     assert not torch.equal(with_light, expected)
 
 
-def test_a_teacher_sees_the_pictures_as_it_was_trained_to(data: TrainingData, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_a_teacher_sees_the_pictures_as_it_was_trained_to(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model, teacher = make_model(), make_model(seed=1).eval()
     rule = model.conventions.input.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)})
     teacher.conventions = teacher.conventions.model_copy(update={"input": rule})

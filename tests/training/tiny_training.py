@@ -22,7 +22,6 @@ from torch import nn
 
 from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions, InputRule
-from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.backbone import Backbone
@@ -33,7 +32,6 @@ from lw_retinanet.training import checkpoint
 from lw_retinanet.training.distributed import World, joined_world
 from lw_retinanet.training.loop import train
 from lw_retinanet.training.run_folder import RunFolder
-from lw_retinanet.training.trainer import TrainingData
 
 WIDTH = 16
 
@@ -74,7 +72,7 @@ def run(
     """Start a run, or go on with what is there."""
     torch.set_num_threads(1)
     records = Dataset.open(source).read("train")
-    data = TrainingData(records=records, usable=usable(records))
+    data = records
     if (out / "config.yaml").exists():
         # Other weights than at the start, so that what is not restored shows; but a run killed before its first save starts as it did.
         has_saved = bool(checkpoint.checkpoint_files(out / "checkpoints"))

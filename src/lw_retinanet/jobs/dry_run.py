@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from lw_retinanet.config import Config
-from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.records import Records
 from lw_retinanet.devices import uses_bf16, waiting_for
 from lw_retinanet.jobs.train import open_start, open_teacher, open_training_data
@@ -18,7 +17,7 @@ from lw_retinanet.training.distributed import World
 from lw_retinanet.training.run_plan import RunPlan, plan_run
 from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import step_memory
-from lw_retinanet.training.trainer import Trainer, TrainingData
+from lw_retinanet.training.trainer import Trainer
 from lw_retinanet.weights.backbone_file import guess_stride
 from lw_retinanet.weights.model_file import LoadedModel
 
@@ -87,8 +86,7 @@ def _images_per_second(config: Config, records: Records, model: RetinaNet, teach
     if teacher:
         teacher.model.to(device)
     short = config.model_copy(update={"train": config.train.model_copy(update={"steps": WARM_STEPS + MEASURED_STEPS})})
-    data = TrainingData(records=records, usable=usable(records))
-    trainer = Trainer(model.to(device), data, config=short, world=World(device=device), teacher=teacher)
+    trainer = Trainer(model.to(device), records, config=short, world=World(device=device), teacher=teacher)
     model.train()
     started = 0.0
     for batches in trainer.batches():

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from lw_retinanet import __version__
 from lw_retinanet.config import Config
-from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
@@ -34,7 +33,6 @@ from lw_retinanet.training.loop import Evaluate, train
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_plan import macs_reduction
 from lw_retinanet.training.step import Teacher
-from lw_retinanet.training.trainer import TrainingData
 from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
 from lw_retinanet.weights.start import start_from_file, start_from_settings
 
@@ -99,7 +97,7 @@ def run_training(
                 _note_start(config, out, start)
         trained = train(
             model,
-            TrainingData(records=records, usable=usable(records)),
+            records,
             config=config,
             folder=folder,
             world=world,

@@ -17,6 +17,10 @@ from lw_retinanet.tradeoff.verdict import verdict
 
 TABLE_FILE = "table.csv"
 REPORT_FILE = "report.html"
+_JSON = (
+    *("line", "regime", "variant", "scale", "size_hw", "macs", "params", "latency_ms", "seeds", "aps", "metrics"),
+    *("against_baseline", "against_scaling", "command"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +68,12 @@ def write_all(runner: Runner, summary: Summary) -> Results:
 
 
 def _row_dict(row: ExperimentRow) -> dict[str, Any]:
-    return {
-        "line": row.line,
-        "regime": row.regime,
-        "variant": row.variant,
-        "scale": row.scale,
-        "size_hw": list(row.size_hw),
-        "macs": row.macs,
-        "params": row.params,
+    plain = {name: getattr(row, name) for name in _JSON}
+    return plain | {
         "latency_ms": row.latency_ms.median if row.latency_ms else None,
-        "seeds": list(row.seeds),
-        "aps": list(row.aps),
         "metrics": {name: vars(estimate) for name, estimate in row.metrics.items()},
         "against_baseline": vars(row.against_baseline) if row.against_baseline else None,
         "against_scaling": vars(row.against_scaling) if row.against_scaling else None,
-        "command": row.command,
     }
 
 

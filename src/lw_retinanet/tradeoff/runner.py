@@ -39,6 +39,7 @@ from lw_retinanet.tradeoff.experiment import Cell, Experiment
 from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
 from lw_retinanet.tradeoff.head_training import detect_from_maps, train_head
 from lw_retinanet.tradeoff.trunk import at_scale, open_trunk, with_head
+from lw_retinanet.training.run_folder import read_log
 from lw_retinanet.weights.model_file import find_model_file
 from lw_retinanet.weights.start import start_from_settings
 
@@ -226,8 +227,7 @@ class Runner:
         folder = run.folder(self.out) / "training"
         resume = (folder / "config.yaml").is_file()
         run_training(config, Path(self.experiment.data), folder, resume=resume, device=self.device)
-        last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        return read_results(folder / DETECTIONS_FILE, self.held_out), int(last["step"])
+        return read_results(folder / DETECTIONS_FILE, self.held_out), int(read_log(folder / "log.jsonl")[-1]["step"])
 
     def _finish(self, run: SeedRun, table: DetectionTable, *, steps: int, seconds: float) -> dict[str, Any]:
         metrics = {name: value for name, value in evaluate(self.held_out, table).as_dict().items() if name != "per_class"}

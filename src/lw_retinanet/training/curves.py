@@ -1,6 +1,5 @@
 """The figure of a run: losses, learning rate and AP over its steps."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,10 @@ import numpy as np
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.files import replacing
+from lw_retinanet.training.run_folder import read_log
 
 COLOURS = {"loss": "#0072B2", "classification": "#D55E00", "bbox_regression": "#009E73", "distillation": "#CC79A7"}
 LABELS = {"loss": "total", "classification": "classification", "bbox_regression": "box", "distillation": "teacher"}
-
-
-def read_log(log_file: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``. A last line that a killed run did not finish is left out."""
-    lines = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()
-    return [json.loads(line) for line in lines]
 
 
 def save_curves(log_file: Path, path: Path, *, title: str) -> None:

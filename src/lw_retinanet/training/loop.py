@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lw_retinanet.config import Config
+from lw_retinanet.data.records import Records
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.checkpoint import load_latest, save_checkpoint
@@ -12,7 +13,7 @@ from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_log import RunLog
 from lw_retinanet.training.scores import Score
 from lw_retinanet.training.step import Teacher
-from lw_retinanet.training.trainer import Trainer, TrainingData
+from lw_retinanet.training.trainer import Trainer
 
 Evaluate = Callable[[RetinaNet, int], Score]
 """Evaluates a model after so many steps, at once or in the background."""
@@ -20,7 +21,7 @@ Evaluate = Callable[[RetinaNet, int], Score]
 
 def train(
     model: RetinaNet,
-    data: TrainingData,
+    records: Records,
     *,
     config: Config,
     folder: RunFolder,
@@ -33,7 +34,7 @@ def train(
     """Train a model: log every step, evaluate and save checkpoints from time to time.
 
     Args:
-        model, data, config, world, macs_reduction, teacher: As for :class:`~lw_retinanet.training.trainer.Trainer`.
+        model, records, config, world, macs_reduction, teacher: As for :class:`~lw_retinanet.training.trainer.Trainer`.
         folder: Folder for log and checkpoints; only the first process writes.
         resume: Whether to go on from the newest checkpoint of the folder. Before the first one, the run starts from the weights of
             ``model``, as a new run does.
@@ -51,7 +52,7 @@ def train(
     checkpoint = load_latest(folder.checkpoints) if resume else None
     if resume and world.is_main:
         folder.trim_log(checkpoint.step if checkpoint else 0)
-    trainer = Trainer(model, data, config=config, world=world, macs_reduction=macs_reduction, teacher=teacher)
+    trainer = Trainer(model, records, config=config, world=world, macs_reduction=macs_reduction, teacher=teacher)
     if checkpoint:
         trainer.restore(checkpoint)
     if trainer.done > trainer.total_steps:

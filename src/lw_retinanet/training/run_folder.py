@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,24 +75,22 @@ class RunFolder:
 
     def has_score(self, step: int) -> bool:
         """Whether an evaluation of the weights after ``step`` steps is logged completely."""
-        if not self.log_file.exists():
-            return False
-        entries = (json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-        return any(entry["step"] == step and "loss" not in entry for entry in entries)
+        return any(entry["step"] == step and "loss" not in entry for entry in read_log(self.log_file))
 
     def trim_log(self, step: int) -> None:
         """Drop what was logged after ``step``, so that a resumed run logs each step once."""
-        if not self.log_file.exists():
-            return
-        kept = []
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
-                continue
-            if entry["step"] <= step:
-                kept.append(line + "\n")
-        write_text(self.log_file, "".join(kept))
+        if self.log_file.exists():
+            write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in read_log(self.log_file) if entry["step"] <= step))
+
+
+def read_log(log_file: Path) -> list[dict[str, Any]]:
+    """The entries of a run's ``log.jsonl``, without a line that a killed run did not finish; none if there is no file."""
+    lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
+    entries = []
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
 
 
 LOCK = ".lock"

@@ -28,7 +28,7 @@ class RunLog:
         self.folder = folder
         self.world = trainer.world
         self.steps_per_epoch = trainer.plan.steps_per_epoch
-        self.file_names = trainer.data.records.file_names
+        self.file_names = trainer.records.file_names
         self.scores = Scores(self._write)
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=trainer.done + 1) if self.world.is_main else None
         self._waiting: deque[IssuedStep] = deque()

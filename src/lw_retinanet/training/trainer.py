@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lw_retinanet.config import Config
+from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.loader import StepPlan, TrainingSet, make_loader
 from lw_retinanet.data.records import Records
 from lw_retinanet.devices import uses_bf16
@@ -22,19 +23,6 @@ from lw_retinanet.training.ema import MovingAverage
 from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
 from lw_retinanet.training.schedule import run_length
 from lw_retinanet.training.step import Teacher, accumulate_gradients
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """What to learn from.
-
-    Args:
-        records: Training images and boxes, with known image sizes.
-        usable: (B,) bool, the boxes to train on.
-    """
-
-    records: Records
-    usable: NDArray[np.bool_]
 
 
 class Reading:
@@ -80,7 +68,7 @@ class Trainer:
 
     Args:
         model: Network on ``world.device``; every process must hold the same weights. It is trained in place.
-        data: Training images and boxes.
+        records: Training images, with known sizes, and their boxes.
         config: Resolved settings.
         world: Processes that train together.
         macs_reduction: MACs of the full model over those of this one, for ``schedule: paper``.
@@ -94,7 +82,7 @@ class Trainer:
     def __init__(
         self,
         model: RetinaNet,
-        data: TrainingData,
+        records: Records,
         *,
         config: Config,
         world: World,
@@ -102,9 +90,9 @@ class Trainer:
         teacher: Teacher | None = None,
     ) -> None:
         settings = config.train
-        self.model, self.data, self.config, self.world, self.teacher = model, data, config, world, teacher
+        self.model, self.records, self.config, self.world, self.teacher = model, records, config, world, teacher
         self.done = 0
-        self.plan = step_plan(config, data.records.sizes_hw, model, rank=world.rank, processes=world.size)
+        self.plan = step_plan(config, records.sizes_hw, model, rank=world.rank, processes=world.size)
         self.total_steps = run_length(
             settings,
             steps_per_epoch=self.plan.steps_per_epoch,
@@ -141,8 +129,8 @@ class Trainer:
         Raises:
             LwRetinaNetError: for an image that cannot be used.
         """
-        config, data, rule = self.config, self.data, self.model.conventions.input
-        dataset = TrainingSet(data.records, usable=data.usable, seed=config.train.seed, config=config.data, rule=rule)
+        config, records, rule = self.config, self.records, self.model.conventions.input
+        dataset = TrainingSet(records, usable=usable(records), seed=config.train.seed, config=config.data, rule=rule)
         plan = replace(self.plan, first_step=self.done, last_step=self.total_steps)
         loader = make_loader(dataset, plan, workers=config.data.workers, pin=self.world.device.type == "cuda")
         return _steps(iter(loader), config.train.accumulate)
