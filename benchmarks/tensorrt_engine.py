@@ -27,7 +27,8 @@ from lw_retinanet.benchmarking.machine import machine
 from lw_retinanet.counting.rounds import summary, take_turns
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.exporting.agreement import FP32_TOLERANCE, RMS_LIMITS
-from lw_retinanet.exporting.onnx_file import OnnxRuntime, read_manifest
+from lw_retinanet.exporting.graph import RawGraph
+from lw_retinanet.exporting.onnx import OnnxRuntime
 
 MAJORS = (10, 11)
 WORKSPACE_BYTES = 8 << 30
@@ -86,7 +87,7 @@ def main() -> int:
         engines, parity = {}, {}
         for path in a.files:
             runtime = OnnxRuntime(path)
-            manifest = read_manifest(path, runtime)
+            manifest = runtime.manifest
             if manifest.outputs != "raw":
                 raise RefusedError(f"{path} gives boxes; export it without --end-to-end")
             precision = "int8" if manifest.precision == "int8" else "fp16" if a.fp16 else "fp32"
@@ -181,7 +182,7 @@ def differences(engine: Engine, runtime: OnnxRuntime, size: int) -> list[float]:
     """Root of the mean squared difference over the standard deviation, of logits and of deltas."""
     coarse = torch.randn(1, 3, size // 24, size // 24, generator=torch.Generator().manual_seed(1))
     images = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
-    wanted = dict(zip(runtime.outputs, map(torch.from_numpy, runtime(images)), strict=True))
+    wanted = dict(zip(RawGraph.outputs, map(torch.from_numpy, runtime.run(images)), strict=True))
     found = dict(zip(engine.outputs, engine(images.cuda()), strict=True))
     return [
         float((found[name].float().cpu() - values).square().mean().sqrt() / values.std().clamp(min=1e-6)) for name, values in wanted.items()

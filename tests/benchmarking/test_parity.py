@@ -4,15 +4,13 @@ from typing import Any
 import pytest
 import torch
 from tests.benchmarking.networks import network, pictures
-from tests.exporting.fakes import CATEGORIES, TorchRuntime, manifest_of
+from tests.exporting.fakes import CATEGORIES, exported_runtime
 from torch import Tensor
 
 from lw_retinanet.benchmarking.parity import ParityError, check_torchvision, check_variant
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.manifest import ExportPrecision, Outputs
-from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import exported_detector
+from lw_retinanet.exporting.opening import exported_detector
 from lw_retinanet.heads import plan_of
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.retinanet import RetinaNet
@@ -22,8 +20,7 @@ from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin
 def exported(
     model: RetinaNet, outputs: Outputs, precision: ExportPrecision = "fp32", change: Callable[[str, Tensor], Tensor] = lambda _, v: v
 ) -> Detector:
-    graph = (RawGraph if outputs == "raw" else EndToEnd)(model)
-    return exported_detector(TorchRuntime(graph, change), manifest_of(model, outputs=outputs, precision=precision))  # type: ignore[arg-type]
+    return exported_detector(exported_runtime(model, change, outputs=outputs, precision=precision))
 
 
 def variant(reference: Detector, detector: Detector, precision: str) -> object:

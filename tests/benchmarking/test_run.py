@@ -13,7 +13,7 @@ from lw_retinanet.counting.rounds import take_turns
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.exporting.run import ExportSettings, export_model
+from lw_retinanet.jobs.export import run_export
 from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin
 from lw_retinanet.weights.model_file import load_model, save_model
 
@@ -104,7 +104,7 @@ def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exported_files_meet_their_model(model_file: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    exported = export_model(model_file, model_file.with_name("mine.onnx"), ExportSettings(format="onnx")).file
+    exported = run_export(model_file, model_file.with_name("mine.onnx"), format="onnx").file
     names = [str(exported), str(model_file)]
     result = benchmark(names, BenchmarkSettings(**SMALL)).as_dict()
     rows = rows_of(result)
@@ -155,7 +155,7 @@ def test_refusals(model_file: Path) -> None:
 def test_files_are_held_against_what_is_exact_whatever_comes_first(model_file: Path) -> None:
     pytest.importorskip("openvino")
     half, whole = (
-        export_model(model_file, model_file.with_name(name), ExportSettings(format="openvino", half_weights=name == "half.xml")).file
+        run_export(model_file, model_file.with_name(name), format="openvino", half_weights=name == "half.xml").file
         for name in ("half.xml", "whole.xml")
     )
     result = benchmark([str(half), str(whole)], BenchmarkSettings(**{**SMALL, "precision": "bf16"})).as_dict()

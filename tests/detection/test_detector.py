@@ -212,9 +212,9 @@ def test_a_model_with_nothing_but_its_full_head_has_both_names_for_it(full_and_l
 def test_a_head_that_is_not_there_is_refused(detector: Detector) -> None:
     # Trained light from the start: the shared tower has never seen P3.
     assert not detector.switchable
-    with pytest.raises(InputError, match=r"^tiny holds the light head only.*`lw-retinanet lighten`"):
+    with pytest.raises(InputError, match=r"^tiny holds one head only.*`lw-retinanet lighten`"):
         detector.predict(noise(32, 32, 3), head="full")
-    with pytest.raises(InputError, match="light head only"):
+    with pytest.raises(InputError, match="one head only"):
         detector.with_head("full")
     with pytest.raises(ConfigError, match="head 'ful': expected light or full; did you mean full"):
         detector.with_head("ful")

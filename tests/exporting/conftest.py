@@ -8,8 +8,8 @@ from tests.exporting.fakes import CATEGORIES
 
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.sample import make_sample
-from lw_retinanet.exporting.run import ExportSettings, export_model
 from lw_retinanet.heads import PRESETS, HeadPlan
+from lw_retinanet.jobs.export import run_export
 from lw_retinanet.lightening.surgery import lighten_copy
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
@@ -61,15 +61,14 @@ def onnx_file(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The light head, raw outputs."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    return export_model(model_file, tmp_path_factory.mktemp("onnx") / "light.onnx", ExportSettings(format="onnx")).file
+    return run_export(model_file, tmp_path_factory.mktemp("onnx") / "light.onnx", format="onnx").file
 
 
 @pytest.fixture(scope="session")
 def openvino_file(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The full head."""
     pytest.importorskip("openvino")
-    settings = ExportSettings(format="openvino", head="full")
-    return export_model(model_file, tmp_path_factory.mktemp("openvino") / "full.xml", settings).file
+    return run_export(model_file, tmp_path_factory.mktemp("openvino") / "full.xml", head="full").file
 
 
 @pytest.fixture(scope="session")
@@ -77,4 +76,4 @@ def triton_folder(model_file: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The light head, boxes."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    return export_model(model_file, tmp_path_factory.mktemp("triton") / "detector", ExportSettings(format="triton")).file
+    return run_export(model_file, tmp_path_factory.mktemp("triton") / "detector", format="triton").file

@@ -1,8 +1,8 @@
-"""A runtime and a backend that are this process's own PyTorch, so that what surrounds them is tested in no time."""
+"""An export target that is this process's own PyTorch, so that what surrounds it is tested in no time."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -10,30 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lw_retinanet.data.records import Category
-from lw_retinanet.exporting.backend import Backend
-from lw_retinanet.exporting.calibration import Calibration
+from lw_retinanet.devices import Precision
+from lw_retinanet.exporting.end_to_end import EndToEnd
+from lw_retinanet.exporting.graph import ExportGraph, RawGraph
 from lw_retinanet.exporting.manifest import ExportPrecision, Manifest, Outputs
+from lw_retinanet.exporting.target import CalibrationInputs, ExportedRuntime
+from lw_retinanet.exporting.triton import TritonRepository
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.model_file import make_record
 
 CATEGORIES = (Category(id=7, name="disc"), Category(id="x", name="grün <&>"), Category(id=90, name='"blue"'))
-
-
-class TorchRuntime:
-    """Runs the graph module itself; ``change`` is what an unfaithful runtime would do to each output."""
-
-    path = None
-
-    def __init__(self, graph: nn.Module, change: Callable[[str, Tensor], Tensor] = lambda _, values: values) -> None:
-        self.graph, self.change = graph, change
-        self.inputs: tuple[str, ...] = tuple(graph.inputs)  # type: ignore[arg-type]
-        self.outputs: tuple[str, ...] = tuple(graph.outputs)  # type: ignore[arg-type]
-
-    def __call__(self, *inputs: Tensor) -> tuple[NDArray[Any], ...]:
-        with torch.no_grad():
-            found = self.graph(*(torch.as_tensor(values) for values in inputs))
-        return tuple(self.change(name, values.clone()).numpy() for name, values in zip(self.outputs, found, strict=True))
 
 
 def manifest_of(model: RetinaNet, *, outputs: Outputs = "raw", precision: ExportPrecision = "fp32") -> Manifest:
@@ -50,60 +37,107 @@ def manifest_of(model: RetinaNet, *, outputs: Outputs = "raw", precision: Export
     return Manifest(kind="onnx", outputs=outputs, precision=precision, head="only", record=record)
 
 
-def fake_backend(
-    *, change: Callable[[str, Tensor], Tensor] = lambda _, values: values, quantised: list[Sequence[str]] | None = None
-) -> Backend:
-    """Its network is the graph module; quantising rounds the logits of those layers that are not kept and notes what was kept."""
+class FakeRuntime(ExportedRuntime):
+    """Its networks are the graph modules themselves; ``change`` is what an unfaithful runtime would do to each output."""
 
-    def write(network: Any, path: Path, _: bool) -> None:
-        path.write_bytes(b"network")
-        if path.suffix == ".xml":
-            path.with_suffix(".bin").write_bytes(b"weights")
+    kind = "onnx"
+    suffix = ".onnx"
+    features = frozenset({"bf16", "int8", "end_to_end", "symmetric"})
+    quantiser = "json"
+    change: Callable[[str, Tensor], Tensor] = staticmethod(lambda _, values: values)
+    quantised: ClassVar[list[Sequence[str]]]
+    written: ClassVar[list[Any]]
 
-    def quantise(network: nn.Module, calibration: Calibration, _: Path, keep: Sequence[str]) -> nn.Module:
-        if quantised is not None:
-            quantised.append(tuple(keep))
+    def __init__(self, network: Any, manifest: Manifest, *, precision: ExportPrecision = "fp32") -> None:
+        super().__init__(network, manifest, precision=precision)
+        self.graph = self.written[-1] if isinstance(network, Path) else network
+        self.inputs = self.graph.inputs
+
+    def run(self, *inputs: Tensor) -> tuple[NDArray[Any], ...]:
+        with torch.no_grad():
+            found = self.graph(*(torch.as_tensor(values) for values in inputs))
+        return tuple(self.change(name, values.clone()).numpy() for name, values in zip(self.graph.outputs, found, strict=True))
+
+    @classmethod
+    def make(cls, graph: ExportGraph) -> Any:
+        cls.written.append(graph)
+        return graph
+
+    @classmethod
+    def quantise(
+        cls, network: Any, calibration: CalibrationInputs, *, keep: Sequence[str] = (), scratch: Path, symmetric: bool = False
+    ) -> Any:
+        cls.quantised.append(tuple(keep))
         return network
 
-    def seal(path: Path, manifest: Manifest) -> Manifest:
+    @classmethod
+    def layers(cls, network: Any) -> list[str]:
+        return ["backbone.conv1", "head.cls.shared_predict", "head.bbox.shared_predict"]
+
+    @classmethod
+    def tapped(cls, network: Any, layers: Sequence[str]) -> Any:
+        return _Tapped(len(layers))
+
+    @classmethod
+    def write(cls, network: Any, path: Path, *, half_weights: bool = False) -> None:
+        path.write_bytes(b"network")
+
+    @classmethod
+    def seal(cls, path: Path, manifest: Manifest) -> Manifest:
         path.write_text(manifest.model_dump_json())
         return manifest
 
-    written: list[nn.Module] = []
-
-    def make(graph: nn.Module) -> nn.Module:
-        written.append(graph)
-        return graph
-
-    return Backend(
-        suffix=".onnx",
-        make=make,
-        write=write,
-        seal=seal,
-        open=lambda _path, _precision: TorchRuntime(written[-1], change),  # type: ignore[arg-type, return-value]
-        run=lambda network, _precision: TorchRuntime(network, change),  # type: ignore[arg-type, return-value]
-        quantise=quantise,
-        inputs=lambda network: tuple(network.inputs),
-        layers=lambda _: ["backbone.conv1", "head.cls.shared_predict", "head.bbox.shared_predict"],
-        tap=lambda network, layers: _Tapped(len(layers)),
-        quantiser="json",
-    )
+    @classmethod
+    def open(cls, path: Path, *, device: str = "auto", precision: Precision = "fp32") -> Self:
+        raise NotImplementedError
 
 
-class _Tapped(nn.Module):
+class FakeTriton(FakeRuntime):
+    """The same in a folder."""
+
+    always_gives_boxes = True
+    companions = TritonRepository.companions
+    find, place = TritonRepository.find, TritonRepository.place
+
+    @classmethod
+    def complete(cls, out: Path, network: Any) -> None:
+        (out / "config.pbtxt").write_text("made")
+
+
+def fake_target(
+    change: Callable[[str, Tensor], Tensor] = lambda _, values: values, *, base: type[FakeRuntime] = FakeRuntime, **members: Any
+) -> type[FakeRuntime]:
+    """A target of its own for each test."""
+    return type("Fake", (base,), {"change": staticmethod(change), "quantised": [], "written": [], **members})
+
+
+def exported_runtime(
+    model: RetinaNet,
+    change: Callable[[str, Tensor], Tensor] = lambda _, values: values,
+    *,
+    outputs: Outputs = "raw",
+    precision: ExportPrecision = "fp32",
+    half_weights: bool = False,
+) -> FakeRuntime:
+    """A model as an exported network."""
+    manifest = manifest_of(model, outputs=outputs, precision=precision).model_copy(update={"half_weights": half_weights})
+    return fake_target(change)((RawGraph if outputs == "raw" else EndToEnd)(model), manifest)
+
+
+class _Tapped(ExportGraph):
     """As many outputs as layers."""
 
     inputs = ("images",)
 
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.outputs = tuple(map(str, range(number)))
+        self.outputs = tuple(map(str, range(number)))  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(images * (place + 1) for place in range(len(self.outputs)))
 
 
-def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+def smooth_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Smooth colours."""
     coarse = torch.rand((1, 3, 5, 6), generator=torch.Generator().manual_seed(seed))
     smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")[0]

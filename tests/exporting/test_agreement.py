@@ -1,21 +1,16 @@
 """An exported file that answers differently is noticed, whatever the difference."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from tests.exporting.fakes import TorchRuntime, manifest_of
+from tests.exporting.fakes import exported_runtime
 from torch import Tensor
 
-from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ExportError
 from lw_retinanet.exporting.agreement import CASES, check_agreement
-from lw_retinanet.exporting.end_to_end import EndToEnd
-from lw_retinanet.exporting.manifest import ExportPrecision, Outputs
-from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import exported_detector
-from lw_retinanet.exporting.tracing import TRACED_BATCH, TRACED_SIZE_HW
+from lw_retinanet.exporting.graph import TRACED_BATCH, TRACED_SIZE_HW, RawGraph
+from lw_retinanet.exporting.manifest import Outputs
 from lw_retinanet.models.retinanet import RetinaNet
 
 Change = Callable[[str, Tensor], Tensor]
@@ -24,13 +19,6 @@ Change = Callable[[str, Tensor], Tensor]
 @pytest.fixture(scope="module")
 def raw(model: RetinaNet) -> RawGraph:
     return RawGraph(model)
-
-
-def exported(
-    model: RetinaNet, change: Change = lambda _, values: values, *, outputs: Outputs = "raw", precision: ExportPrecision = "fp32"
-) -> Detector:
-    runtime: Any = TorchRuntime(RawGraph(model) if outputs == "raw" else EndToEnd(model), change)
-    return exported_detector(runtime, manifest_of(model, outputs=outputs, precision=precision))
 
 
 def quieter(model: RetinaNet) -> RetinaNet:
@@ -47,7 +35,7 @@ def quieter(model: RetinaNet) -> RetinaNet:
 
 @pytest.mark.parametrize("outputs", ["raw", "detections"])
 def test_a_faithful_file_passes_at_other_sizes_than_the_traced_one(model: RetinaNet, raw: RawGraph, outputs: Outputs) -> None:
-    agreement = check_agreement(raw, exported(model, outputs=outputs))
+    agreement = check_agreement(raw, exported_runtime(model, outputs=outputs))
     assert [case[0] for case in agreement.cases[:2]] != [TRACED_BATCH, TRACED_BATCH]
     assert all(case[1:] != TRACED_SIZE_HW for case in agreement.cases)
     assert len({case[0] for case in agreement.cases}) > 1
@@ -83,7 +71,7 @@ def shorter(name: str, values: Tensor) -> Tensor:
 )
 def test_an_unfaithful_file_is_refused(model: RetinaNet, raw: RawGraph, change: Change, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        check_agreement(raw, exported(model, change))
+        check_agreement(raw, exported_runtime(model, change))
 
 
 def test_boxes_that_are_lost_or_moved_are_noticed(model: RetinaNet, raw: RawGraph) -> None:
@@ -97,13 +85,13 @@ def test_boxes_that_are_lost_or_moved_are_noticed(model: RetinaNet, raw: RawGrap
 
     for change in (half_a_pixel, without_the_second):
         with pytest.raises(ExportError, match="detections of the exported file are not the model's"):
-            check_agreement(raw, exported(model, change, outputs="detections"))
+            check_agreement(raw, exported_runtime(model, change, outputs="detections"))
 
 
-def test_objects_found_in_an_empty_picture_are_noticed(model: RetinaNet) -> None:
+def test_objects_found_in_an_empty_image_are_noticed(model: RetinaNet) -> None:
     silent = quieter(model)
     silent_raw = RawGraph(silent)
-    assert check_agreement(silent_raw, exported(silent)).empty
+    assert check_agreement(silent_raw, exported_runtime(silent)).empty
     number = iter(range(10))
 
     def invents_in_the_last_case(name: str, values: Tensor) -> Tensor:
@@ -112,7 +100,7 @@ def test_objects_found_in_an_empty_picture_are_noticed(model: RetinaNet) -> None
         return values
 
     with pytest.raises(ExportError, match="in which the model finds none"):
-        check_agreement(silent_raw, exported(silent, invents_in_the_last_case, outputs="detections"))
+        check_agreement(silent_raw, exported_runtime(silent, invents_in_the_last_case, outputs="detections"))
 
 
 def test_rounding_is_allowed_where_it_was_asked_for_and_only_so_much(model: RetinaNet, raw: RawGraph) -> None:
@@ -124,11 +112,11 @@ def test_rounding_is_allowed_where_it_was_asked_for_and_only_so_much(model: Reti
         return change
 
     with pytest.raises(ExportError, match="differ from the model's"):
-        check_agreement(raw, exported(model, noisy(0.05)))
-    agreement = check_agreement(raw, exported(model, noisy(0.05), precision="bf16"))
+        check_agreement(raw, exported_runtime(model, noisy(0.05)))
+    agreement = check_agreement(raw, exported_runtime(model, noisy(0.05), precision="bf16"))
     assert agreement.rms == pytest.approx(0.05, rel=0.2)
     with pytest.raises(ExportError, match="relative error"):
-        check_agreement(raw, exported(model, noisy(0.3), precision="bf16"))
-    check_agreement(raw, exported(model, noisy(0.3), precision="int8"))
+        check_agreement(raw, exported_runtime(model, noisy(0.3), precision="bf16"))
+    check_agreement(raw, exported_runtime(model, noisy(0.3), precision="int8"))
     with pytest.raises(ExportError, match="relative error"):
-        check_agreement(raw, exported(model, noisy(0.05)), half_weights=True)
+        check_agreement(raw, exported_runtime(model, noisy(0.05), half_weights=True))

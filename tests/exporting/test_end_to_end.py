@@ -11,8 +11,7 @@ from torchvision.ops import batched_nms
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.errors import InputError
 from lw_retinanet.exporting.end_to_end import EndToEnd, survivors
-from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.tracing import example_inputs
+from lw_retinanet.exporting.graph import RawGraph, example_inputs
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Detections, Predictions

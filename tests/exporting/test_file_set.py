@@ -10,7 +10,7 @@ def test_xml_and_weights_change_together(tmp_path: Path) -> None:
     path, weights = tmp_path / "small.xml", tmp_path / "small.bin"
 
     def write(words: str) -> None:
-        with replacing_pair(path) as temporary:
+        with replacing_pair(path, weights) as temporary:
             temporary.write_text(words)
             temporary.with_suffix(".bin").write_text(words)
 

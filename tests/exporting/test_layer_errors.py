@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lw_retinanet.exporting.layer_errors import layer_errors, write_table
+from lw_retinanet.exporting.quantisation import layer_errors, write_layer_errors
 
 
 def test_worst_layer_comes_first_in_decibels(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_worst_layer_comes_first_in_decibels(tmp_path: Path) -> None:
     assert rows[2].signal_to_noise == math.inf
     assert [row.is_kept for row in rows] == [False, False, True]
     assert rows[2].as_dict()["signal_to_noise_db"] is None  # infinity is no JSON
-    write_table(rows, tmp_path / "layers.csv")
+    write_layer_errors(rows, tmp_path / "layers.csv")
     assert (tmp_path / "layers.csv").read_text().splitlines() == [
         "layer,signal_to_noise_db,is_kept", "bad,0.00,false", "mild,20.00,false", "kept,,true"
     ]  # fmt: skip

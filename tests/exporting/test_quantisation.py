@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.exporting.fakes import fake_backend, manifest_of
+from tests.exporting.fakes import fake_target, manifest_of
 
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.errors import ExportError, ImageError
 from lw_retinanet.exporting.calibration import Calibration
 from lw_retinanet.exporting.gate import Accuracy
-from lw_retinanet.exporting.quantisation import quantise
-from lw_retinanet.exporting.raw_graph import RawGraph
+from lw_retinanet.exporting.graph import RawGraph
+from lw_retinanet.exporting.quantisation import quantise_through_gate
 from lw_retinanet.models.retinanet import RetinaNet
 
 PREDICTIONS = ("head.cls.shared_predict", "head.bbox.shared_predict")
@@ -37,10 +37,9 @@ def calibration(sample: Path) -> Calibration:
 
 
 def attempt(model: RetinaNet, calibration: Calibration, gate: Any, *, allow_drop: bool = False) -> tuple[Any, Any, list[Sequence[str]]]:
-    kept: list[Sequence[str]] = []
-    backend = fake_backend(quantised=kept)
-    chosen, attempts = quantise(RawGraph(model), backend, calibration, gate, manifest_of(model), allow_drop=allow_drop)
-    return chosen, attempts, kept
+    target = fake_target()
+    attempts = quantise_through_gate(RawGraph(model), target, calibration, gate, manifest_of(model), allow_drop=allow_drop)
+    return attempts[-1], attempts, target.quantised
 
 
 def test_one_attempt_is_enough_where_it_passes(model: RetinaNet, calibration: Calibration) -> None:
@@ -59,7 +58,7 @@ def test_predictions_are_kept_first_then_the_worst_layers(model: RetinaNet, cali
 
 
 def test_a_gate_that_never_opens_names_the_best_attempt_and_the_worst_layers(model: RetinaNet, calibration: Calibration) -> None:
-    with pytest.raises(ExportError, match=r"AP 30\.00 -> 29\.00.*prediction convolutions not.*worst layers: .*--allow-drop"):
+    with pytest.raises(ExportError, match=r"AP 30\.00 -> 29\.00.*prediction convolutions not.*worst layers: .*allow_drop"):
         attempt(model, calibration, Verdicts(0.28, 0.29, 0.285))
 
 
@@ -114,16 +113,15 @@ def test_onnx_int8_is_close_smaller_and_leaves_alone_what_it_should(
     triton_folder: Path, model: RetinaNet, calibration: Calibration, tmp_path: Path
 ) -> None:
     onnx = pytest.importorskip("onnx")
-    from lw_retinanet.exporting import int8_onnx
-    from lw_retinanet.exporting.onnx_file import OnnxRuntime
+    from lw_retinanet.exporting.onnx import OnnxRuntime, _behind_predictions
 
     network = onnx.load(str(triton_folder / "1" / "model.onnx"))
-    layers = int8_onnx.layer_names(network)
+    layers = OnnxRuntime.layers(network)
     assert len(layers) == len(set(layers))
     kept = [layer for layer in layers if "predict" in layer]
     assert len(kept) == 10  # two branches, five levels
-    quantised = int8_onnx.quantise_onnx(network, calibration, tmp_path / "int8.onnx", keep=kept, ranges=tmp_path / "ranges.json")
-    assert int8_onnx.layer_names(quantised) == layers or set(int8_onnx.layer_names(quantised)) == set(layers)
+    quantised = OnnxRuntime.quantise(network, calibration, keep=kept, scratch=tmp_path)
+    assert OnnxRuntime.layers(quantised) == layers or set(OnnxRuntime.layers(quantised)) == set(layers)
     weights = {node.output[0]: node for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
     scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
     for node in quantised.graph.node:
@@ -132,12 +130,12 @@ def test_onnx_int8_is_close_smaller_and_leaves_alone_what_it_should(
     first = next(node for node in quantised.graph.node if node.name == "backbone.conv1")
     assert scales[weights[first.input[1]].input[1]].shape == (64,)  # one scale an output channel
     # Nothing behind the predictions is rounded.
-    decoded = {node.op_type for node in quantised.graph.node if set(node.output) & set(int8_onnx._behind_predictions(network))}
+    decoded = {node.op_type for node in quantised.graph.node if set(node.output) & set(_behind_predictions(network))}
     assert "QuantizeLinear" not in decoded
     assert (tmp_path / "int8.onnx").stat().st_size < 0.5 * (triton_folder / "1" / "model.onnx").stat().st_size
     # Ranges are measured once: the second time they are read.
     before = (tmp_path / "ranges.json").read_bytes()
-    again = int8_onnx.quantise_onnx(network, calibration, tmp_path / "again.onnx", keep=kept, ranges=tmp_path / "ranges.json")
+    again = OnnxRuntime.quantise(network, calibration, keep=kept, scratch=tmp_path)
     assert (tmp_path / "ranges.json").read_bytes() == before
     assert again.SerializeToString() == quantised.SerializeToString()
     # Layers before the first kept one carry noise, but little.
@@ -146,8 +144,8 @@ def test_onnx_int8_is_close_smaller_and_leaves_alone_what_it_should(
     noise = [
         rms(found, torch.from_numpy(wanted))
         for found, wanted in zip(
-            OnnxRuntime(int8_onnx.tapped(quantised, layers).SerializeToString())(*inputs),
-            OnnxRuntime(int8_onnx.tapped(network, layers).SerializeToString())(*inputs),
+            OnnxRuntime(OnnxRuntime.tapped(quantised, layers), manifest_of(model)).run(*inputs),
+            OnnxRuntime(OnnxRuntime.tapped(network, layers), manifest_of(model)).run(*inputs),
             strict=True,
         )
     ]
@@ -156,9 +154,9 @@ def test_onnx_int8_is_close_smaller_and_leaves_alone_what_it_should(
 
 def test_symmetric_onnx_is_around_zero(onnx_file: Path, calibration: Calibration, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    from lw_retinanet.exporting.backend import backend_of
+    from lw_retinanet.exporting.onnx import OnnxRuntime
 
-    network = backend_of("onnx", symmetric=True).quantise(onnx.load(str(onnx_file)), calibration, tmp_path, ())
+    network = OnnxRuntime.quantise(onnx.load(str(onnx_file)), calibration, scratch=tmp_path, symmetric=True)
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
     zeros = [values[node.input[2]] for node in network.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert len(zeros) > 50
@@ -169,25 +167,24 @@ def test_symmetric_onnx_is_around_zero(onnx_file: Path, calibration: Calibration
 def test_openvino_int8_is_close_and_keeps_what_it_should(openvino_file: Path, model: RetinaNet, calibration: Calibration) -> None:
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    from lw_retinanet.exporting import int8_openvino
-    from lw_retinanet.exporting.openvino_file import OpenVinoRuntime, conv_operations
+    from lw_retinanet.exporting.openvino import OpenVinoRuntime, _convolutions
 
     network = openvino.Core().read_model(str(openvino_file))
-    layers = int8_openvino.layer_names(network)
+    layers = OpenVinoRuntime.layers(network)
     kept = [layer for layer in layers if "predict" in layer]
     assert len(kept) == 10
     assert len(layers) == len(set(layers))
-    quantised = int8_openvino.quantise_openvino(network, calibration, keep=kept)
-    assert set(int8_openvino.layer_names(quantised)) == set(layers)
-    for operation in conv_operations(quantised):
+    quantised = OpenVinoRuntime.quantise(network, calibration, keep=kept)
+    assert set(OpenVinoRuntime.layers(quantised)) == set(layers)
+    for operation in _convolutions(quantised):
         # Of the weights: activations may be rounded before a pooling layer in between.
         is_quantised = operation.input_value(1).get_node().get_type_name() != "Constant"
         assert is_quantised is (operation.get_friendly_name() not in kept), operation.get_friendly_name()
     images = torch.from_numpy(next(iter(calibration.inputs(("images",))))["images"])
     with torch.no_grad():
         wanted = model(images, full_head=True)
-    logits, deltas = OpenVinoRuntime(quantised)(images)
+    logits, deltas = OpenVinoRuntime(quantised, manifest_of(model)).run(images)
     assert 0 < rms(logits, wanted.logits) < 0.4
     assert 0 < rms(deltas, wanted.deltas) < 0.4
-    taps = OpenVinoRuntime(int8_openvino.tapped(quantised, layers[:3]))(images)
+    taps = OpenVinoRuntime(OpenVinoRuntime.tapped(quantised, layers[:3]), manifest_of(model)).run(images)
     assert len(taps) == 3

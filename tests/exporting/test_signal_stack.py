@@ -29,12 +29,12 @@ def test_what_was_installed_inside_is_gone_outside() -> None:
 
 
 def test_signals_arrive_after_detectors_went_in_the_order_they_came(openvino_file: Path) -> None:
-    from tests.exporting.fakes import picture
+    from tests.exporting.fakes import smooth_image
 
     before = in_use()
     first, second = lw.load(openvino_file), lw.load(openvino_file)
     for detector in (first, second):
-        detector.predict(picture(70, 96, seed=0))
+        detector.predict(smooth_image(70, 96, seed=0))
     assert in_use() == before
     del first, detector
     gc.collect()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lw_retinanet.errors import OutputError
-from lw_retinanet.exporting.triton import config_text, model_name
+from lw_retinanet.exporting.triton import TritonRepository, config_text
 
 
 def test_repository_is_what_triton_expects(triton_folder: Path, onnx_file: Path) -> None:
@@ -38,6 +38,6 @@ def test_repository_is_what_triton_expects(triton_folder: Path, onnx_file: Path)
 
 
 def test_a_name_that_triton_refuses_is_refused_before_it_does() -> None:
-    assert model_name(Path("a/my-model.v2")) == "my-model.v2"
+    assert TritonRepository.place(Path("a/my-model.v2")) == Path("a/my-model.v2/1/model.onnx")
     with pytest.raises(OutputError, match="letters, digits"):
-        model_name(Path("a/my model"))
+        TritonRepository.place(Path("a/my model"))

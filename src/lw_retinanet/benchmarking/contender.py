@@ -14,7 +14,7 @@ from lw_retinanet.benchmarking.stages import StageClock
 from lw_retinanet.data.images import decode
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.pipeline import in_groups
-from lw_retinanet.exporting.partners import Detected
+from lw_retinanet.exporting.matches import Detected
 from lw_retinanet.models.postprocess import detect
 
 

@@ -14,7 +14,7 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
-from lw_retinanet.exporting.runtimes import exported_file, manifest_of, open_exported
+from lw_retinanet.exporting.opening import exported_file, manifest_of, open_exported
 from lw_retinanet.heads import is_preset, known_presets
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
@@ -171,14 +171,12 @@ def _of_file(path: Path, name: str, precisions: Sequence[Timed], size: int | Non
 
 
 def _exported(path: Path, name: str, precisions: Sequence[Timed], size: int | None, device: torch.device, _: bool) -> Entry:
-    file = exported_file(path)
-    assert file is not None
-    first = open_exported(file, device=device.type if device.type == "cuda" else "cpu")
+    first = open_exported(path, device=device.type if device.type == "cuda" else "cpu")
     manifest = manifest_of(first)
     assert manifest is not None
     detectors: dict[str, Detector] = {manifest.precision: first}
     if manifest.kind == "openvino" and manifest.precision == "fp32":
-        detectors = {precision: open_exported(file, precision=precision) for precision in precisions}
+        detectors = {precision: open_exported(path, precision=precision) for precision in precisions}
     record = manifest.record
     conventions = _resized(record.conventions, size)
     detectors = {precision: detector.with_conventions(conventions) for precision, detector in detectors.items()}

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from lw_retinanet.benchmarking.entries import Entry, Timed
 from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.exporting.int8_openvino import quantise_openvino
+from lw_retinanet.exporting.graph import RawGraph
 from lw_retinanet.exporting.manifest import ExportPrecision, Manifest
-from lw_retinanet.exporting.openvino_file import OpenVinoRuntime, make_openvino
-from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import exported_detector
+from lw_retinanet.exporting.opening import exported_detector
+from lw_retinanet.exporting.openvino import OpenVinoRuntime
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.weights.model_file import ModelRecord, make_record
 
@@ -32,18 +31,18 @@ def openvino_copy(entry: Entry, pictures: Pictures, precisions: Sequence[Timed])
     """
     assert entry.network is not None
     assert entry.reference is not None
-    network = make_openvino(RawGraph(entry.network))
+    network = OpenVinoRuntime.make(RawGraph(entry.network))
     detectors: dict[str, Detector] = {}
     for precision in precisions:
-        detectors[precision] = _detector(entry, OpenVinoRuntime(network, precision=precision), precision)
-    quantised = quantise_openvino(network, _Ranges(entry.reference, pictures))
-    detectors["int8"] = _detector(entry, OpenVinoRuntime(quantised, precision="int8"), "int8")
+        detectors[precision] = _detector(entry, network, precision)
+    quantised = OpenVinoRuntime.quantise(network, _Ranges(entry.reference, pictures))
+    detectors["int8"] = _detector(entry, quantised, "int8")
     return replace(entry, name=f"{entry.name} openvino", detectors=detectors, runtime="openvino", origin=entry.name)
 
 
-def _detector(entry: Entry, runtime: OpenVinoRuntime, precision: ExportPrecision) -> Detector:
+def _detector(entry: Entry, network: Any, precision: ExportPrecision) -> Detector:
     manifest = Manifest(kind="openvino", outputs="raw", precision=precision, head="only", record=_record(entry))
-    return exported_detector(runtime, manifest, precision="bf16" if precision == "bf16" else "fp32", name=entry.name)
+    return exported_detector(OpenVinoRuntime(network, manifest, precision=precision), name=entry.name)
 
 
 def _record(entry: Entry) -> ModelRecord:

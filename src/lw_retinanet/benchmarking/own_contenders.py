@@ -7,7 +7,7 @@ from lw_retinanet.benchmarking.entries import Entry
 from lw_retinanet.benchmarking.pictures import Pictures
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.exporting.runtimes import manifest_of
+from lw_retinanet.exporting.opening import manifest_of
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.weights.model_file import build_network
 

@@ -13,7 +13,7 @@ from lw_retinanet.conventions import OutputRule
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.exporting.agreement import RMS_LIMITS
-from lw_retinanet.exporting.partners import MIN_SHARE, Detected, partners, shared
+from lw_retinanet.exporting.matches import MIN_SHARE, Detected, match_lists, share_found
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.torchvision_twin import torchvision_conventions
 
@@ -154,7 +154,7 @@ def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *
         if is_exact:
             total.add(wanted_boxes, given_boxes, score=EXPORTED_SCORE, rule=reference.conventions.output)
         else:
-            shares.append(shared(wanted_boxes, given_boxes))
+            shares.append(share_found(wanted_boxes, given_boxes))
     if not is_exact:
         share = min(shares, default=None)
         if share is not None and share < MIN_SHARE:
@@ -172,7 +172,7 @@ class _Tally:
         self.box = self.score = 0.0
 
     def add(self, wanted: Detected, given: Detected, *, score: float, rule: OutputRule) -> None:
-        found = partners(wanted, given, most=rule.max_detections, box=BOX_PIXELS, score=score, threshold=rule.score_threshold)
+        found = match_lists(wanted, given, most=rule.max_detections, box=BOX_PIXELS, score=score, threshold=rule.score_threshold)
         self.detections += len(wanted.scores)
         self.missing += found.missing
         self.box, self.score = max(self.box, found.box), max(self.score, found.score)

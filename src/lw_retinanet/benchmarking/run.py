@@ -23,7 +23,7 @@ from lw_retinanet.config import MAX_SIZE
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device, exact_fp32, uses_bf16
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.exporting.runtimes import manifest_of
+from lw_retinanet.exporting.opening import manifest_of
 from lw_retinanet.heads import contender_presets
 from lw_retinanet.progress import Progress
 

@@ -181,8 +181,8 @@ class Detector:
         if chosen == "light":
             raise InputError(f"{name} holds the full head only; export the model again for the light one")
         raise InputError(
-            f"{name} holds the light head only, so there is no full head to switch to; `lw-retinanet lighten` writes model files that "
-            "hold both, and an export holds the one that it is asked for"
+            f"{name} holds one head only, so there is no full head to switch to; `lw-retinanet lighten` writes model files that hold "
+            "both, and an exported file holds the one that was asked for"
         )
 
     def predict(

@@ -30,12 +30,20 @@ _making = threading.Lock()
 class Runtime(Protocol):
     """What runs a network. Preprocessing, decoding and NMS are the detector's, so that every runtime gives the same boxes."""
 
-    device: torch.device
-    """Where images have to be, and where answers are."""
-    precision: Precision
-    """What was asked for."""
-    gives_boxes: bool
-    """Whether the network ends with NMS. If so, only :meth:`detect` can be called; otherwise only :meth:`predict`."""
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be, and where answers are."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """What was asked for."""
+        ...
+
+    @property
+    def gives_boxes(self) -> bool:
+        """Whether the network ends with NMS. If so, only :meth:`detect` can be called; otherwise only :meth:`predict`."""
+        ...
 
     @property
     def chosen_precision(self) -> Literal["fp32", "bf16"] | None:

@@ -1,4 +1,4 @@
-"""Does the exported file answer as the model does? Asked before anybody else can see the file."""
+"""Whether an exported network answers as its model does, which is checked before anybody else can see the file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.conventions import Conventions
-from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ExportError
-from lw_retinanet.exporting.partners import MIN_SHARE, Detected, partners, shared
-from lw_retinanet.exporting.raw_graph import RawGraph
-from lw_retinanet.exporting.runtimes import manifest_of
-from lw_retinanet.exporting.tracing import TRACED_BATCH, TRACED_SIZE_HW, example_inputs
+from lw_retinanet.exporting.graph import TRACED_BATCH, TRACED_SIZE_HW, RawGraph, example_inputs, full_sizes
+from lw_retinanet.exporting.matches import MIN_SHARE, Detected, match_lists, share_found
+from lw_retinanet.exporting.target import ExportedRuntime
 from lw_retinanet.models.postprocess import detect
 from lw_retinanet.structures import Detections, Predictions
 
@@ -21,7 +19,7 @@ CASES: tuple[tuple[int, tuple[int, int]], ...] = ((1, (128, 224)), (3, (224, 160
 assert all(batch != TRACED_BATCH and size_hw != TRACED_SIZE_HW for batch, size_hw in CASES)
 FP32_TOLERANCE = 1e-4  # of logits and deltas, relative to the largest of them; measured: some 1e-6
 SCORE_TOLERANCE, BOX_TOLERANCE = 1e-4, 0.05  # of detections; pixels
-MAX_MISSING = 0.01  # of the detections: two boxes that overlap by just the limit may fall either way
+MAX_MISSING = 0.01  # of the detections: two boxes whose IoU is just at the limit may fall either way
 # Root of the mean squared error over the standard deviation. Measured on a trained ResNet-50: fp16 weights 0.0006, bf16 0.04, int8 0.1.
 RMS_LIMITS = {"half": 0.01, "bf16": 0.15, "int8": 0.8}
 _WANTED = 50  # detections in an image at least, so that there is something to compare
@@ -29,15 +27,15 @@ _WANTED = 50  # detections in an image at least, so that there is something to c
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What was compared, and how far both were apart at most.
+    """What was compared, and the largest differences.
 
     Args:
-        cases: batch, height, width of each input; the last is the picture without detections.
-        largest: of the absolute differences of logits and deltas; None for a file that gives boxes.
-        rms: root of the mean squared difference over the standard deviation; None as above.
-        compared: detections.
-        missing: those of either that the other does not have within tolerance.
-        empty: whether the last case had no detections at the model's own threshold.
+        cases: Batch, height and width of each input; the last one is an image without detections.
+        largest: Largest absolute difference of logits and deltas; None for a network that gives boxes.
+        rms: Root of the mean squared difference over the standard deviation; None as above.
+        compared: Number of detections.
+        missing: Detections of either side without a match on the other.
+        empty: Whether the model found nothing in the last case at its own threshold.
     """
 
     cases: tuple[tuple[int, int, int], ...]
@@ -48,63 +46,92 @@ class Agreement:
     empty: bool
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return {**vars(self), "cases": [list(case) for case in self.cases]}
 
 
-def check_agreement(reference: RawGraph, detector: Detector, *, half_weights: bool = False, pictures: Sequence[Tensor] = ()) -> Agreement:
-    """Compare a file with its model at batches and sizes other than the traced ones, and on a picture in which nothing is found.
+def check_agreement(reference: RawGraph, runtime: ExportedRuntime, *, images: Sequence[Tensor] = ()) -> Agreement:
+    """Compare a network with its model at batches and sizes other than the traced ones, and on an image in which nothing is found.
 
-    In fp32 every logit, delta and detection has to agree; in less than that the error as a whole is limited, and what it costs is for
-    :mod:`lw_retinanet.exporting.gate` to say.
+    In fp32 every logit, delta and detection must agree. In lower precision only the error as a whole is limited;
+    :mod:`lw_retinanet.exporting.gate` measures what it costs.
 
     Args:
-        reference: the model.
-        detector: over the exported file.
-        half_weights: its weights were rounded to fp16.
-        pictures: (1, 3, H, W) inputs to make the cases of; None takes smooth noise. int8 knows only the values that it was calibrated on.
+        reference: The model.
+        runtime: Runs the exported network.
+        images: (1, 3, H, W) inputs to make the cases from; none takes smooth noise. An int8 network needs images like those of its
+            calibration.
 
     Raises:
-        ExportError: if they differ by more than they may.
+        ExportError: If they differ by more than they may.
     """
-    manifest = manifest_of(detector)
-    assert manifest is not None
-    rounding = "half" if half_weights and manifest.precision == "fp32" else manifest.precision
-    rms_limit = RMS_LIMITS.get(rounding)
-    inputs = [_case(reference, batch, size_hw, pictures, seed) for seed, (batch, size_hw) in enumerate(CASES)]
-    empty, is_empty = _without_detections(reference, detector.conventions)
-    inputs.append(empty)
-    largest, rms, compared, missing = 0.0, 0.0, 0, 0
-    for images in inputs:
-        is_last = images is empty
-        with torch.no_grad():
-            wanted = Predictions(*reference(images))
-        if manifest.outputs == "raw":
-            found = detector.network(images)
-            for name, one, other in (("logits", wanted.logits, found.logits), ("deltas", wanted.deltas, found.deltas)):
-                difference = _difference(one, other, name, images, rms_limit)
-                largest, rms = max(largest, difference[0]), max(rms, difference[1] if not is_last else 0.0)
-            conventions = _conventions(wanted, detector.conventions, none=is_last)
-            expected, given = (_detected(predictions, images, conventions) for predictions in (wanted, found))
-        else:
-            conventions = detector.conventions
-            expected = _detected(wanted, images, conventions)
-            given = detector.runtime.detect(images, _sizes(images))
-        if is_last and is_empty and rms_limit is None and int(given.counts.sum()) > 0:
-            raise ExportError(f"the exported file finds {int(given.counts.sum())} objects in a picture in which the model finds none")
-        number, lost = _missing(expected, given, conventions.output.score_threshold)
-        compared, missing = compared + number, missing + lost
-        if rms_limit is not None and manifest.outputs != "raw":
-            _require_shared(expected, given)
-    if rms_limit is None and missing > max(1, MAX_MISSING * compared):
+    manifest = runtime.manifest
+    comparison = _Comparison(runtime)
+    inputs = [_case(reference, batch, size_hw, images, seed) for seed, (batch, size_hw) in enumerate(CASES)]
+    empty, is_empty = _without_detections(reference, manifest.record.conventions)
+    for each in inputs:
+        comparison.add(each, _predict(reference, each))
+    comparison.add(empty, _predict(reference, empty), is_plain=True, is_empty=is_empty)
+    missing, compared = comparison.missing, comparison.compared
+    if comparison.rms_limit is None and missing > max(1, MAX_MISSING * compared):
         raise ExportError(
             f"{missing} of {compared} detections of the exported file are not the model's (score within {SCORE_TOLERANCE}, box within "
             f"{BOX_TOLERANCE} pixels); nothing was written"
         )
-    is_raw = manifest.outputs == "raw"
-    cases = tuple((len(images), int(images.shape[2]), int(images.shape[3])) for images in inputs)
     return Agreement(
-        cases=cases, largest=largest if is_raw else None, rms=rms if is_raw else None, compared=compared, missing=missing, empty=is_empty
+        cases=tuple((len(each), int(each.shape[2]), int(each.shape[3])) for each in (*inputs, empty)),
+        largest=None if runtime.gives_boxes else comparison.largest,
+        rms=None if runtime.gives_boxes else comparison.rms,
+        compared=compared,
+        missing=missing,
+        empty=is_empty,
     )
+
+
+class _Comparison:
+    """Differences of a network from its model, over several inputs."""
+
+    def __init__(self, runtime: ExportedRuntime) -> None:
+        manifest = runtime.manifest
+        self.runtime = runtime
+        self.conventions = manifest.record.conventions
+        self.rms_limit = RMS_LIMITS.get("half" if manifest.half_weights and manifest.precision == "fp32" else manifest.precision)
+        self.largest = self.rms = 0.0
+        self.compared = self.missing = 0
+
+    def add(self, images: Tensor, wanted: Predictions, *, is_plain: bool = False, is_empty: bool = False) -> None:
+        """Compare one input.
+
+        Args:
+            images: The input.
+            wanted: What the model says.
+            is_plain: The images have one colour.
+            is_empty: The model finds nothing in them.
+        """
+        if self.runtime.gives_boxes:
+            conventions = self.conventions
+            given = self.runtime.detect(images, full_sizes(images))
+        else:
+            found = self.runtime.predict(images)
+            for name, one, other in (("logits", wanted.logits, found.logits), ("deltas", wanted.deltas, found.deltas)):
+                largest, rms = _difference(one, other, name, images, self.rms_limit)
+                self.largest, self.rms = max(self.largest, largest), max(self.rms, 0.0 if is_plain else rms)
+            conventions = _with_threshold(wanted, self.conventions, none=is_plain)
+            given = _detected(found, images, conventions)
+        expected = _detected(wanted, images, conventions)
+        if is_empty and self.rms_limit is None and int(given.counts.sum()) > 0:
+            raise ExportError(f"the exported file finds {int(given.counts.sum())} objects in an image in which the model finds none")
+        self._match(expected, given, conventions.output.score_threshold)
+
+    def _match(self, expected: Detections, given: Detections, threshold: float) -> None:
+        most = expected.scores.shape[1]
+        for row in range(len(expected.counts)):
+            one, other = Detected.of_row(expected, row), Detected.of_row(given, row)
+            matches = match_lists(one, other, most=most, box=BOX_TOLERANCE, score=SCORE_TOLERANCE, threshold=threshold)
+            self.missing += matches.missing
+            if self.rms_limit is not None and self.runtime.gives_boxes and (share := share_found(one, other)) < MIN_SHARE:
+                raise ExportError(f"the exported file shares only {share:.0%} of the model's detections in an image; nothing was written")
+        self.compared += int(expected.counts.sum())
 
 
 def _difference(wanted: Tensor, found: Tensor, name: str, images: Tensor, rms_limit: float | None) -> tuple[float, float]:
@@ -119,33 +146,35 @@ def _difference(wanted: Tensor, found: Tensor, name: str, images: Tensor, rms_li
     problem = ""
     if rms_limit is None and largest > limit:
         problem = f"differ from the model's by {largest:.2g}, more than {limit:.2g},"
-    elif rms_limit is not None and rms > rms_limit and bool(images.std() > 0):  # on an empty picture there is no signal to compare with
+    elif rms_limit is not None and rms > rms_limit and bool(images.std() > 0):  # a plain image has no signal to compare with
         problem = f"have a relative error of {rms:.2g}, more than {rms_limit},"
     if problem:
         raise ExportError(f"the {name} of the exported file {problem} for an input of {shape}; nothing was written")
     return largest, rms
 
 
-def _case(graph: nn.Module, batch: int, size_hw: tuple[int, int], pictures: Sequence[Tensor], seed: int) -> Tensor:
-    if not pictures:
+def _predict(reference: RawGraph, images: Tensor) -> Predictions:
+    with torch.no_grad():
+        return Predictions(*reference(images))
+
+
+def _case(graph: RawGraph, batch: int, size_hw: tuple[int, int], images: Sequence[Tensor], seed: int) -> Tensor:
+    if not images:
         return example_inputs(graph, batch, size_hw, seed=seed + 1)[0]
-    rows = [nn.functional.interpolate(pictures[row % len(pictures)], size=size_hw, mode="bilinear") for row in range(batch)]
-    return torch.cat(rows)
+    return torch.cat([nn.functional.interpolate(images[row % len(images)], size=size_hw, mode="bilinear") for row in range(batch)])
 
 
 def _without_detections(reference: RawGraph, conventions: Conventions) -> tuple[Tensor, bool]:
-    """A picture in which the model finds nothing at its own threshold, if one of some plain ones is such; else one of these."""
+    """An image of one colour, and whether the model finds nothing in it at its own threshold."""
     plain = [torch.full((1, 3, 128, 192), value) for value in (0.0, -2.0, 2.0)]
     for images in plain:
-        with torch.no_grad():
-            found = _detected(Predictions(*reference(images)), images, conventions)
-        if int(found.counts.sum()) == 0:
+        if int(_detected(_predict(reference, images), images, conventions).counts.sum()) == 0:
             return images, True
     return plain[0], False
 
 
-def _conventions(predictions: Predictions, conventions: Conventions, *, none: bool) -> Conventions:
-    """With a threshold that many candidates pass, so that detections can be compared, or none at all."""
+def _with_threshold(predictions: Predictions, conventions: Conventions, *, none: bool) -> Conventions:
+    """Conventions with a threshold that many candidates pass, so that detections can be compared, or none at all."""
     scores = predictions.logits.amax(dim=2).flatten().sigmoid()
     if none:
         score = min(0.99, max(conventions.output.score_threshold, float(scores.max()) + 0.02))
@@ -155,40 +184,13 @@ def _conventions(predictions: Predictions, conventions: Conventions, *, none: bo
     return conventions.model_copy(update={"output": output})
 
 
-def talkative(reference: RawGraph, conventions: Conventions) -> Conventions:
-    """The same with a threshold that candidates in noise pass, for a file whose own the model passes too rarely to compare anything."""
+def with_low_threshold(reference: RawGraph, conventions: Conventions) -> Conventions:
+    """Conventions with a threshold that candidates in noise pass, for a model that finds too little to compare at its own."""
     (images, *_) = example_inputs(reference, *CASES[0], seed=1)
-    with torch.no_grad():
-        return _conventions(Predictions(*reference(images)), conventions, none=False)
+    return _with_threshold(_predict(reference, images), conventions, none=False)
 
 
 def _detected(predictions: Predictions, images: Tensor, conventions: Conventions) -> Detections:
     size_hw = (int(images.shape[2]), int(images.shape[3]))
-    return detect(predictions, size_hw=size_hw, sizes_hw=_sizes(images), conventions=conventions)
-
-
-def _sizes(images: Tensor) -> Tensor:
-    return torch.tensor([images.shape[2:]] * len(images))
-
-
-def _missing(expected: Detections, given: Detections, threshold: float) -> tuple[int, int]:
-    """Detections of ``expected``, and how many of either have no partner in the other; those at the edge of the list do not count."""
-    lost, most = 0, expected.scores.shape[1]
-    for row in range(len(expected.counts)):
-        lost += partners(
-            _of_row(expected, row), _of_row(given, row), most=most, box=BOX_TOLERANCE, score=SCORE_TOLERANCE, threshold=threshold
-        ).missing
-    return int(expected.counts.sum()), lost
-
-
-def _require_shared(expected: Detections, given: Detections) -> None:
-    """Of a rounded network that gives boxes, all that can be asked for; what it costs is for the gate to say."""
-    for row in range(len(expected.counts)):
-        share = shared(_of_row(expected, row), _of_row(given, row))
-        if share < MIN_SHARE:
-            raise ExportError(f"the exported file shares only {share:.0%} of the model's detections in a picture; nothing was written")
-
-
-def _of_row(detections: Detections, row: int) -> Detected:
-    count = int(detections.counts[row])
-    return Detected(detections.boxes[row, :count], detections.scores[row, :count], detections.labels[row, :count])
+    with torch.no_grad():
+        return detect(predictions, size_hw=size_hw, sizes_hw=full_sizes(images), conventions=conventions)

@@ -1,4 +1,4 @@
-"""Pictures on which the ranges of int8 are measured, as the network sees them."""
+"""Calibration images: the ranges of int8 are measured on them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.records import Records
-from lw_retinanet.exporting.tracing import with_sizes
+from lw_retinanet.exporting.graph import with_sizes
 from lw_retinanet.lightening.calibration_images import calibration_files, calibration_inputs
 
 
 class Calibration:
-    """Inputs of a network, one picture at a time; read from the disk at each pass, since 300 of them fill gigabytes.
+    """Inputs of a network, one image at a time; read from the disk at each pass, since 300 of them fill gigabytes.
 
     Args:
-        source: a data set, of which the training split is taken, or a folder of pictures; labels are not read.
-        rule: of the model.
-        count: pictures at most, drawn at random.
-        seed: of the draw.
+        source: A data set, of which the training split is taken, or a folder of images; labels are not read.
+        rule: Preprocessing of the model.
+        count: Largest number of images; drawn at random if there are more.
+        seed: Seed of the draw.
 
     Raises:
-        InputError: if there are none.
-        ImageError: if one that the annotations name is missing.
+        InputError: If there are no images.
+        ImageError: If an image that the annotations name is missing.
     """
 
     def __init__(self, source: Path, rule: InputRule, *, count: int, seed: int = 0) -> None:
@@ -36,13 +36,13 @@ class Calibration:
         return len(self.files)
 
     def inputs(self, names: Sequence[str], *, count: int | None = None) -> Iterator[dict[str, NDArray[Any]]]:
-        """What a graph with these inputs takes, for the first ``count`` pictures or all."""
+        """Values of a graph's inputs with these names, for the first ``count`` images or all."""
         for images in calibration_inputs(self.files[:count], self.rule, mirrored=False):
             values = with_sizes(names, images)
             yield {name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, values, strict=True)}
 
     def shared_with(self, records: Records) -> int:
-        """How many of these pictures are also among ``records``, by content: copies under other names count."""
+        """How many of these images are also among ``records``, by content: copies under other names count."""
         sizes: dict[int, list[Path]] = {}
         for image in range(records.num_images):
             path = records.path(image)

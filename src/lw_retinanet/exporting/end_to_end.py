@@ -1,4 +1,4 @@
-"""Images in, boxes out, in one graph of fixed output shapes: for servers and devices where nothing else of this package runs."""
+"""Images in, boxes out, in one graph of fixed output shapes, for servers and devices where nothing else of this package runs."""
 
 import torch
 from torch import Tensor, nn
@@ -6,41 +6,39 @@ from torch import Tensor, nn
 from lw_retinanet.boxes import clip, decode
 from lw_retinanet.conventions import LEVELS, STRIDES, Conventions
 from lw_retinanet.errors import InputError
-from lw_retinanet.exporting.raw_graph import INPUT
+from lw_retinanet.exporting.graph import IMAGES, SIZES, ExportGraph
 from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.models.suppression import PREFIX, STEPS
 
-SIZES = "sizes_hw"
-DETECTION_OUTPUTS = ("boxes", "scores", "labels", "counts")
 _NOTHING = -1e30  # a logit that passes no threshold; infinity would make NaN of zero times infinity
 
 
-class EndToEnd(nn.Module):
+class EndToEnd(ExportGraph):
     """Network, candidates, decoding, clipping and NMS.
 
     The rules are those of :func:`lw_retinanet.models.postprocess.detect`, in single precision and without a step whose shape depends on
-    values. Two limits follow: NMS sees the best 1,024 candidates of an image (twice ``max_detections`` if that is more), and settles
+    values. Two limits follow: NMS sees the best 1,024 candidates of an image (twice ``max_detections`` if that is more), and follows
     chains of up to 24 boxes of which each suppresses the next.
 
     Args:
-        model: not changed. Its ``conventions`` are built in, thresholds included.
-        full_head: the head of before lightening.
+        model: Not changed. Its ``conventions`` are built in, thresholds included.
+        full_head: Answer with the head that a lightened model had before.
 
     Raises:
-        InputError: for weights whose origin suppresses boxes in the pixels of the original picture, which the graph does not see.
+        InputError: For weights whose origin suppresses boxes in the pixels of the original image, which the graph does not see.
     """
 
-    inputs: tuple[str, ...] = (INPUT, SIZES)
-    outputs: tuple[str, ...] = DETECTION_OUTPUTS
+    inputs = (IMAGES, SIZES)
+    outputs = ("boxes", "scores", "labels", "counts")
 
     def __init__(self, model: RetinaNet, *, full_head: bool = False) -> None:
         super().__init__()
         self.conventions: Conventions = model.conventions
         if self.conventions.output.frame == "picture":
             raise InputError(
-                "--end-to-end: this model's origin clips and suppresses in the original picture's pixels, which the graph does not know; "
+                "this model's origin clips and suppresses in the original image's pixels, which a graph with NMS inside does not know; "
                 "export raw outputs instead"
             )
         self.network = folded(model).cpu().float()
@@ -49,15 +47,15 @@ class EndToEnd(nn.Module):
             self.register_buffer(f"cell_{level}", cell_anchors(stride, self.conventions.anchors), persistent=False)
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """D is ``max_detections``.
+        """Boxes of N images; D is ``max_detections``.
 
         Args:
             images: (N, 3, H, W) float32, resized, normalised, zeros in padding.
-            sizes_hw: (N, 2) int64 height and width of the picture inside the padding.
+            sizes_hw: (N, 2) int64 image size inside the padding.
 
         Returns:
-            (N, D, 4) xyxy pixels of the input, (N, D) scores in falling order, (N, D) int64 labels, (N,) int64 counts; behind the last
-            detection zeros, and -1 for labels.
+            (N, D, 4) xyxy pixels of the input, (N, D) scores in falling order, (N, D) int64 labels, (N,) int64 counts. Padding
+            behind the last detection is 0, and -1 for labels.
         """
         rule, boxes_rule = self.conventions.output, self.conventions.boxes
         size_hw = (images.shape[2], images.shape[3])
@@ -78,14 +76,14 @@ class EndToEnd(nn.Module):
             limits_hw = sizes_hw - 1
         clipped = clip(boxes - last_pixel, limits_hw) + last_pixel
         is_filled = (clipped[..., 2:] > clipped[..., :2]).all(dim=-1)
-        is_real = (scores > 0) & (boxes.abs() < -_NOTHING).all(dim=-1)  # of a diverged network boxes may be infinite or NaN
+        is_real = (scores > 0) & (boxes.abs() < -_NOTHING).all(dim=-1)  # boxes of a diverged network may be infinite or NaN
         if rule.clip == "before_nms":
             boxes = clipped
             if rule.drop_empty:
                 is_real = is_real & is_filled
         is_kept = survivors(boxes, labels, is_real, iou=rule.nms_iou)
         if rule.clip == "after_nms":
-            # What has the last place in the list, it has before those without an area go.
+            # Boxes without an area count towards the limit, because it is applied before they are dropped.
             is_kept = is_kept & (is_kept.int().cumsum(dim=1) <= rule.max_detections)
             boxes = clipped
             if rule.drop_empty:
@@ -93,17 +91,18 @@ class EndToEnd(nn.Module):
         return self._first(boxes, scores, labels, is_kept)
 
     def _candidates(self, features: Tensor, level: str, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, C) scores with 0 where there is no candidate, (N, C) labels, (N, C, 4) anchors and deltas: the level's C best pairs."""
+        """The level's C best pairs of anchor and class: (N, C) scores, 0 where there is no candidate, (N, C) labels, (N, C, 4) anchors and
+        deltas."""
         rule, anchor_rule, head = self.conventions.output, self.conventions.anchors, self.network.head
         num_classes, number, num_anchors = head.num_classes, rule.candidates_per_level, anchor_rule.num_anchors
         logits = _by_anchor(head.cls(features, level, full=self.full_head), num_classes)
         deltas = _by_anchor(head.bbox(features, level, full=self.full_head), 4)
         height, width = features.shape[2], features.shape[3]
         logits = torch.where(logits.isnan(), _NOTHING, logits)
-        # At least as many rows as are asked for, whatever the size: then the number is a constant.
+        # Padding makes at least as many rows as are asked for, whatever the size, so that their number is a constant.
         padding = torch.full((number, num_classes), _NOTHING)[None].expand(logits.shape[0], -1, -1)
         logits = torch.cat([logits, padding], dim=1)
-        best = logits.amax(dim=2).topk(number, dim=1).indices.sort(dim=1).values  # in order of anchors, by which equal scores rank
+        best = logits.amax(dim=2).topk(number, dim=1).indices.sort(dim=1).values  # in order of anchors, which decides between equal scores
         pairs = logits.gather(1, best[..., None].expand(-1, -1, num_classes)).flatten(1)
         values, places = pairs.topk(number, dim=1)
         anchor = best.gather(1, places // num_classes).clamp(max=height * width * num_anchors - 1)
@@ -114,7 +113,7 @@ class EndToEnd(nn.Module):
         scores = torch.where((scores > threshold) & (values > _NOTHING), scores, 0.0)
         cell = anchor // num_anchors
         row = cell // width
-        column = cell - row * width  # ONNX has no remainder by a size that is not known yet
+        column = cell - row * width  # ONNX has no remainder by a size that is unknown while tracing
         step_y = step_x = float(STRIDES[LEVELS.index(level)])
         if anchor_rule.stride_rule == "padded_over_feature":
             step_y, step_x = size_hw[0] // height, size_hw[1] // width
@@ -124,10 +123,10 @@ class EndToEnd(nn.Module):
         return scores, places % num_classes, anchors, deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
 
     def _first(self, boxes: Tensor, scores: Tensor, labels: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first ``max_detections`` that are kept, and padding behind them."""
+        """The first ``max_detections`` boxes that are kept, and padding behind them."""
         wanted, there = self.conventions.output.max_detections, boxes.shape[1]
         number = min(wanted, there)
-        # Whole numbers below 2^24, so exact in float32, which every runtime sorts.
+        # Whole numbers below 2^24 are exact in float32, which every runtime can sort.
         rank = torch.where(is_kept, torch.arange(there, 0, -1).float(), 0.0)
         values, places = rank.topk(number, dim=1)
         is_there = values > 0
@@ -144,20 +143,21 @@ class EndToEnd(nn.Module):
 def survivors(boxes: Tensor, labels: Tensor, is_real: Tensor, *, iou: float) -> Tensor:
     """Greedy NMS within each class by repeated matrix products: (N, M) bool.
 
-    Whether a box is kept follows from the kept boxes before it. Starting from "all are kept", each step settles one more link.
+    Whether a box is kept depends on the kept boxes before it. Starting from "all are kept", each step makes one more link of every chain
+    right.
 
     Args:
         boxes: (N, M, 4) xyxy, the best first.
         labels: (N, M).
-        is_real: (N, M) bool.
-        iou: boxes of one class that overlap more than this suppress what comes after them.
+        is_real: (N, M) bool. Other boxes are not kept, and suppress nothing.
+        iou: A box suppresses later boxes of its class whose IoU with it is larger.
     """
     boxes = torch.where(is_real[..., None], boxes, 0.0)
     areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     width = torch.minimum(boxes[:, :, None, 2], boxes[:, None, :, 2]) - torch.maximum(boxes[:, :, None, 0], boxes[:, None, :, 0])
     height = torch.minimum(boxes[:, :, None, 3], boxes[:, None, :, 3]) - torch.maximum(boxes[:, :, None, 1], boxes[:, None, :, 1])
     common = width.clamp(min=0) * height.clamp(min=0)
-    # Multiplied out, since two empty boxes would divide nothing by nothing.
+    # Multiplied out, since two empty boxes would divide 0 by 0.
     overlaps = common > iou * (areas[:, :, None] + areas[:, None, :] - common)
     places = torch.arange(boxes.shape[1])
     is_before = places[:, None] < places[None, :]

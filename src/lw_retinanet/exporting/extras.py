@@ -1,4 +1,4 @@
-"""The packages that exporting and running exported files need, imported where they are used."""
+"""Optional packages: imported where they are used, and kept quiet."""
 
 import contextlib
 import importlib
@@ -19,12 +19,12 @@ def need(package: str, *, extra: str, why: str) -> ModuleType:
     """Import an optional package.
 
     Args:
-        package: its name, dotted for a part of it.
-        extra: of this project, that installs it.
-        why: what asks for it.
+        package: Its name, dotted for a part of it.
+        extra: The extra of this project that installs it.
+        why: What needs it, for the message.
 
     Raises:
-        MissingExtraError: if it is not installed.
+        MissingExtraError: If it is not installed.
     """
     with contextlib.nullcontext() if package in sys.modules else quiet():
         try:
@@ -36,10 +36,10 @@ def need(package: str, *, extra: str, why: str) -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep foreign libraries from talking about their own insides, writing to standard output, and reporting usage to their makers.
+    """Keep other libraries from logging their internals, writing to standard output, and sending usage data.
 
-    OpenVINO and NNCF send usage data unless they find themselves on a build server, and look for that once, when they start. What is
-    switched here belongs to the whole process, so one thread at a time is in here.
+    OpenVINO and NNCF send usage data unless they find themselves on a build server, which they check once, when they start. These switches
+    belong to the whole process, so only one thread at a time is in here.
     """
     stand_ins = {"CI": "true", "NNCF_CI": "1"}
     with _switches:

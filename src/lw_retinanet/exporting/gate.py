@@ -1,4 +1,4 @@
-"""The gate that an int8 network has to pass: how much AP it costs on pictures it was not calibrated on."""
+"""The gate that an int8 network must pass: how much AP it costs, on images that it was not calibrated on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,11 @@ class Accuracy:
     """AP before and after, in 0..1.
 
     Args:
-        before: of the fp32 network.
-        after: of the int8 network.
+        before: AP of the fp32 network.
+        after: AP of the int8 network.
         low, high: 95 % interval of after minus before; None for fewer than 20 images.
-        images: that both were measured on.
-        max_drop: that is allowed.
+        images: Number of images that both were measured on.
+        max_drop: Largest loss that is allowed.
     """
 
     before: float
@@ -36,18 +36,20 @@ class Accuracy:
 
     @property
     def difference(self) -> float:
+        """AP after minus AP before."""
         return self.after - self.before
 
     @property
     def passes(self) -> bool:
-        """The measured drop itself counts, not an end of its interval; a hair is left for rounding in the sums."""
+        """Whether the loss is allowed: the measured one, not an end of its interval. 1e-9 are left for rounding in the sums."""
         return -self.difference <= self.max_drop + 1e-9
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return {**vars(self), "difference": self.difference, "passes": self.passes}
 
     def line(self) -> str:
-        """For people, in points of AP."""
+        """One line for people, in points of AP."""
         interval = ""
         if self.low is not None and self.high is not None:
             interval = f" (95 % interval {100 * self.low:+.2f} .. {100 * self.high:+.2f})"
@@ -58,13 +60,13 @@ class Accuracy:
 
 
 class Gate:
-    """Scores the network before once, and any number after it against that.
+    """Scores the fp32 network once, and any number of int8 networks against it.
 
     Args:
-        before: detector in fp32.
-        records: validation pictures with boxes.
-        max_drop: AP in 0..1.
-        progress: wraps the pictures.
+        before: Detector in fp32.
+        records: Validation images with boxes.
+        max_drop: Largest loss of AP that is allowed, in 0..1.
+        progress: Shows how far it is.
     """
 
     def __init__(self, before: Detector, records: Records, *, max_drop: float = MAX_DROP, progress: Progress | None = None) -> None:
@@ -72,11 +74,11 @@ class Gate:
         self.before = detect_records(before, records, progress=progress)
 
     def measure(self, after: Detector) -> Accuracy:
-        """AP of both, and the interval of the difference."""
+        """AP before and after, and the interval of the difference."""
         return self.score(detect_records(after, self.records, progress=self.progress))
 
     def score(self, after: DetectionTable) -> Accuracy:
-        """:meth:`measure` of detections that are there already."""
+        """Like :meth:`measure`, for detections that were made before."""
         low = high = None
         if self.records.num_images >= MIN_IMAGES:
             comparison = compare(self.records, self.before, after)

@@ -14,7 +14,6 @@ from lw_retinanet.weights.model_file import ModelRecord
 KEY = "lw_retinanet"
 SEAL_KEY = "lw_retinanet_sha256"
 
-Kind = Literal["onnx", "openvino"]
 Outputs = Literal["raw", "detections"]
 ExportPrecision = Literal["fp32", "bf16", "int8"]
 ExportedHead = Literal["only", "light", "full"]
@@ -24,24 +23,24 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     """Travels inside the file as JSON.
 
     Args:
-        format: version of this form.
-        version: of the package that wrote it.
-        kind: of runtime.
+        format: Version of this record.
+        version: Version of the package that wrote it.
+        kind: Runtime that the file is for, see :attr:`lw_retinanet.exporting.target.ExportedRuntime.kind`.
         outputs: ``raw`` logits and deltas, or ``detections`` after NMS.
-        precision: ``int8``: convolutions are quantised but for ``kept_layers``; ``bf16``: the runtime is told to compute so.
-        half_weights: weights are stored in fp16.
-        head: which head of a lightened model this is; ``only`` where there was one.
-        kept_layers: convolutions that int8 left alone.
-        record: classes, original ids, conventions (preprocessing, anchors, thresholds) and notes, as in the model file.
-        agreement: how the file's answers were compared with the model's, and the differences.
+        precision: ``int8``: convolutions are quantised, except ``kept_layers``; ``bf16``: the runtime is told to compute so.
+        half_weights: Whether weights are stored in fp16.
+        head: Which head of a lightened model this is; ``only`` if the model had one.
+        kept_layers: Convolutions that int8 left alone.
+        record: Classes, original ids, conventions (preprocessing, anchors, thresholds) and notes, as in the model file.
+        agreement: How the file's answers were compared with the model's, and the differences.
         accuracy: AP before and after quantisation, if that was measured.
-        network_bytes: size of what the seal's digest covers.
-        network_sha256: of the network, so that weights and words stay together.
+        network_bytes: Size of what ``network_sha256`` covers.
+        network_sha256: Digest of the network, which ties this record to it.
     """
 
     format: Literal[1] = 1
     version: str = __version__
-    kind: Kind
+    kind: str
     outputs: Outputs
     precision: ExportPrecision
     half_weights: bool = False
@@ -61,10 +60,10 @@ def sealed(manifest: Manifest) -> tuple[str, str]:
 
 
 def opened(text: str | None, seal: str | None, *, where: Path) -> Manifest:
-    """The manifest of a file.
+    """The manifest from what :func:`sealed` returned.
 
     Raises:
-        WeightsError: if there is none, or it is not as it was written.
+        WeightsError: If there is none, or it was altered.
     """
     if not text:
         raise WeightsError(f"{where} was not exported by this program, or lost its metadata; make it anew with `lw-retinanet export`")
@@ -80,7 +79,7 @@ def require_network(manifest: Manifest, network_sha256: str, *, where: Path) -> 
     """Refuse a network other than the one that the manifest was written for.
 
     Raises:
-        WeightsError: if it is another one.
+        WeightsError: If it is another one.
     """
     if manifest.network_sha256 != network_sha256:
         raise WeightsError(

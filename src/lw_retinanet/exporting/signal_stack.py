@@ -1,4 +1,4 @@
-"""The stack that the operating system gives signal handlers, kept from OpenVINO."""
+"""The stack that the operating system gives signal handlers, protected from OpenVINO."""
 
 import contextlib
 import ctypes
@@ -25,10 +25,10 @@ def signal_stack() -> SignalStack:
 def signal_stack_kept() -> Iterator[None]:
     """Give this thread its alternative signal stack back, whatever was put in its place meanwhile.
 
-    On processors with AMX, OpenVINO's CPU plugin installs a signal stack of its own and takes it away when it goes. Of two plugins the one
-    that goes last puts back the stack of the other, which may be unmapped by then; the next signal that Python handles (Ctrl-C, a timer, a
-    child that ends) then kills the process. A plugin that finds another stack than its own leaves it alone, so it is enough to put back the
-    first one wherever plugins are loaded.
+    On processors with AMX, OpenVINO's CPU plugin installs a signal stack of its own and removes it when it is unloaded. If there are two
+    plugins, the one that is unloaded last restores the other one's stack, which may be unmapped by then. The next signal that Python
+    handles (Ctrl-C, a timer, a child that ends) then kills the process. A plugin that finds a stack other than its own leaves it alone, so
+    it is enough to restore the original one wherever plugins are loaded.
     """
     if sys.platform != "linux":
         yield

@@ -5,7 +5,7 @@ from typing import Literal
 
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device
-from lw_retinanet.exporting.runtimes import exported_file, open_exported
+from lw_retinanet.exporting.opening import exported_file, open_exported
 from lw_retinanet.weights.model_file import load_model
 
 
@@ -36,9 +36,8 @@ def open_detector(
 
 
 def _opened(path: Path, device: str, precision: Literal["fp32", "bf16", "auto"], compiled: bool) -> Detector:
-    exported = exported_file(path)
-    if exported is not None:
-        return open_exported(exported, device=device, precision=precision, compile=compiled)
+    if exported_file(path) is not None:
+        return open_exported(path, device=device, precision=precision, compile=compiled)
     loaded = load_model(path)
     return Detector.of_model(
         loaded.model,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.exporting.fakes import CATEGORIES, picture
+from tests.exporting.fakes import CATEGORIES, smooth_image
 
 import lw_retinanet as lw
 from lw_retinanet.cli.main import _run
@@ -16,7 +16,8 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import ConfigError, InputError, OutputError, WeightsError
-from lw_retinanet.exporting.runtimes import ExportedRuntime, manifest_of
+from lw_retinanet.exporting.opening import manifest_of
+from lw_retinanet.exporting.target import ExportedRuntime
 from lw_retinanet.structures import Predictions
 
 SIZES = ((70, 96), (96, 41), (200, 120))  # three padded shapes, none of them traced
@@ -38,7 +39,7 @@ def pictures_on_disk(folder: Path) -> list[Path]:
     paths = []
     for number, (height, width) in enumerate(SIZES):
         paths.append(folder / f"{number}.png")
-        Image.fromarray(picture(height, width, seed=number)).save(paths[-1])
+        Image.fromarray(smooth_image(height, width, seed=number)).save(paths[-1])
     return paths
 
 
@@ -61,7 +62,7 @@ def test_every_kind_answers_as_the_model(request: pytest.FixtureRequest, kind: s
 
 
 def test_light_and_full_answers_differ(onnx_file: Path, openvino_file: Path) -> None:
-    light, full = lw.load(onnx_file).predict(picture(*SIZES[0]))[0], lw.load(openvino_file).predict(picture(*SIZES[0]))[0]
+    light, full = lw.load(onnx_file).predict(smooth_image(*SIZES[0]))[0], lw.load(openvino_file).predict(smooth_image(*SIZES[0]))[0]
     assert not (len(light) == len(full) and np.allclose(light.scores, full.scores, atol=1e-3))
 
 
@@ -69,7 +70,7 @@ def test_a_file_with_one_head_refuses_the_other(onnx_file: Path) -> None:
     exported = lw.load(onnx_file)
     assert exported.with_head("light").head == "light"
     assert not exported.switchable
-    with pytest.raises(InputError, match=r"light\.onnx holds the light head only, so there is no full head to switch to"):
+    with pytest.raises(InputError, match=r"light\.onnx holds one head only, so there is no full head to switch to"):
         exported.with_head("full")
     with pytest.raises(ConfigError, match="did you mean light"):
         exported.with_head("lihgt")
@@ -77,7 +78,7 @@ def test_a_file_with_one_head_refuses_the_other(onnx_file: Path) -> None:
 
 def test_a_built_in_threshold_cannot_be_lowered_but_raised(triton_folder: Path) -> None:
     exported = lw.load(triton_folder)
-    image = picture(*SIZES[0])
+    image = smooth_image(*SIZES[0])
     with pytest.raises(InputError, match=r"score 0\.01 is below the 0\.05 that is built into detector"):
         exported.predict(image, score=0.01)
     everything = exported.predict(image)[0]
@@ -89,7 +90,7 @@ def test_a_built_in_threshold_cannot_be_lowered_but_raised(triton_folder: Path) 
 
 
 def test_batches_of_many_shapes_stay_right_when_the_cache_of_networks_is_full(openvino_file: Path, model_file: Path) -> None:
-    from lw_retinanet.exporting.openvino_file import OpenVinoRuntime
+    from lw_retinanet.exporting.openvino import OpenVinoRuntime
 
     runtime = OpenVinoRuntime(openvino_file, max_compiled=1)
     network = lw.load(model_file, device="cpu").model
@@ -97,7 +98,7 @@ def test_batches_of_many_shapes_stay_right_when_the_cache_of_networks_is_full(op
         images = torch.randn(shape)
         with torch.no_grad():
             expected: Predictions = network(images, full_head=True)
-        for found, wanted in zip(runtime(images), expected, strict=True):
+        for found, wanted in zip(runtime.run(images), expected, strict=True):
             np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
     assert len(runtime._compiled) == 2  # one of a shape, one for the rest
 
@@ -105,7 +106,7 @@ def test_batches_of_many_shapes_stay_right_when_the_cache_of_networks_is_full(op
 def test_threads_do_not_mix_their_answers(openvino_file: Path, onnx_file: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    images = [picture(96, 96, seed=number) for number in range(4)]
+    images = [smooth_image(96, 96, seed=number) for number in range(4)]
     for path in (openvino_file, onnx_file):
         exported = lw.load(path)
         alone = [exported.predict(image)[0].scores for image in images]
@@ -193,8 +194,8 @@ def test_altered_openvino_files_are_noticed(openvino_file: Path, tmp_path: Path)
 
 def test_running_files_needs_no_training_code() -> None:
     code = (
-        "import sys\nimport lw_retinanet.exporting.runtimes\n"
-        "wrong = ('lw_retinanet.train', 'lw_retinanet.lighten', 'onnx', 'openvino', 'nncf')\n"
+        "import sys\nfrom lw_retinanet.exporting.targets import target_classes\ntarget_classes()\nimport lw_retinanet.exporting.opening\n"
+        "wrong = ('lw_retinanet.training', 'lw_retinanet.lightening', 'onnx', 'openvino', 'nncf')\n"
         "print([name for name in sys.modules if name.startswith(wrong)])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -202,11 +203,11 @@ def test_running_files_needs_no_training_code() -> None:
 
 
 def test_sizes_beyond_the_compiled_ones_share_a_request(openvino_file: Path) -> None:
-    from lw_retinanet.exporting.openvino_file import OpenVinoRuntime
+    from lw_retinanet.exporting.openvino import OpenVinoRuntime
 
     runtime = OpenVinoRuntime(openvino_file, max_compiled=1)
     for side in (64, 96, 128, 160):
-        logits, _ = runtime(torch.zeros(1, 3, side, 64))
+        logits, _ = runtime.run(torch.zeros(1, 3, side, 64))
         assert logits.shape[1] % 9 == 0
     assert len(runtime._requests.by_shape) == 2  # each holds on to its tensors
 
@@ -228,7 +229,7 @@ def test_other_devices_are_refused(onnx_file: Path, device: str) -> None:
 
 
 def test_what_is_not_quantised_has_a_precision(openvino_file: Path) -> None:
-    from lw_retinanet.exporting.openvino_file import OpenVinoRuntime
+    from lw_retinanet.exporting.openvino import OpenVinoRuntime
 
     assert OpenVinoRuntime(openvino_file).precision == "fp32"
     expected = "bf16" if uses_bf16("auto", torch.device("cpu")) else "fp32"
@@ -236,9 +237,9 @@ def test_what_is_not_quantised_has_a_precision(openvino_file: Path) -> None:
 
 
 def test_a_place_that_openvino_cannot_write_to_is_named(openvino_file: Path, tmp_path: Path) -> None:
-    from lw_retinanet.exporting.openvino_file import OpenVinoRuntime, write_network
+    from lw_retinanet.exporting.openvino import OpenVinoRuntime
 
     network = OpenVinoRuntime(openvino_file).model
     (tmp_path / "in the way").touch()
     with pytest.raises(OutputError, match="in the way cannot be written to"):
-        write_network(network, tmp_path / "in the way" / "small.xml")
+        OpenVinoRuntime.write(network, tmp_path / "in the way" / "small.xml")

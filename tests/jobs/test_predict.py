@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lw_retinanet.detection.collect import Collection
 from PIL import Image
 
 from lw_retinanet.data.records import Category
-from lw_retinanet.detection.collect import Collection
 from lw_retinanet.detection.result import Result
 from lw_retinanet.errors import InputError
 

@@ -1,6 +1,6 @@
 import torch
 
-from lw_retinanet.exporting.partners import Detected, partners
+from lw_retinanet.exporting.matches import Detected, match_lists
 
 
 def line_of(number: int, *, start: float = 0.9, step: float = 0.01, shift: float = 0.0) -> Detected:
@@ -15,11 +15,11 @@ def cut(detected: Detected, number: int) -> Detected:
 
 
 def missing(wanted: Detected, given: Detected, *, most: int = 10, threshold: float = 0.0) -> int:
-    return partners(wanted, given, most=most, box=0.05, score=1e-4, threshold=threshold).missing
+    return match_lists(wanted, given, most=most, box=0.05, score=1e-4, threshold=threshold).missing
 
 
 def test_what_is_the_same_has_no_distance_but_its_own() -> None:
-    found = partners(line_of(5), line_of(5, shift=0.02), most=10, box=0.05, score=1e-4)
+    found = match_lists(line_of(5), line_of(5, shift=0.02), most=10, box=0.05, score=1e-4)
     assert found.missing == 0
     assert 0.019 < found.box < 0.021
     assert missing(line_of(5), line_of(5, shift=0.06)) == 10  # of either

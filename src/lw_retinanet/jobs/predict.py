@@ -1,0 +1,134 @@
+"""Predict on files: drawn images, one JSON file, one COCO results file."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lw_retinanet.data.image_files import find_images
+from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.result import Result
+from lw_retinanet.devices import Precision
+from lw_retinanet.errors import ImageError, InputError
+from lw_retinanet.files import output_folder, write_text
+from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.progress import Progress, tracked
+
+DEFAULT_SCORE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What was found.
+
+    Args:
+        images: A dictionary for each image, as :meth:`lw_retinanet.Result.to_dict` gives it.
+        folder: Where drawn images, ``predictions.json`` and ``results.json`` were written; None if nothing was.
+        errors: Images that cannot be read.
+    """
+
+    images: tuple[dict[str, Any], ...]
+    folder: Path | None
+    errors: tuple[ImageError, ...]
+
+    @property
+    def num_detections(self) -> int:
+        """Number of detections in all images."""
+        return sum(len(image["detections"]) for image in self.images)
+
+    def as_dict(self) -> dict[str, Any]:
+        """``{"images": [...]}``."""
+        return {"images": list(self.images)}
+
+
+def run_prediction(
+    model: str | Path | Detector,
+    sources: Sequence[str | Path],
+    *,
+    out: Path | None = None,
+    score: float | None = DEFAULT_SCORE,
+    head: str | None = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    batch_size: int = 1,
+    on_error: Callable[[ImageError], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> Predicted:
+    """Detect in many files. An image that cannot be read does not stop the others.
+
+    Args:
+        model: Model file, run folder, exported file or detector.
+        sources: Image files, folders and globs.
+        out: Folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO results, file names as image ids); None writes
+            nothing.
+        score: Smallest score; None takes the model's own threshold.
+        head: ``light`` or ``full`` for a lightened model; None keeps the head that answers by default.
+        precision: ``fp32``, ``bf16``, or ``auto``, which is the faster one, measured at the first image.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        batch_size: Images that go through the network together, if they have the same padded size.
+        on_error: Called for each image that cannot be read, as soon as its turn comes.
+        progress: Shows how far it is.
+
+    Raises:
+        InputError: If a source yields no image, or ``out`` holds images that are to be read.
+        WeightsError: If the model cannot be read.
+        OutputError: If ``out`` cannot be written to.
+    """
+    files = find_images(sources)
+    gathered = _Gathered(out and output_folder(out), files)
+    detector = open_detector(model, head=head, device=device, precision=precision)
+    errors = []
+    for outcome in tracked(detector.predict_files(files, score=score, batch_size=batch_size), len(files), "predict", progress):
+        if isinstance(outcome, ImageError):
+            errors.append(outcome)
+            on_error(outcome)
+        else:
+            gathered.add(outcome)
+    gathered.write()
+    return Predicted(images=tuple(gathered.images), folder=out, errors=tuple(errors))
+
+
+class _Gathered:
+    """Results, image by image, without their pixels.
+
+    Args:
+        folder: For drawn images and files; None keeps the plain values only.
+        sources: Images that will be read.
+
+    Raises:
+        InputError: If one of ``sources`` lies in ``folder``, where it could be overwritten.
+    """
+
+    def __init__(self, folder: Path | None, sources: Sequence[Path] = ()) -> None:
+        if folder:
+            inside = next((source for source in sources if source.resolve().parent == folder.resolve()), None)
+            if inside:
+                raise InputError(f"{inside} lies in the folder {folder} that results go to and could be overwritten; choose another folder")
+        self.folder = folder
+        self.images: list[dict[str, Any]] = []
+        self._coco: list[dict[str, Any]] = []
+        self._names: set[str] = set()
+
+    def add(self, result: Result) -> None:
+        """Take one result in, and draw it into the folder."""
+        self.images.append(result.to_dict())
+        self._coco += result.to_coco(result.file or str(len(self.images) - 1))
+        if self.folder:
+            result.save(self.folder / self._free_name(Path(result.file or "picture").stem))
+
+    def write(self) -> None:
+        """Write both JSON files."""
+        if self.folder:
+            write_text(self.folder / "predictions.json", json.dumps({"images": self.images}, indent=1) + "\n")
+            write_text(self.folder / "results.json", json.dumps(self._coco) + "\n")
+
+    def _free_name(self, stem: str) -> str:
+        """A name that no earlier image has: several folders may hold the same names."""
+        clean = re.sub(r"[^\w.-]+", "_", stem)[:100] or "picture"
+        name, number = clean, 2
+        while name.casefold() in self._names:  # some file systems do not tell A.jpg from a.jpg
+            name, number = f"{clean}-{number}", number + 1
+        self._names.add(name.casefold())
+        return f"{name}.jpg"
