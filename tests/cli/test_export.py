@@ -50,7 +50,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(cli: Any, lively: Path, dat
         return str(cli.refuses("export", *arguments, unchanged=tmp_path))
 
     out = tmp_path / "model.onnx"
-    assert "--calibrate DATA" in refused(lively, "--format", "onnx", "--precision", "int8", "--out", out)
+    assert "name a data set or a folder with calibrate" in refused(lively, "--format", "onnx", "--precision", "int8", "--out", out)
     assert "did you mean onnx" in refused(lively, "--format", "onxn", "--out", out)
     assert "expected fp32, bf16, int8" in refused(lively, "--format", "onnx", "--precision", "fp16", "--out", out)
     assert "expected light, full" in refused(lively, "--format", "onnx", "--head", "both", "--out", out)

@@ -37,7 +37,7 @@ def test_pictures_are_drawn_and_listed(cli: Any, lively: Path, data: Path, tmp_p
     results = json.loads((tmp_path / "new" / "out" / "results.json").read_text())
     assert len(predictions["images"]) == 12
     assert len(results) == sum(len(image["detections"]) for image in predictions["images"])
-    assert outcome.out == f"{len(results)} objects in 12 pictures; see {tmp_path / 'new' / 'out'}\n"
+    assert outcome.out == f"{len(results)} objects in 12 images; see {tmp_path / 'new' / 'out'}\n"
 
 
 def test_without_out_and_json_there_is_a_folder_predictions(
@@ -95,7 +95,7 @@ def test_an_unreadable_picture_in_the_middle(cli: Any, lively: Path, data: Path,
     if as_json:
         assert outcome.json == listed
     else:
-        assert " in 2 pictures; see " in outcome.out
+        assert " in 2 images; see " in outcome.out
 
 
 def test_originals_are_never_drawn_over(
@@ -105,7 +105,7 @@ def test_originals_are_never_drawn_over(
     (tmp_path / "photos" / "a.jpg").write_bytes((data / "images" / "val_0001.jpg").read_bytes())
     monkeypatch.chdir(tmp_path)
     line = cli.refuses("predict", lively, "photos/a.jpg", "--out", tmp_path / "photos", unchanged=tmp_path)
-    assert "choose another --out" in line
+    assert "choose another folder" in line
     before = folder_state(tmp_path / "photos")
     assert cli("predict", lively, ".").code == 0
     # The second time the results of the first are among the pictures.
@@ -127,7 +127,7 @@ def test_originals_are_never_drawn_over(
         (["{picture}", "{picture}"], ["cannot read model file"]),
         (["{model}", "{picture}", "--out", "broken.safetensors"], ["broken.safetensors is a file"]),
         (["{model}", "{picture}", "--out", "broken.safetensors/deep/out"], ["broken.safetensors is a file"]),
-        (["{model}", "{picture}", "--precision", "half"], ["--precision half"]),
+        (["{model}", "{picture}", "--precision", "half"], ["half"]),
         (["{model}", "{picture}", "--device", "cuda:77"], ["cuda:77"]),
         (["{model}", "{picture}", "--head", "full"], ["model.safetensors", "holds one head only", "`lw-retinanet lighten`"]),
         (["{model}", "{picture}", "--head", "ful"], ["head 'ful'", "did you mean full?"]),

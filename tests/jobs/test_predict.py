@@ -3,12 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lw_retinanet.detection.collect import Collection
 from PIL import Image
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.result import Result
 from lw_retinanet.errors import InputError
+from lw_retinanet.jobs.predict import _Gathered
 
 
 def found(file: str | None) -> Result:
@@ -22,39 +22,39 @@ def found(file: str | None) -> Result:
     )
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    collection = Collection(tmp_path)
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    gathered = _Gathered(tmp_path)
     for file in ("one/a.jpg", "two/a.png", "A.webp", "a-2.jpg", None):
-        collection.add(found(file))
-    collection.write()
+        gathered.add(found(file))
+    gathered.write()
     names = {"a.jpg", "a-2.jpg", "A-3.jpg", "a-2-2.jpg", "picture.jpg"}
     assert {path.name for path in tmp_path.iterdir()} == {*names, "predictions.json", "results.json"}
-    assert json.loads((tmp_path / "predictions.json").read_text()) == collection.as_dict()
-    assert [entry["file"] for entry in collection.as_dict()["images"]] == ["one/a.jpg", "two/a.png", "A.webp", "a-2.jpg", None]
+    assert json.loads((tmp_path / "predictions.json").read_text()) == {"images": gathered.images}
+    assert [entry["file"] for entry in gathered.images] == ["one/a.jpg", "two/a.png", "A.webp", "a-2.jpg", None]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results[0] == {"image_id": "one/a.jpg", "category_id": 5, "bbox": [1.0, 2.0, 10.0, 10.0], "score": 0.5}
     assert [entry["image_id"] for entry in results] == ["one/a.jpg", "two/a.png", "A.webp", "a-2.jpg", "4"]
 
 
 def test_odd_names_become_plain_ones(tmp_path: Path) -> None:
-    collection = Collection(tmp_path)
+    gathered = _Gathered(tmp_path)
     for file in ("fish & chips?.jpg", f"{'x' * 300}.jpg"):
-        collection.add(found(file))
+        gathered.add(found(file))
     assert {path.name for path in tmp_path.iterdir()} == {"fish_chips_.jpg", f"{'x' * 100}.jpg"}
 
 
-def test_a_picture_that_is_read_is_never_written_over(tmp_path: Path) -> None:
+def test_an_image_that_is_read_is_never_written_over(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match=r"a\.jpg lies in the folder .* choose another --out"):
-        Collection(tmp_path, [tmp_path / "sub" / ".." / "a.jpg"])
-    Collection(tmp_path / "out", [tmp_path / "a.jpg"])
+    with pytest.raises(InputError, match=r"a\.jpg lies in the folder .* choose another folder"):
+        _Gathered(tmp_path, [tmp_path / "sub" / ".." / "a.jpg"])
+    _Gathered(tmp_path / "out", [tmp_path / "a.jpg"])
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    collection = Collection(None)
-    collection.add(found("a.jpg"))
-    collection.write()
-    assert len(collection.as_dict()["images"]) == 1
+    gathered = _Gathered(None)
+    gathered.add(found("a.jpg"))
+    gathered.write()
+    assert len(gathered.images) == 1
     assert not list(tmp_path.iterdir())
