@@ -8,7 +8,6 @@ from torch import nn
 
 from lw_retinanet.config import parse_config
 from lw_retinanet.data.records import Category
-from lw_retinanet.detection.collect import Collection
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision
@@ -22,6 +21,7 @@ from lw_retinanet.jobs.convert import run_conversion
 from lw_retinanet.jobs.evaluate import run_evaluation
 from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.jobs.predict import Collection
 from lw_retinanet.jobs.profile import CostReport, run_profile
 from lw_retinanet.jobs.run_request import request_run
 from lw_retinanet.jobs.train import Run, train_request

@@ -8,7 +8,7 @@ from PIL import Image
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.result import Result
 from lw_retinanet.errors import InputError
-from lw_retinanet.jobs.predict import _Gathered
+from lw_retinanet.jobs.predict import Collection
 
 
 def found(file: str | None) -> Result:
@@ -23,7 +23,7 @@ def found(file: str | None) -> Result:
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    gathered = _Gathered(tmp_path)
+    gathered = Collection(tmp_path)
     for file in ("one/a.jpg", "two/a.png", "A.webp", "a-2.jpg", None):
         gathered.add(found(file))
     gathered.write()
@@ -37,7 +37,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
 
 
 def test_odd_names_become_plain_ones(tmp_path: Path) -> None:
-    gathered = _Gathered(tmp_path)
+    gathered = Collection(tmp_path)
     for file in ("fish & chips?.jpg", f"{'x' * 300}.jpg"):
         gathered.add(found(file))
     assert {path.name for path in tmp_path.iterdir()} == {"fish_chips_.jpg", f"{'x' * 100}.jpg"}
@@ -46,14 +46,14 @@ def test_odd_names_become_plain_ones(tmp_path: Path) -> None:
 def test_an_image_that_is_read_is_never_written_over(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"a\.jpg lies in the folder .* choose another folder"):
-        _Gathered(tmp_path, [tmp_path / "sub" / ".." / "a.jpg"])
-    _Gathered(tmp_path / "out", [tmp_path / "a.jpg"])
+        Collection(tmp_path, [tmp_path / "sub" / ".." / "a.jpg"])
+    Collection(tmp_path / "out", [tmp_path / "a.jpg"])
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    gathered = _Gathered(None)
+    gathered = Collection(None)
     gathered.add(found("a.jpg"))
     gathered.write()
     assert len(gathered.images) == 1

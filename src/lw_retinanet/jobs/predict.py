@@ -77,7 +77,7 @@ def run_prediction(
         OutputError: If ``out`` cannot be written to.
     """
     files = find_images(sources)
-    gathered = _Gathered(out and output_folder(out), files)
+    gathered = Collection(out and output_folder(out), files)
     detector = open_detector(model, head=head, device=device, precision=precision)
     errors = []
     for outcome in tracked(detector.predict_files(files, score=score, batch_size=batch_size), len(files), "predict", progress):
@@ -90,8 +90,8 @@ def run_prediction(
     return Predicted(images=tuple(gathered.images), folder=out, errors=tuple(errors))
 
 
-class _Gathered:
-    """Results, image by image, without their pixels.
+class Collection:
+    """Gathers results, image by image, without keeping their pixels.
 
     Args:
         folder: For drawn images and files; None keeps the plain values only.
