@@ -73,9 +73,9 @@ def test_every_stage_is_measured_and_both_heads_stay(cli: Any, full: Path, data:
         assert torch.equal(old.deltas, new.deltas)
         assert not torch.equal(light.model(images).logits, old.logits)
     # The detections beside the report are those of the two heads.
-    picture = data / "images"
-    boxes = [result.boxes for result in light.predict(picture, head="full")]
-    assert all(np.array_equal(a, b.boxes) for a, b in zip(boxes, lw.load(full, device="cpu").predict(picture), strict=True))
+    folder = data / "images"
+    boxes = [result.boxes for result in light.predict(folder, head="full")]
+    assert all(np.array_equal(a, b.boxes) for a, b in zip(boxes, lw.load(full, device="cpu").predict(folder), strict=True))
     scored = cli("evaluate", out, data, "--head", "full", "--json").json
     assert scored["AP"] == pytest.approx(before["AP"], abs=1e-9)
     scored = cli("evaluate", out, data, "--json").json
@@ -92,7 +92,7 @@ def test_one_branch_keeps_the_pyramid(cli: Any, full: Path, data: Path, tmp_path
     assert all(torch.equal(value, new[name]) for name, value in old.items())
 
 
-def test_without_pictures_the_old_weights_must_do(cli: Any, full: Path, tmp_path: Path) -> None:
+def test_without_images_the_old_weights_must_do(cli: Any, full: Path, tmp_path: Path) -> None:
     outcome = cli("lighten", full, "--to", "lw-v3", "--out", tmp_path / "light.safetensors", "--no-latency")
     assert outcome.code == 0, outcome
     assert "costs much AP" in outcome.out
@@ -162,7 +162,7 @@ def test_what_cannot_be_lightened(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    (tmp_path / "broken" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
     (tmp_path / "full.safetensors").write_bytes(full.read_bytes())
     given = [argument.replace("FULL", "full.safetensors") for argument in arguments]
     line = cli.refuses("lighten", *given, unchanged=tmp_path)

@@ -1,4 +1,4 @@
-"""torchvision detectors small enough to train in a test: 32 channels, five levels, pictures of some 64 pixels."""
+"""torchvision detectors small enough to train in a test: 32 channels, five levels, images of some 64 pixels."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Lightening torchvision models by pictures: what may change, what must not, and that it helps."""
+"""Lightening torchvision models with calibration images: what may change, what must not, and that it helps."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -65,7 +65,7 @@ def _detector(kind: str, backbone: nn.Module | None = None) -> Any:
 
 
 @pytest.fixture
-def pictures() -> list[Tensor]:
+def calibration() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     coarse = [torch.rand(1, 3, 6, width, generator=generator) for width in (7, 8, 7)]
     return [nn.functional.interpolate(each, scale_factor=12, mode="bilinear")[0] for each in coarse]
@@ -84,11 +84,11 @@ def _answers(model: Any, images: list[Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("fit_steps", [0, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_what_is_new_changes(kind: str, fit_steps: int, pictures: list[Tensor]) -> None:
+def test_only_what_is_new_changes(kind: str, fit_steps: int, calibration: list[Tensor]) -> None:
     model = _detector(kind).train()
     model.backbone.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    light = lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=fit_steps)
+    light = lighten_torchvision(model, "lw-v3", images=calibration, fit_steps=fit_steps)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, light.state_dict()[name])}
     assert changed == {f"{OUTPUT}weight", f"{OUTPUT}bias"}
@@ -96,8 +96,8 @@ def test_only_what_is_new_changes(kind: str, fit_steps: int, pictures: list[Tens
     frozen = {name for name, parameter in light.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert all(parameter.grad is None for parameter in light.parameters())
-    full, new = _answers(model, pictures), _answers(light, pictures)
-    p3 = _cells(model, pictures)
+    full, new = _answers(model, calibration), _answers(light, calibration)
+    p3 = _cells(model, calibration)
     for name, answer in full.items():
         assert torch.equal(answer[:, p3:], new[name][:, p3:])
         assert not torch.equal(answer[:, :p3], new[name][:, :p3])
@@ -105,47 +105,47 @@ def test_only_what_is_new_changes(kind: str, fit_steps: int, pictures: list[Tens
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("preset", ["lw-v3", "lw-v3-released", "bbox-v1"])
-def test_pictures_help(kind: str, preset: str, pictures: list[Tensor]) -> None:
+def test_images_help(kind: str, preset: str, calibration: list[Tensor]) -> None:
     model = _detector(kind).eval()
-    full, p3 = _answers(model, pictures), _cells(model, pictures)
+    full, p3 = _answers(model, calibration), _cells(model, calibration)
 
     def missed(light: Any) -> dict[str, float]:
-        said = {name: answer[:, :p3] for name, answer in _answers(light, pictures).items()}
+        said = {name: answer[:, :p3] for name, answer in _answers(light, calibration).items()}
         return {name: float((said[name] - full[name][:, :p3]).square().mean() / full[name][:, :p3].var()) for name in full}
 
-    blind, seeing = (missed(lighten_torchvision(model, preset, images=images, fit_steps=0)) for images in (None, pictures))
+    blind, seeing = (missed(lighten_torchvision(model, preset, images=images, fit_steps=0)) for images in (None, calibration))
     for name, error in blind.items():
         assert seeing[name] < 0.8 * error or error == 0  # the class branch of bbox-v1 stays
 
 
-def test_fitting_goes_on_from_the_closed_form(pictures: list[Tensor]) -> None:
+def test_fitting_goes_on_from_the_closed_form(calibration: list[Tensor]) -> None:
     model = _detector("v1").eval()
-    views = [*pictures, *(picture.flip(2) for picture in pictures)]
-    p3 = _cells(model, views)
-    full = _answers(model, views)["cls_logits"][:, :p3]
+    both = [*calibration, *(image.flip(2) for image in calibration)]
+    p3 = _cells(model, both)
+    full = _answers(model, both)["cls_logits"][:, :p3]
     losses = []
     for fit_steps in (0, 200):
-        light = lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=fit_steps)
-        losses.append(float(class_distillation(_answers(light, views)["cls_logits"][:, :p3], full)))
+        light = lighten_torchvision(model, "lw-v3", images=calibration, fit_steps=fit_steps)
+        losses.append(float(class_distillation(_answers(light, both)["cls_logits"][:, :p3], full)))
     assert losses[1] < 0.95 * losses[0]
 
 
-def test_same_seed_same_model(pictures: list[Tensor]) -> None:
+def test_same_seed_same_model(calibration: list[Tensor]) -> None:
     model = _detector("v1")
-    one, two, other = (lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=8, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, two, other = (lighten_torchvision(model, "lw-v3", images=calibration, fit_steps=8, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_the_pyramid_is_kept_on_demand_and_for_one_branch(pictures: list[Tensor]) -> None:
+def test_the_pyramid_is_kept_on_demand_and_for_one_branch(calibration: list[Tensor]) -> None:
     model = _detector("v1")
     for settings in ({"to": "lw-v3", "keep_pyramid": True}, {"to": "bbox-v3"}):
-        light = lighten_torchvision(model, images=pictures, fit_steps=0, **settings).state_dict()
+        light = lighten_torchvision(model, images=calibration, fit_steps=0, **settings).state_dict()
         assert all(torch.equal(tensor, light[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_level_pair_and_what_enters_it(kind: str, pictures: list[Tensor]) -> None:
+def test_level_pair_and_what_enters_it(kind: str, calibration: list[Tensor]) -> None:
     model = _detector(kind).train()
     light = light_copy(model, PRESETS["lw-v3"])
     block = light.backbone.fpn.layer_blocks[0]
@@ -153,10 +153,10 @@ def test_level_pair_and_what_enters_it(kind: str, pictures: list[Tensor]) -> Non
     assert level.num_anchors == (1 if kind == "fcos" else 9)
     assert level.output is block
     assert level.old_output is not block
-    maps = list(level_inputs(model, pictures, level))
+    maps = list(level_inputs(model, calibration, level))
     assert all(module.training for module in model.modules())
-    for found, picture in zip(maps, pictures, strict=True):
-        finest = head_inputs(model, [picture])[0]
+    for found, image in zip(maps, calibration, strict=True):
+        finest = head_inputs(model, [image])[0]
         with torch.no_grad():
             assert torch.equal(level.old_maps(found), finest)
             answers = model.head([finest])
@@ -168,29 +168,29 @@ def test_level_pair_and_what_enters_it(kind: str, pictures: list[Tensor]) -> Non
             rows = rows.relu()
         torch.testing.assert_close(rows, answers["bbox_regression"])
     without = level_pair(model, light, "P3")
-    assert torch.equal(next(level_inputs(model, pictures, without)), head_inputs(model, pictures[:1])[0])
+    assert torch.equal(next(level_inputs(model, calibration, without)), head_inputs(model, calibration[:1])[0])
 
 
-def test_one_branch_after_the_other(pictures: list[Tensor]) -> None:
+def test_one_branch_after_the_other(calibration: list[Tensor]) -> None:
     model = _detector("v1")
-    first = lighten_torchvision(model, HeadPlan(cls={"P3": d_block("v3")}), images=pictures, fit_steps=0)
+    first = lighten_torchvision(model, HeadPlan(cls={"P3": d_block("v3")}), images=calibration, fit_steps=0)
     light = light_copy(first, HeadPlan(bbox={"P3": d_block("v3")}))
     level = level_pair(first, light, "P3")
     # What the class branch says is by now what its own tower says.
     assert level.old["cls"].predictions["cls_logits"] is light.head.classification_head.own["0"].cls_logits
     assert [pair.branch for pair in level.pairs] == ["bbox"]
-    second = lighten_torchvision(first, HeadPlan(bbox={"P3": d_block("v3")}), images=pictures, fit_steps=0)
-    one, two = _answers(first, pictures), _answers(second, pictures)
+    second = lighten_torchvision(first, HeadPlan(bbox={"P3": d_block("v3")}), images=calibration, fit_steps=0)
+    one, two = _answers(first, calibration), _answers(second, calibration)
     assert torch.equal(one["cls_logits"], two["cls_logits"])
     assert not torch.equal(one["bbox_regression"], two["bbox_regression"])
 
 
-def test_a_coarser_level(pictures: list[Tensor]) -> None:
+def test_a_coarser_level(calibration: list[Tensor]) -> None:
     model = _detector("v1")
     both = HeadPlan(cls={"P4": d_block("v3")}, bbox={"P4": d_block("v3")})
-    light = lighten_torchvision(model, both, images=pictures, fit_steps=0)
+    light = lighten_torchvision(model, both, images=calibration, fit_steps=0)
     assert all(torch.equal(tensor, light.state_dict()[name]) for name, tensor in model.state_dict().items())
-    full, new, p3 = _answers(model, pictures), _answers(light, pictures), _cells(model, pictures)
+    full, new, p3 = _answers(model, calibration), _answers(light, calibration), _cells(model, calibration)
     assert torch.equal(full["cls_logits"][:, :p3], new["cls_logits"][:, :p3])
     assert not torch.equal(full["cls_logits"], new["cls_logits"])
 
@@ -216,9 +216,9 @@ class _Scaled(RetinaNet):
         return self.head([maps[0], maps[1] + maps[0][..., ::2, ::2], *maps[2:]])
 
 
-def test_the_pyramid_is_changed_only_where_nobody_else_reads_it(pictures: list[Tensor], make_detector: Callable[..., Any]) -> None:
+def test_the_pyramid_is_changed_only_where_nobody_else_reads_it(calibration: list[Tensor], make_detector: Callable[..., Any]) -> None:
     usual = _detector("v1")
-    assert finest_output(usual, pictures[0]) is usual.backbone.fpn.layer_blocks[0]
+    assert finest_output(usual, calibration[0]) is usual.backbone.fpn.layer_blocks[0]
     sizes: Any = {"min_size": 64, "max_size": 96}
     for model in (
         make_detector("v1"),
@@ -227,13 +227,13 @@ def test_the_pyramid_is_changed_only_where_nobody_else_reads_it(pictures: list[T
         _WithMasks(_backbone(), CLASSES, **sizes),
         _Scaled(_backbone(), CLASSES, **sizes),
     ):
-        assert finest_output(model, pictures[0]) is None
-        light = lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=0)
+        assert finest_output(model, calibration[0]) is None
+        light = lighten_torchvision(model, "lw-v3", images=calibration, fit_steps=0)
         assert all(torch.equal(tensor, light.state_dict()[name]) for name, tensor in model.state_dict().items())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_files_pil_pictures_arrays_and_tensors_are_alike(tmp_path: Path) -> None:
+def test_files_pil_images_arrays_and_tensors_are_alike(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (64, 72, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "a.png")
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 255
@@ -265,38 +265,38 @@ def test_images_of_no_use_are_refused(images: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_that_cannot_be_decoded(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(ImageError, match=r"a\.jpg: broken JPEG"):
         lighten_torchvision(_detector("v1"), "lw-v3", images=[tmp_path / "a.jpg"])
 
 
-def test_settings_that_mean_nothing(pictures: list[Tensor]) -> None:
+def test_settings_that_mean_nothing(calibration: list[Tensor]) -> None:
     model = _detector("v1")
     with pytest.raises(InputError, match="fit_steps=5 needs images"):
         lighten_torchvision(model, "lw-v3", fit_steps=5)
     with pytest.raises(InputError, match="fit_steps must be a whole number, 0 or more, got -1"):
-        lighten_torchvision(model, "lw-v3", images=pictures, fit_steps=-1)
+        lighten_torchvision(model, "lw-v3", images=calibration, fit_steps=-1)
     with pytest.raises(InputError, match=r"float32 weights, the model has torch\.float64"):
-        lighten_torchvision(_detector("v1").double(), "lw-v3", images=pictures)
+        lighten_torchvision(_detector("v1").double(), "lw-v3", images=calibration)
     with torch.no_grad():
         model.backbone.fpn.inner_blocks[0][0].weight.fill_(float("nan"))
     with pytest.raises(InputError, match="feature maps of image 0 are not finite"):
-        lighten_torchvision(model, "bbox-v3", images=pictures)
+        lighten_torchvision(model, "bbox-v3", images=calibration)
     model.transform.image_mean = [0.5]
     with pytest.raises(InputError, match="takes images of 1 channels, files and arrays have 3"):
         lighten_torchvision(model, images=[np.zeros((8, 8, 3), dtype=np.uint8)])
 
 
-def test_images_need_a_class_branch_that_can_be_read(pictures: list[Tensor]) -> None:
+def test_images_need_a_class_branch_that_can_be_read(calibration: list[Tensor]) -> None:
     model = _detector("v1")
     model.head.classification_head.cls_logits = nn.Sequential(model.head.classification_head.cls_logits)
     assert lighten_torchvision(model, "bbox-v3") is not model
     with pytest.raises(InputError, match=r"images do not help here: head\.classification_head .* leave images out"):
-        lighten_torchvision(model, "bbox-v3", images=pictures)
+        lighten_torchvision(model, "bbox-v3", images=calibration)
 
 
-def test_progress_sees_every_step(pictures: list[Tensor]) -> None:
+def test_progress_sees_every_step(calibration: list[Tensor]) -> None:
     seen: dict[str, tuple[int, int]] = {}
 
     def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
@@ -304,12 +304,12 @@ def test_progress_sees_every_step(pictures: list[Tensor]) -> None:
             seen[what] = (number, total)
             yield item
 
-    lighten_torchvision(_detector("v1"), "lw-v3", images=pictures, fit_steps=4, progress=show)
+    lighten_torchvision(_detector("v1"), "lw-v3", images=calibration, fit_steps=4, progress=show)
     # With their mirror images.
     assert seen == {"look at images for P3": (6, 6), "closed form for P3": (3, 3), "fit P3": (4, 4)}
 
 
-def test_as_many_images_as_memory_allows(pictures: list[Tensor]) -> None:
+def test_as_many_images_as_memory_allows(calibration: list[Tensor]) -> None:
     totals = []
 
     def show(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
@@ -319,7 +319,7 @@ def test_as_many_images_as_memory_allows(pictures: list[Tensor]) -> None:
     # A map of 8 x 12 cells and 32 channels in bf16 is 6 KiB; one fits, a second one does not.
     settings = LighteningSettings(fit=FitSettings(steps=0), max_bytes=8000)
     model = _detector("v1")
-    torchvision_lighten._fill(model, light_copy(model, PRESETS["lw-v3"]), ["P3"], pictures, settings, show)
+    torchvision_lighten._fill(model, light_copy(model, PRESETS["lw-v3"]), ["P3"], calibration, settings, show)
     assert totals == [("look at images for P3", 3), ("closed form for P3", 1)]
 
 

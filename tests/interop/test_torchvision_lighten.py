@@ -292,7 +292,7 @@ def test_two_processes_keep_the_same_weights(levels: str, tmp_path: Path) -> Non
     ]
     answers = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
-    # Each saw another picture; what they print is a sum over all weights after three steps.
+    # Each saw another image; what they print is a sum over all weights after three steps.
     (first, _), (second, _) = answers
     assert first.splitlines()[-1] == second.splitlines()[-1]
 

@@ -1,4 +1,4 @@
-"""What is cached of a level: every view up to the memory's end, with what the old towers say where that is asked for."""
+"""What is cached of a level: every image up to the memory limit, with the answers of the old towers if they are needed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,9 +40,9 @@ def test_what_is_kept_with_and_without_answers(level: LevelPair) -> None:
         assert one.num_bytes * 16 == other.num_bytes * (16 + 18 + 36)
 
 
-@pytest.mark.parametrize(("max_bytes_in_views", "kept"), [(0, 1), (2, 2), (2.99, 2), (3, 3), (100, 5)])
+@pytest.mark.parametrize(("max_bytes_in_images", "kept"), [(0, 1), (2, 2), (2.99, 2), (3, 3), (100, 5)])
 @pytest.mark.parametrize("taught", [True, False])
-def test_the_memory_ends_the_work(level: LevelPair, max_bytes_in_views: float, kept: int, taught: bool) -> None:
+def test_the_memory_ends_the_work(level: LevelPair, max_bytes_in_images: float, kept: int, taught: bool) -> None:
     maps = smooth_maps(5)
     one = cache_features(level, maps[:1], needs_answers=taught, use_bf16=False, max_bytes=PLENTY)[0].num_bytes
     drawn = []
@@ -52,8 +52,8 @@ def test_the_memory_ends_the_work(level: LevelPair, max_bytes_in_views: float, k
             drawn.append(item)
             yield item
 
-    found = cache_features(level, inputs(), needs_answers=taught, use_bf16=False, max_bytes=int(max_bytes_in_views * one))
-    assert len(found) == len(drawn) == kept  # no network runs for a view that is not kept
+    found = cache_features(level, inputs(), needs_answers=taught, use_bf16=False, max_bytes=int(max_bytes_in_images * one))
+    assert len(found) == len(drawn) == kept  # no network runs for an image that is not kept
 
 
 @pytest.mark.parametrize("use_bf16", [True, False])

@@ -35,7 +35,7 @@ def detector() -> Detector:
 
 @pytest.fixture
 def files(draw_records: Callable[..., Records], tmp_path: Path) -> list[Path]:
-    records = draw_records(tmp_path / "pictures", [((64, 48), [(4 * n, 8, 20, 30, n)]) for n in range(3)])
+    records = draw_records(tmp_path / "images", [((64, 48), [(4 * n, 8, 20, 30, n)]) for n in range(3)])
     return [records.path(image) for image in range(records.num_images)]
 
 
@@ -51,18 +51,18 @@ def test_without_a_fit_nobody_asks_the_old_towers_for_one(detector: Detector, fi
         detector, plan, name="lw-v3", files=files, settings=LighteningSettings(fit=FitSettings(steps=2)), progress=show
     )
     assert seen == {"look at images for P3": 6, "closed form for P3": 3, "fit P3": 2}
-    assert (fitted.images, fitted.views, [stage.name for stage in fitted.stages][-1]) == (3, 6, "fit")
+    assert (fitted.num_images, fitted.num_maps, [stage.name for stage in fitted.stages][-1]) == (3, 6, "fit")
     seen.clear()
     monkeypatch.setattr(feature_cache, "with_answers", None)
     found = lighten_detector(detector, plan, name="lw-v3", files=files, settings=NO_FIT, progress=show)
     assert seen == {"look at images for P3": 3, "closed form for P3": 3}
-    assert (found.images, found.views, [stage.name for stage in found.stages][-1]) == (3, 3, "closed form")
+    assert (found.num_images, found.num_maps, [stage.name for stage in found.stages][-1]) == (3, 3, "closed form")
     # The closed form is the same one, fit or no fit.
     (before,), after = [stage.model for stage in fitted.stages if stage.name == "closed form"], found.detector.model
     assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
 
 
-def test_as_many_views_as_memory_allows(detector: Detector, files: list[Path]) -> None:
-    # A map of 8 x 8 cells and 16 channels in bf16 is 2 KiB (all pictures are padded to 64 x 64).
+def test_as_many_images_as_memory_allows(detector: Detector, files: list[Path]) -> None:
+    # A map of 8 x 8 cells and 16 channels in bf16 is 2 KiB (all images are padded to 64 x 64).
     found = lighten_detector(detector, PRESETS["lw-v3"], name="lw-v3", files=files, settings=replace(NO_FIT, max_bytes=5000))
-    assert (found.images, found.views) == (3, 2)
+    assert (found.num_images, found.num_maps) == (3, 2)

@@ -148,7 +148,7 @@ def propose_for(model: nn.Module, cost: DetectorCost, budget_macs: int) -> Propo
         )
     best = reaching[0]
     return Proposal(
-        plan=_with_steps(_present_plan(model), best.steps, cost),
+        plan=_with_steps(model.head.plan if isinstance(model, RetinaNet) else HeadPlan(), best.steps, cost),
         budget_macs=budget_macs,
         macs_before=cost.macs,
         macs=cost.macs - best.saved,
@@ -212,11 +212,6 @@ def _with_steps(plan: HeadPlan, steps: Sequence[ProposedTower], cost: DetectorCo
         branch = next(each for each in cost.branches if (maps.index(each.level), each.branch) == (LEVELS.index(step.level), step.branch))
         own[step.branch][step.level] = tower_plan(branch, step.block)
     return HeadPlan(**own, shared=plan.shared)
-
-
-def _present_plan(model: nn.Module) -> HeadPlan:
-    """The plan of a model of this package. For others, only the new towers matter."""
-    return model.head.plan if isinstance(model, RetinaNet) else HeadPlan()
 
 
 def _giga(macs: int) -> str:

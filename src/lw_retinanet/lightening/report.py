@@ -47,8 +47,8 @@ class LighteningReport:
         to: Name of the plan.
         size_hw: Image size for MACs and latency.
         num_classes: Number of classes.
-        images: Number of calibration images.
-        views: Number of feature maps that the towers were fitted to, mirrored images counted.
+        num_images: Number of calibration images.
+        num_maps: Number of feature maps that the towers were fitted to, mirrored images counted.
         evaluated_on: Number of images that AP was measured on; 0 for none.
         rows: The stages, the full head first.
         errors: By level and branch, the share of the old outputs' variance that the closed form misses.
@@ -59,8 +59,8 @@ class LighteningReport:
     to: str
     size_hw: tuple[int, int]
     num_classes: int
-    images: int
-    views: int
+    num_images: int
+    num_maps: int
     evaluated_on: int
     rows: Sequence[StageRow]
     errors: Mapping[str, float]
@@ -88,7 +88,7 @@ class LighteningReport:
             "to": self.to,
             "size_hw": list(self.size_hw),
             "num_classes": self.num_classes,
-            "calibration": {"images": self.images, "views": self.views},
+            "calibration": {"images": self.num_images, "views": self.num_maps},
             "evaluated_on": self.evaluated_on,
             "stages": stages,
             "closed_form_errors": dict(self.errors),
@@ -128,9 +128,9 @@ class LighteningReport:
             f"{full.macs / light.macs:.2f}x fewer MACs at {self.size_hw[0]} x {self.size_hw[1]} pixels, {self.num_classes:,} classes. "
             "Parameters are those that the light head runs; the file also holds what the full head needs."
         ]
-        if self.images:
+        if self.num_images:
             notes.append(
-                f"Fitted on {self.images:,} images ({self.views:,} feature maps, those of mirrored images included), without their labels."
+                f"Fitted on {self.num_images:,} images ({self.num_maps:,} feature maps, mirrored images counted), without their labels."
             )
         if self.evaluated_on:
             notes.append(
@@ -184,8 +184,8 @@ def make_report(
         to=lightened.record.preset,
         size_hw=(side, side),
         num_classes=lightened.detector.model.num_classes,
-        images=lightened.images,
-        views=lightened.views,
+        num_images=lightened.num_images,
+        num_maps=lightened.num_maps,
         evaluated_on=evaluated_on,
         rows=rows,
         errors=lightened.errors,

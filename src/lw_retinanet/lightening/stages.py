@@ -48,8 +48,8 @@ class Lightened:
         stages: All stages, beginning with the full head.
         errors: By level and branch, the share of the old outputs' variance that the closed form misses.
         curve: Losses of the fit, by level.
-        images: Number of calibration images.
-        views: Number of feature maps that were used, mirrored images counted.
+        num_images: Number of calibration images.
+        num_maps: Number of feature maps that were used, mirrored images counted.
     """
 
     detector: Detector
@@ -57,8 +57,8 @@ class Lightened:
     stages: Sequence[Stage]
     errors: dict[str, float]
     curve: dict[str, FitCurve]
-    images: int
-    views: int
+    num_images: int
+    num_maps: int
 
 
 def lighten_detector(
@@ -117,8 +117,8 @@ def lighten_detector(
         stages=stages,
         errors={f"{level.level} {branch}": error for level in filled for branch, error in level.errors.items()},
         curve=curves,
-        images=len(files),
-        views=sum(level.num_maps for level in filled),
+        num_images=len(files),
+        num_maps=sum(level.num_maps for level in filled),
     )
 
 
