@@ -1,4 +1,4 @@
-"""Settings: one schema for ``--set``, YAML files and the ``config.yaml`` that a run writes back."""
+"""Settings: one schema for Python, the command line, YAML files and the ``config.yaml`` of a run folder."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,17 +60,17 @@ class ModelConfig(_Settings):
     """What to build.
 
     Args:
-        preset: the head, by name (:mod:`lw_retinanet.heads`): a row of the paper, or a block and the branches of D3 that own it.
+        preset: Name of the head, see :func:`lw_retinanet.heads.plan_of`.
         backbone: A name from :data:`~lw_retinanet.backbones.BACKBONES`, or ``timm:NAME``.
         backbone_weights: ``none``, ``imagenet`` (torchvision's or timm's, downloaded or from its cache) or a file.
-        head_width: channels of the pyramid and of the head's towers.
-        anchors: of a cell: ``nine`` (RetinaNet's), or ``one`` square of eight strides (ATSS's).
-        norm: of the backbone; ``auto`` is ``frozen`` with pretrained weights and ``batch`` without.
-        stride_in: convolution of a bottleneck that strides; ``auto`` asks the weights file and is ``3x3`` without one.
-        init: of the head; None takes the recipe's.
-        start: model file or run folder whose weights to go on from. It says itself what it is, so all the others must be left out; classes
-            that the data set shares with it by name are kept. The recipe's ``train.rate`` is made for ImageNet weights; a lower one moves
-            the file's weights less.
+        head_width: Channels of the pyramid and of the head's towers.
+        anchors: Anchors of each cell: ``nine`` (RetinaNet), or ``one`` square of eight strides (ATSS).
+        norm: Normalisation of the backbone; ``auto`` is ``frozen`` with pretrained weights, else ``batch``.
+        stride_in: Convolution of a bottleneck that has the stride; ``auto`` is what the weights file says, ``3x3`` without one.
+        init: Initialisation of the head; None takes the recipe's.
+        start: Model file or run folder whose weights training starts from. It decides the architecture, so no other setting of this section
+            can be given. Classes that the data set also has, by name, are kept. The recipe's ``train.rate`` is made for ImageNet weights;
+            a lower one changes the file's weights less.
     """
 
     preset: Preset = "lw-v3"
@@ -94,7 +94,7 @@ class ModelConfig(_Settings):
     def _start_stands_alone(self) -> Self:
         others = [name for name in type(self).model_fields if name in self.model_fields_set and name != "start"]
         if self.start is not None and others:
-            raise ValueError(f"the file of start={self.start!r} says itself what it is; leave out {', '.join(others)}")
+            raise ValueError(f"the file of start={self.start!r} decides the architecture; leave out {', '.join(others)}")
         return self
 
     @model_serializer(mode="wrap")
@@ -104,18 +104,17 @@ class ModelConfig(_Settings):
 
 
 class DataConfig(_Settings):
-    """What to feed.
+    """How images are prepared.
 
     Args:
-        image_size: the side of every picture that ``resize`` names, pixels; None is 640, and with ``model.start`` the size rule of that
-            file.
-        resize: ``long_side`` scales the longer side to ``image_size``; ``short_side`` the shorter one, unless the longer one would pass
+        image_size: Side in pixels that ``resize`` refers to; None is 640, or the rule of the file of ``model.start``.
+        resize: ``long_side`` scales the longer side to ``image_size``; ``short_side`` the shorter one, unless the longer one would exceed
             ``max_size`` (the paper's rule).
-        max_size: pixels, for ``short_side`` only.
-        workers: loader processes; results do not depend on it.
+        max_size: Largest longer side in pixels, for ``short_side`` only.
+        workers: Number of loader processes. Results do not depend on it.
         augment: ``none``, ``flip``, ``jitter`` (flip and scale) or ``full`` (and colours); None takes the recipe's.
-        jitter: range of the scale factor of ``jitter`` and ``full``.
-        group_by_shape: batches of portrait or landscape pictures only, so that little is padded.
+        jitter: Range of the scale factor of ``jitter`` and ``full``.
+        group_by_shape: Make batches of either portrait or landscape images, so that little is padded.
     """
 
     image_size: int | None = Field(default=None, ge=32, le=4096)
@@ -130,7 +129,7 @@ class DataConfig(_Settings):
     @classmethod
     def _ordered(cls, jitter: tuple[float, float]) -> tuple[float, float]:
         if not 0.1 <= jitter[0] <= jitter[1] <= 4:
-            raise ValueError("the range goes from small to large, within 0.1 and 4")
+            raise ValueError("expected a range from small to large, within 0.1 and 4")
         return jitter
 
     @model_validator(mode="after")
@@ -147,35 +146,36 @@ class TrainConfig(_Settings):
     """How to train. A field that is None takes the recipe's value; :meth:`Config.resolved` fills it in.
 
     Args:
-        recipe: ``default`` for people's own data (AdamW, cosine, EMA), ``paper`` for the paper's (SGD, steps).
-        epochs: passes over the training images.
-        steps: optimiser steps, instead of ``epochs``.
-        base_steps: with ``schedule: paper``, instead of ``epochs``: the steps of a full model at 16 images a step (the paper: 90000). Fewer
-            images a step make more steps in proportion, and so does the MACs reduction.
-        batch_size: images of one forward pass of one process.
-        accumulate: forward passes of one step; equal to a batch that many times larger.
+        recipe: ``default`` for your own data (AdamW, cosine, EMA), ``paper`` for the paper's training (SGD, steps).
+        epochs: Passes over the training images.
+        steps: Optimiser steps, instead of ``epochs``.
+        base_steps: Instead of ``epochs``, with ``schedule: paper``: steps of a full model at 16 images a step (90000 in the paper). The
+            number of steps grows if a step has fewer images, and with the reduction of MACs.
+        batch_size: Images of one forward pass in one process.
+        accumulate: Forward passes of one step. The result is that of a batch that many times larger.
         optimiser: ``adamw`` or ``sgd`` (momentum 0.9).
-        rate: peak learning rate; the paper's recipe computes 0.01 x images of a step / 16.
-        backbone_rate: factor on the rate for the backbone.
-        weight_decay: on weights, not on biases and norms.
-        schedule: ``cosine``; ``steps`` (a tenth at 2/3, a hundredth at 8/9); ``paper`` (``steps``, with epochs times the MACs reduction).
-        warmup_steps: linear from a thousandth of the rate.
-        clip: largest norm of the gradient of all parameters; 0 turns clipping off.
-        ema: decay of the moving average of the weights that is evaluated and saved; 0 turns it off.
-        assignment: of objects to anchors: by fixed overlaps (``iou``, 0.5 and 0.4) or by each object's own (``atss``); None is ``atss``
-            with one anchor a cell and ``iou`` with more, whether they are the settings' or those of ``model.start``.
-        class_loss: ``focal``, whose scores say what is there, or ``quality`` (quality focal loss), whose scores say how well the box fits
-            too; that goes with ``box_loss: giou``, and takes it where the recipe has another.
+        rate: Peak learning rate. The paper's recipe computes 0.01 x images of a step / 16.
+        backbone_rate: Factor on the rate for the backbone.
+        weight_decay: Decay of weights, but not of biases and norms.
+        schedule: ``cosine``; ``steps`` (a tenth at 2/3, a hundredth at 8/9); or ``paper`` (``steps``, with epochs times the MACs ratio).
+        warmup_steps: Steps of the linear increase from a thousandth of the rate.
+        clip: Largest norm of the gradient of all parameters; 0 does not clip.
+        ema: Decay of the moving average of the weights, which is evaluated and saved; 0 keeps no average.
+        assignment: How objects are assigned to anchors: by fixed overlaps of 0.5 and 0.4 (``iou``) or by a threshold of each object
+            (``atss``). None is ``atss`` with one anchor a cell, else ``iou``.
+        class_loss: ``focal``; or ``quality`` (quality focal loss), which trains scores to say also how well the box fits, and always uses
+            ``box_loss: giou``.
         box_loss: ``smooth_l1`` (beta 0.11), ``l1`` or ``giou``.
-        normaliser: losses are divided by the positive anchors of the whole step (``batch``), or image by image and averaged (``image``).
-        precision: ``auto`` is bf16 autocast where the device multiplies in bf16.
-        seed: of weights, order and augmentation.
-        save_every: steps between checkpoints; 0 saves at the end of every epoch.
-        evaluate_every: epochs between evaluations; 0 evaluates at the end only.
-        freeze: backbone stages that are not trained (1: stem, 2: stem and C2, ...); None: 1 with pretrained weights or
+        box_weight: Factor on the box loss.
+        normaliser: Divide losses by the positive anchors of the whole step (``batch``), or of each image before averaging (``image``).
+        precision: ``auto`` is bf16 autocast if the device multiplies in bf16.
+        seed: Seed for weights, for the order of the images and for augmentation.
+        save_every: Steps between checkpoints; 0 saves at the end of every epoch.
+        evaluate_every: Epochs between evaluations; 0 evaluates at the end only.
+        freeze: Number of backbone stages that are not trained (1: the stem, 2: stem and C2, ...). None is 1 with pretrained weights or
             ``model.start``, else 0.
-        teacher: model file whose answers are learned along with the labels (its full head, where it has two); None takes labels alone.
-        distill_weight: of the teacher's loss beside that of the labels.
+        teacher: Model file whose predictions are learned in addition to the labels (those of its full head, if it has two).
+        distill_weight: Weight of the teacher's loss beside that of the labels.
     """
 
     recipe: Literal["default", "paper"] = "default"
@@ -210,7 +210,7 @@ class TrainConfig(_Settings):
         if self.base_steps is not None and self.steps is not None:
             raise ValueError("steps and base_steps are two ways to say how long; leave one out")
         if self.base_steps is not None and self.schedule != "paper":
-            raise ValueError("base_steps is counted by the paper's rule; set train.schedule=paper, or use train.steps")
+            raise ValueError("base_steps needs train.schedule=paper; set that, or use train.steps")
         return self
 
     @model_validator(mode="after")
@@ -220,7 +220,7 @@ class TrainConfig(_Settings):
         return self
 
 
-# Filled in where a setting is None. `rate` of the paper's recipe depends on the batch and is computed.
+# The values of settings that are None. The `rate` of the paper's recipe depends on the batch and is computed.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "model": {"init": "fan_in"},
@@ -257,20 +257,20 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Config(_Settings):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
-    def _size_rule_is_the_files_or_ours(self) -> Self:
+    def _require_a_size_to_resize_to(self) -> Self:
         if self.model.start is not None and self.data.image_size is None and self.data.resize != "long_side":
             raise ValueError("data.resize replaces the size rule of model.start only together with data.image_size; set that too")
         return self
 
     def resolved(self) -> Self:
-        """The same settings with the recipe's values in place of every None that it decides."""
+        """The same settings, with the recipe's value in place of every None for which it has one."""
         recipe = RECIPES[self.train.recipe]
         filled: dict[str, Any] = {}
         for name, defaults in recipe.items():
@@ -288,26 +288,23 @@ class Config(_Settings):
         decided: dict[str, Any] = {}
         if train.freeze is None:
             decided["freeze"] = 1 if pretrained else 0
-        if train.assignment is None and not started:  # a file's anchors are not known here
+        if train.assignment is None and not started:  # the anchors of a model file are not known here
             decided["assignment"] = "atss" if model.anchors == "one" else "iou"
         if train.class_loss == "quality":
             decided["box_loss"] = "giou"
         filled["train"] = train.model_copy(update=decided)
         return self.model_copy(update=filled)
 
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
 
 def parse_config(values: Mapping[str, Any], where: str = "settings") -> Config:
     """Check nested plain values against the schema.
 
     Args:
-        values: sections ``model``, ``data`` and ``train``; ``run``, which a run notes about itself in its ``config.yaml``, is passed over.
-        where: what the values come from, for the message.
+        values: Sections ``model``, ``data`` and ``train``. A section ``run``, which the ``config.yaml`` of a run has, is ignored.
+        where: Where the values come from, for the message.
 
     Raises:
-        ConfigError: one line that names the setting, what is wrong with it and the nearest known name.
+        ConfigError: One line that names the setting, what is wrong with it, and the nearest known name.
     """
     try:
         return Config.model_validate({section: settings for section, settings in values.items() if section != "run"})
@@ -319,7 +316,7 @@ def load_config(file: Path) -> dict[str, Any]:
     """Read a YAML settings file into nested plain values.
 
     Raises:
-        ConfigError: if the file is missing, is not YAML (with the line) or is not a mapping of sections.
+        ConfigError: If the file is missing, is not YAML, or is not a mapping of sections.
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -339,10 +336,10 @@ def load_config(file: Path) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Apply ``section.name=value`` texts, the last one winning.
+    """Apply texts of the form ``section.name=value`` in order.
 
     Raises:
-        ConfigError: for a text without ``=`` or a key that does not have the form ``section.name``.
+        ConfigError: For a text of another form.
     """
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for setting in settings:
@@ -350,7 +347,7 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
         section, dot, name = key.strip().partition(".")
         if not equals or not dot or not name:
             hint = nearest(key, setting_names())
-            raise ConfigError(f"--set {setting!r}: expected section.name=value, for example train.epochs=12{hint}")
+            raise ConfigError(f"setting {setting!r}: expected section.name=value, for example train.epochs=12{hint}")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -358,13 +355,13 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
         # YAML reads 1e-4 as text; pydantic turns it into a number where a number is meant.
         target = merged.setdefault(section, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"--set {setting!r}: section {section} is not a mapping in the settings file")
+            raise ConfigError(f"setting {setting!r}: section {section} is not a mapping in the settings file")
         target[name] = value
     return merged
 
 
 def setting_names() -> list[str]:
-    """Every ``section.name``."""
+    """All settings as ``section.name``."""
     return [f"{section}.{name}" for section, schema in _SECTIONS.items() for name in schema.model_fields]
 
 

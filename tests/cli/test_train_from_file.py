@@ -41,7 +41,7 @@ def test_training_goes_on_from_a_run(cli: Any, data: Path, trained: Path, tmp_pa
         (["--model", "empty"], ["empty holds no model.safetensors"]),
         (["--model", "lw-v33"], ["model.preset='lw-v33'", "did you mean lw-v3?"]),
         (["--set", "model.strat=x"], ["unknown setting 'model.strat'", "did you mean model.start?"]),
-        (["--model", "text.safetensors", "--set", "model.backbone=resnet18"], ["says itself what it is; leave out backbone"]),
+        (["--model", "text.safetensors", "--set", "model.backbone=resnet18"], ["decides the architecture; leave out backbone"]),
     ],
 )
 def test_what_cannot_be_gone_on_from(

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from lw_retinanet.conventions import LEVELS, Conventions
-from lw_retinanet.counting.macs import BLOCKS, HEAD_PARTS, Cost, Size, count_blocks, follow, pyramid_sizes
+from lw_retinanet.counting.macs import BLOCKS, Cost, Size, count_blocks, follow, pyramid_sizes
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import PRESETS, HeadPlan, d_block
 from lw_retinanet.models.anchors import feature_sizes
@@ -31,6 +31,8 @@ PAPER = {
     "lw-narrow": (92_443_354_112, 89_494_234_112, 7_852_800_000),
     "lw-dw5": (91_896_794_112, 88_947_674_112, 7_306_240_000),
 }
+
+HEAD_PARTS = ("cls_tower", "cls_predict", "bbox_tower", "bbox_predict")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What every module of a network does in one call: a tree of calls with their MACs, for networks whose code nobody here knows."""
+"""Tracing one call of any network: the tree of the module calls with their MACs, for networks whose code we do not know."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lw_retinanet.errors import ConfigError
 
-# What convolutions and linear layers become; the products inside attention are neither.
+# The operations of convolutions and linear layers. The products inside attention are neither.
 _LAYER_OPERATIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
@@ -18,13 +18,13 @@ class Call:
     """One call of a module.
 
     Args:
-        module: what was called.
-        path: its name below the traced module, in parts.
-        outer: the call during which it was called; None for the traced module itself.
-        macs: its own, without those of the calls inside it. A layer's functional arithmetic belongs to the module whose code runs it.
-        input_side: length of the third axis of the first input, if that is a tensor with four axes: a map's height (on a square map,
-            whether channels stand first or last).
-        output_side: the same of the output.
+        module: The module that was called.
+        path: The parts of its name inside the traced module.
+        outer: The call during which it was called; None for the traced module itself.
+        macs: Its own MACs, without those of the calls inside it. Functional arithmetic belongs to the module whose code runs it.
+        input_side: Length of the third axis of the first input, if that is a tensor with four axes. This is the side of a square map,
+            whether its channels come first or last.
+        output_side: The same for the output.
     """
 
     module: nn.Module
@@ -35,7 +35,7 @@ class Call:
     output_side: int | None = None
 
     def chain(self) -> list["Call"]:
-        """The calls that led here, the traced module's first, this one last."""
+        """The calls from the traced module's down to this one."""
         return [*(self.outer.chain() if self.outer else []), self]
 
 
@@ -44,8 +44,8 @@ class Trace:
     """A module's call, and all calls during it.
 
     Args:
-        calls: in the order in which they began.
-        output: what the module returned.
+        calls: All calls in the order in which they began.
+        output: What the module returned.
     """
 
     calls: list[Call]
@@ -53,18 +53,19 @@ class Trace:
 
     @property
     def macs(self) -> int:
+        """MACs of all calls."""
         return sum(call.macs for call in self.calls)
 
 
 def trace(module: nn.Module, *inputs: Any) -> Trace:
-    """Call ``module(*inputs)`` and watch; the MACs of all calls add up to those of torch's own flop counter, whatever runs.
+    """Call ``module(*inputs)`` and record all calls inside. Their MACs add up to those of torch's own flop counter.
 
     Args:
-        module: as a rule on the meta device, where nothing is computed. Hooks are removed afterwards.
-        inputs: its arguments.
+        module: A module, usually on the meta device, where nothing is computed. Hooks are removed afterwards.
+        inputs: Its arguments.
 
     Raises:
-        ConfigError: if the module cannot take such inputs.
+        ConfigError: If the module cannot take such inputs.
     """
     recorder = _Recorder(module)
     try:
@@ -103,7 +104,7 @@ class _Recorder:
         self.running.pop().output_side = _side(output)
 
     def _book(self) -> None:
-        """What was done since the last time belongs to the innermost running call."""
+        """Add the MACs since the last call of this method to the innermost running call."""
         flops = self.counter.flop_counts["Global"]
         total = sum(flops[operation] for operation in _LAYER_OPERATIONS if operation in flops) // 2
         if self.running:

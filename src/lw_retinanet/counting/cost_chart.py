@@ -1,4 +1,4 @@
-"""Where the arithmetic goes, as a picture: a bar a block, the head's bars split by branch and layer."""
+"""A figure of where the arithmetic goes: a bar for each block, with the head's bars split by branch and layer."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which any kind of colour vision tells apart; a branch has one hue, its prediction the lighter tone.
+# Okabe and Ito's colours, which people with colour blindness can tell apart. A branch has one hue, its prediction a lighter tone.
 _COLOURS = {
     "backbone": "#8A8A8A",
     "pyramid": "#C4C4C4",
@@ -37,7 +37,7 @@ _LABELS = {
 
 
 def save_cost_chart(profiles: Sequence[Profile], path: Path) -> None:
-    """Write :func:`cost_figure` to ``path``; details and errors as :func:`save_figure`, and ConfigError without a profile."""
+    """Write :func:`cost_figure` to ``path``; for errors see :func:`~lw_retinanet.drawing.save_figure`."""
     save_figure(lambda: cost_figure(profiles), path)
 
 
@@ -45,7 +45,7 @@ def cost_figure(profiles: Sequence[Profile]) -> "Figure":
     """Draw one profile, or several side by side on one scale.
 
     Raises:
-        ConfigError: if there is no profile.
+        ConfigError: If there is no profile.
     """
     if not profiles:
         raise ConfigError("a cost chart needs at least one profile")
@@ -104,7 +104,7 @@ def _draw(axes: "Axes", profile: Profile, most: float) -> None:
 
 
 def _giga(profile: Profile, block: str, key: str) -> float:
-    """GMACs that the colour ``key`` stands for in a block."""
+    """GMACs of a block that are drawn in the colour ``key``."""
     cost = profile.blocks[block]
     if _kind(block) == "D":
         return cost.parts[key].macs / 1e9 if key in cost.parts else 0.0
@@ -112,5 +112,5 @@ def _giga(profile: Profile, block: str, key: str) -> float:
 
 
 def _kind(block: str) -> str:
-    """``C``, ``P``, ``D``, or ``roi`` for what stands behind a proposal network."""
+    """``C``, ``P``, ``D``, or ``roi`` for the heads after a proposal network."""
     return block[0] if block[1:].isdigit() else "roi"

@@ -1,4 +1,4 @@
-"""The dense head of a detector: every branch on every level, and what a replacement would have to do."""
+"""The dense head of a detector: every branch on every level, with what a lighter branch in its place has to compute."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from lw_retinanet.counting.call_trace import Call
 from lw_retinanet.counting.macs import Cost, Size
 from lw_retinanet.models.head import Branch, Head
 
-BranchName = Literal["cls", "bbox", "rpn"]
+DenseBranch = Literal["cls", "bbox", "rpn"]
 
 _PREDICTIONS = {"cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "module_list", "cls_score"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelBranch:
-    """One branch of the dense head on one map, with what a replacement would have to do.
+    """One branch of the dense head on one level, with what a lighter branch in its place has to compute.
 
     Args:
-        level: ``P3`` has stride 8.
-        branch: ``rpn`` where one tower serves both branches, as in R-CNN's proposal network.
-        size: of the map.
-        depth: units of the shared tower (of the coarsest map's, where none is shared); 0 where predictions stand on the map itself.
-        outputs: channels of each prediction.
-        kernel: of that tower's prediction.
-        macs: tower and predictions as they are now.
-        predict_macs: predictions alone.
-        is_own: the tower is not the shared one.
+        level: The level; ``P3`` has stride 8.
+        branch: ``cls``, ``bbox``, or ``rpn`` if one tower serves both branches, as in R-CNN's proposal network.
+        size: Shape of the level's map.
+        depth: Number of units of the shared tower, or of the coarsest level's tower if none is shared. 0 if there is no tower.
+        outputs: Channels of each prediction.
+        kernel: Kernel size of that tower's prediction.
+        macs: MACs of the tower and the predictions.
+        predict_macs: MACs of the predictions alone.
+        is_own: Whether the tower is not the shared one.
     """
 
     level: str
-    branch: BranchName
+    branch: DenseBranch
     size: Size
     depth: int
     outputs: tuple[int, ...]
@@ -44,14 +44,14 @@ class LevelBranch:
 
 
 def branches_of_head(head: Head, blocks: Mapping[str, Cost], sizes: Mapping[str, Size]) -> list[LevelBranch]:
-    """Of a model of this package.
+    """The branches of a model of this package.
 
     Args:
-        head: its head.
-        blocks: at least ``D3``..``D7``, with parts, see :func:`~lw_retinanet.counting.macs.count_blocks`.
-        sizes: of the maps by ``P3``..``P7``.
+        head: The model's head.
+        blocks: The costs of at least ``D3``..``D7``, from :func:`~lw_retinanet.counting.macs.count_blocks`.
+        sizes: Shapes of the maps by ``P3``..``P7``.
     """
-    kinds: tuple[tuple[BranchName, Branch], ...] = (("cls", head.cls), ("bbox", head.bbox))
+    kinds: tuple[tuple[DenseBranch, Branch], ...] = (("cls", head.cls), ("bbox", head.bbox))
     branches = []
     for level in LEVELS:
         parts = blocks[f"D{level[1]}"].parts
@@ -76,13 +76,13 @@ def branches_of_head(head: Head, blocks: Mapping[str, Cost], sizes: Mapping[str,
 
 @dataclass(frozen=True, kw_only=True)
 class BookedCall:
-    """A call of the dense head and its place.
+    """A call of the dense head, and the part of the head that it belongs to.
 
     Args:
-        block: ``D3`` and the like.
-        branch: ``cls``, ``bbox``, or empty where both stand on it.
+        block: ``D3``, ``D4``, ...
+        branch: ``cls``, ``bbox``, or empty if both use it.
         part: ``tower`` or ``predict``.
-        call: with its MACs.
+        call: The call with its MACs.
     """
 
     block: str
@@ -92,7 +92,7 @@ class BookedCall:
 
 
 def branch_and_part(path: Sequence[str]) -> tuple[str, str]:
-    """('cls' | 'bbox' | '', 'tower' | 'predict') by the names that torchvision gives to the modules on the way."""
+    """Branch (``cls``, ``bbox`` or empty) and part (``tower`` or ``predict``), from torchvision's module names on the path."""
     branch = ""
     for name in path:
         if name.startswith("cls") or "classification" in name:
@@ -106,10 +106,12 @@ def branch_and_part(path: Sequence[str]) -> tuple[str, str]:
 
 
 def branches_of_calls(calls: Sequence[BookedCall], maps: Mapping[str, Size]) -> list[LevelBranch]:
-    """Of a model from elsewhere, by the calls that its head made on maps of these sizes by ``P3``, ``P4``, ...; none left out."""
-    # A tower that both predictions stand on makes them one branch.
+    """The branches of another library's model, from all calls of its head on maps of these shapes by ``P3``, ``P4``, ..."""
+    # If both predictions use one tower, they are one branch.
     is_joint = any(not booked.branch and booked.part == "tower" and isinstance(booked.call.module, nn.Conv2d) for booked in calls)
-    kinds: tuple[tuple[BranchName, set[str]], ...] = (("rpn", {"", "cls", "bbox"}),) if is_joint else (("cls", {"cls"}), ("bbox", {"bbox"}))
+    kinds: tuple[tuple[DenseBranch, set[str]], ...] = (
+        (("rpn", {"", "cls", "bbox"}),) if is_joint else (("cls", {"cls"}), ("bbox", {"bbox"}))
+    )
     result = []
     for level, size in maps.items():
         for name, branches in kinds:
@@ -118,7 +120,7 @@ def branches_of_calls(calls: Sequence[BookedCall], maps: Mapping[str, Size]) -> 
                 for part in ("tower", "predict")
             )
             layers = {each: tuple(_called_convs(tower)) for each, tower in towers.items()}
-            # The tower that most levels run, of the coarsest of them.
+            # The tower that most levels use; of several such towers, the coarsest level's.
             shared = max(reversed(layers), key=lambda each: list(layers.values()).count(layers[each]))
             predict_macs = sum(call.macs for call in predictions[level])
             result.append(
@@ -150,7 +152,7 @@ def _convs(modules: Iterable[nn.Module]) -> list[nn.Conv2d]:
 
 
 def _depth(tower: Iterable[nn.Module]) -> int:
-    """Units of a tower, each with one convolution that mixes channels."""
+    """Number of units of a tower; each unit has one convolution that mixes channels."""
     return sum(conv.groups == 1 for conv in _convs(tower))
 
 

@@ -1,7 +1,7 @@
-"""MACs of detectors from other libraries, by pyramid level and branch: torchvision's RetinaNet, FCOS, SSD and R-CNN families.
+"""MACs by pyramid level and branch, for our models and for torchvision's RetinaNet, FCOS, SSD and R-CNN.
 
-No picture is put through: backbone, heads and RoI heads run apart on the meta device, so only shapes are computed. Which level a call
-belongs to is seen in a first run, on maps of sizes that no two levels share.
+Backbone, head and RoI heads of torchvision's models run separately on the meta device, so only shapes are computed. A first run, on maps
+whose sizes differ from level to level, shows which level a call belongs to.
 """
 
 import math
@@ -22,8 +22,8 @@ from lw_retinanet.errors import ConfigError
 from lw_retinanet.models import retinanet as ours
 from lw_retinanet.models.build import meta_copy
 
-_PROBE_SIDE = 512  # large enough that no two strides give one side
-_BLOCK_STRIDE = 3  # a module that divides the side by more than this holds several stages (SSD's last map: 3x3 to 1x1)
+_PROBE_SIDE = 512  # large enough that the maps of two strides never have the same side
+_BLOCK_STRIDE = 3  # a module that divides the side by more than this has several stages inside (SSD's last map: 3x3 to 1x1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,13 @@ class DetectorCost:
     """What a detector costs for one image.
 
     Args:
-        blocks: C1.. (backbone), P3.. (pyramid), D3.. (head on a map, with parts), then ``box_head``, ``mask_head`` and
-            ``keypoint_head`` of R-CNN; ``other`` has parameters that no counted call uses. They add up to the model.
-        levels: maps that the head sees, finest first. The number is log2 of the stride, and goes on by one where two would share it.
-        branches: of the head, by level, then branch.
-        num_classes: as the model counts them; torchvision's count the background.
-        remarks: what a reader must know beside the numbers, as sentences.
+        blocks: Costs of C1, ... (backbone), P3, ... (pyramid) and D3, ... (head, with parts), then of ``box_head``, ``mask_head`` and
+            ``keypoint_head`` of R-CNN. ``other`` has parameters that no counted call uses. The blocks add up to the model.
+        levels: Shapes of the maps that the head reads, finest first. A level's number is log2 of its stride, or one more than the number
+            before it if two levels have the same stride.
+        branches: Branches of the head, ordered by level, then branch.
+        num_classes: Number of classes as the model counts them; torchvision counts the background.
+        remarks: Sentences that a reader must know to understand the numbers.
     """
 
     blocks: Mapping[str, Cost]
@@ -47,18 +48,19 @@ class DetectorCost:
 
     @property
     def macs(self) -> int:
+        """MACs of all blocks."""
         return sum(cost.macs for cost in self.blocks.values())
 
 
 def count_detector(model: nn.Module, size_hw: tuple[int, int]) -> DetectorCost:
-    """Count a detector of this package or of torchvision, a subclass of one, or a built user model.
+    """Count a detector of this package or of torchvision, or of a subclass of one.
 
     Args:
-        model: on any device; neither run nor changed.
-        size_hw: height and width of the network input in pixels, after resizing and padding.
+        model: The detector, on any device. It is neither run nor changed.
+        size_hw: Height and width of the network input in pixels, after resizing and padding.
 
     Raises:
-        ConfigError: for other kinds of models, and sizes that are too small for one.
+        ConfigError: For other kinds of models, and for sizes that are too small for the model.
     """
     if min(size_hw) < 1:
         raise ConfigError(f"size_hw must be positive, got {size_hw[0]} x {size_hw[1]}")
@@ -76,11 +78,11 @@ def count_detector(model: nn.Module, size_hw: tuple[int, int]) -> DetectorCost:
 
 
 class _Count:
-    """The count of one of torchvision's detectors while it is made.
+    """The state of counting one of torchvision's detectors.
 
     Args:
-        model: on the meta device.
-        size_hw: of the input.
+        model: The detector on the meta device.
+        size_hw: Height and width of the input.
     """
 
     def __init__(self, model: nn.Module, size_hw: tuple[int, int]) -> None:
@@ -111,16 +113,16 @@ class _Count:
         )
 
     def _backbone(self) -> tuple[list[int], list[Tensor]]:
-        """Books the backbone; numbers of the levels, and their maps."""
+        """Count the backbone; return the numbers of the levels and their maps."""
         probe = trace(self.model.backbone, _images((_PROBE_SIDE, _PROBE_SIDE)))
         real = trace(self.model.backbone, _images(self.size_hw))
         sides = [each.shape[2] for each in _maps(probe)]
         names: list[int] = []
         for side in sides:
             names.append(max([_stage(side), *(number + 1 for number in names[-1:])]))
-        number_of_side = dict(zip(reversed(sides), reversed(names), strict=True))  # of two levels with one side, the first
+        number_of_side = dict(zip(reversed(sides), reversed(names), strict=True))  # of two levels with the same side, the first
         pyramid = getattr(self.model.backbone, "fpn", None)
-        block = f"C{names[0]}"  # of what has no map of its own, until the first call that has one: SSD's scale of its first map
+        block = f"C{names[0]}"  # block of calls without a map before the first call with one: SSD's scale of its first map
         for call, counted in zip(probe.calls, real.calls, strict=True):
             block = _backbone_block(call, pyramid, names, number_of_side) or block
             self._book(block, "", counted)
@@ -129,7 +131,7 @@ class _Count:
         return names, _maps(real)
 
     def _dense_head(self, head: nn.Module, names: list[int], maps: list[Tensor]) -> list[LevelBranch]:
-        # Sides that no two levels share tell the levels' calls apart, which run in the same order at any size.
+        # Each level gets another side, which tells the levels' calls apart. The calls run in the same order at any size.
         sides = {64 + 8 * i: f"D{name}" for i, name in enumerate(names)}
         probe = trace(head, [each.new_empty((1, each.shape[1], side, side)) for each, side in zip(maps, sides, strict=True)])
         real = trace(head, maps)
@@ -159,7 +161,7 @@ class _Count:
                 branch, _ = branch_and_part(call.path)
                 self._book(f"{name}_head", f"{branch}_predict" if branch and name == "box" else "predict", call)
             what = "proposals" if name == "box" else "detections"
-            self.remarks.append(f"The {name} head is counted on {number:,} {what}, the most that this model lets it see.")
+            self.remarks.append(f"The {name} head is counted on {number:,} {what}, the largest number that this model gives it.")
 
     def _book(self, block: str, part: str, call: Call) -> None:
         key = (block, part)
@@ -219,19 +221,19 @@ def _maps(traced: Trace) -> list[Tensor]:
 
 
 def _stage(side: int) -> int:
-    """1 for stride 1 and 2, 3 for stride 8, at the probe's size."""
+    """The stage of a map with this side at the probe's size: 1 for strides 1 and 2, 3 for stride 8."""
     return max(1, round(math.log2(_PROBE_SIDE / side)))
 
 
 def _backbone_block(call: Call, pyramid: nn.Module | None, names: list[int], number_of_side: Mapping[int, int]) -> str | None:
-    """The block that a backbone's call belongs to; None for calls that show no map."""
+    """The block that a call of the backbone belongs to; None for calls without a map."""
     chain = call.chain()
     if pyramid is not None and any(outer.module is pyramid for outer in chain):
         for kind, place in zip(call.path, call.path[1:], strict=False):
             if kind in ("inner_blocks", "layer_blocks") and place.isdigit() and int(place) < len(names):
                 return f"P{names[int(place)]}"
         return f"P{number_of_side.get(call.output_side, names[-1])}" if call.output_side else None
-    # Residual blocks and whole stages belong to where they end: their first convolution often still sees the finer map.
+    # A residual block or a stage belongs to the stage of its output; its first convolution often still reads the finer map.
     for outer in chain[1:]:
         if outer.input_side and outer.output_side and outer.input_side <= _BLOCK_STRIDE * outer.output_side:
             return f"C{number_of_side.get(outer.output_side, _stage(outer.output_side))}"

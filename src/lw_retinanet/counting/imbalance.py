@@ -1,4 +1,4 @@
-"""What is worth lightening: every branch of the head on every level, with what each light block would leave of it."""
+"""What is worth lightening: every branch of the head on every level, with its MACs now and with each light block."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import device, nn
 
-from lw_retinanet.counting.dense_head import BranchName, LevelBranch
+from lw_retinanet.counting.dense_head import DenseBranch, LevelBranch
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.counting.macs import follow
 from lw_retinanet.heads import D_BLOCKS, ORIGINAL, TowerPlan, d_block, light_blocks
@@ -15,27 +15,27 @@ from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.tables import aligned
 
 _USUAL_DEPTH = len(D_BLOCKS[ORIGINAL].units)
-_WORTH_IT = 0.02  # of the model: below this share nobody will notice
-_BRANCH_WORDS: dict[BranchName, str] = {"cls": "class branch", "bbox": "box branch", "rpn": "proposal branch"}
+_WORTH_IT = 0.02  # share of the model below which nobody notices a saving
+_BRANCH_WORDS: dict[DenseBranch, str] = {"cls": "class branch", "bbox": "box branch", "rpn": "proposal branch"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedBranch:
-    """One branch on one level.
+    """One branch on one level: a row of the ranking.
 
     Args:
-        level: ``P3`` has stride 8.
-        branch: ``cls``, ``bbox``, or ``rpn`` where one tower serves both.
-        macs: as it is now.
-        share: of the whole model's, 0..1.
-        after: MACs of the branch with each light block that fits, by the block's name.
-        best: the block that leaves least; None where every one costs more than what is there.
+        level: The level; ``P3`` has stride 8.
+        branch: ``cls``, ``bbox``, or ``rpn`` if one tower serves both.
+        macs: Its MACs now.
+        share: Its share of the model's MACs, 0..1.
+        after: Its MACs with each light block that fits, by the block's name.
+        best: The block with the fewest MACs; None if no block saves any.
         saved: MACs that ``best`` saves.
-        saved_share: of the whole model's, 0..1.
+        saved_share: Their share of the model's MACs, 0..1.
     """
 
     level: str
-    branch: BranchName
+    branch: DenseBranch
     macs: int
     share: float
     after: Mapping[str, int]
@@ -49,16 +49,17 @@ class RankedBranch:
         return f"D{self.level[1:]} {self.branch}"
 
     def as_dict(self) -> dict[str, Any]:
+        """The row as one JSON object."""
         return {**vars(self), "after": dict(self.after)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """All rows, what saves most first.
+    """All branches, those that save most first.
 
     Args:
-        cost: that they were taken from.
-        rows: sorted by ``saved``, then by ``macs``.
+        cost: The counted detector.
+        rows: The branches, sorted by ``saved``, then by ``macs``.
     """
 
     cost: DetectorCost
@@ -66,7 +67,7 @@ class Ranking:
 
     @cached_property
     def verdict(self) -> list[str]:
-        """What the numbers mean for this model and this number of classes, as sentences."""
+        """Sentences that say what the numbers mean for this model and this number of classes."""
         sentences = []
         first = self.rows[0]
         if first.best and first.saved_share >= _WORTH_IT:
@@ -83,7 +84,7 @@ class Ranking:
         return sentences
 
     def _class_sentence(self) -> list[str]:
-        """The prediction grows with the classes, the tower does not."""
+        """A sentence about the class prediction, which grows with the number of classes."""
         branch = next((each for each in self.cost.branches if each.branch == "cls"), None)
         if branch is None or branch.depth == 0:
             return []
@@ -96,7 +97,7 @@ class Ranking:
         return [f"{start}, the tower before it {tower:.1%}."]
 
     def _elsewhere(self) -> list[str]:
-        """R-CNN's second stage, where no block of this package applies."""
+        """Sentences about R-CNN's second stage, for which this package has no blocks."""
         return [
             f"The {name.replace('_', ' ')} takes {cost.macs / self.cost.macs:.1%}; light blocks do not apply to it, "
             f"fewer {'proposals' if name == 'box_head' else 'detections'} would make it cheaper."
@@ -105,7 +106,7 @@ class Ranking:
         ]
 
     def lines(self) -> list[str]:
-        """The table for people, and the verdict. Rows that save next to nothing are counted, not shown."""
+        """The table for people, and the verdict. Rows that save almost nothing are only counted."""
         shown = [row for i, row in enumerate(self.rows) if i == 0 or row.saved_share >= 0.001]
         blocks = [block for block in ranked_blocks() if any(block in row.after for row in shown)]
         table = [("", "GMACs", "share", *(f"with {block}" for block in blocks), "saves at most", "")]
@@ -118,17 +119,17 @@ class Ranking:
         return ["What is worth lightening, GMACs of a branch with each light block:", "", *lines, "", *self.verdict]
 
     def as_list(self) -> list[dict[str, Any]]:
-        """The rows, for ``profile --json``."""
+        """The rows as JSON objects."""
         return [row.as_dict() for row in self.rows]
 
 
 def rank(model: nn.Module, size_hw: tuple[int, int]) -> Ranking:
-    """Rank the branches of any detector that :func:`~lw_retinanet.counting.detector_cost.count_detector` takes; errors as there."""
+    """Rank the branches of any detector that :func:`~lw_retinanet.counting.detector_cost.count_detector` can count."""
     return rank_cost(count_detector(model, size_hw))
 
 
 def rank_cost(cost: DetectorCost) -> Ranking:
-    """The same of a detector that is counted already."""
+    """Rank the branches of a detector that is counted already."""
     rows = []
     for branch in cost.branches:
         after = {name: light_macs(branch, plan) for name in ranked_blocks() if (plan := light_plan(branch, name)) is not None}
@@ -156,12 +157,12 @@ def ranked_blocks() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class LightTower:
-    """A light block as one branch would have it.
+    """A light block adapted to one branch.
 
     Args:
-        units: names of ``UNITS``; empty where predictions stand on the map itself.
-        width: channels inside the tower.
-        predict: a name of ``PREDICTIONS``.
+        units: Names of units; empty if the branch has no tower.
+        width: Channels inside the tower.
+        predict: Kernel of the prediction.
     """
 
     units: tuple[str, ...]
@@ -170,10 +171,10 @@ class LightTower:
 
 
 def light_plan(branch: LevelBranch, block: str) -> LightTower | None:
-    """A light block, as deep as the branch's own tower; None if it does not fit.
+    """Adapt a light block to the depth of a branch's own tower; None if the block does not fit.
 
-    A prediction that is 1x1 stays so. Without a tower (SSD) a block is the kernel of its prediction, and one that keeps the original
-    kernel is nothing; v2 needs two units to alternate.
+    A 1x1 prediction stays 1x1. If the branch has no tower (SSD), only the block's prediction is used, and a block with the original
+    kernel does not fit. v2 needs a depth of at least two units.
     """
     plan = d_block(block)
     predict = "1x1" if branch.kernel == 1 else plan.predict
@@ -181,18 +182,18 @@ def light_plan(branch: LevelBranch, block: str) -> LightTower | None:
     if branch.depth == 0:
         is_light = predict != "3x3" and plan.width is None and len(plan.units) == _USUAL_DEPTH
         return LightTower(units=(), width=channels, predict=predict) if is_light else None
-    # What a block has beyond the usual four units comes once, whatever the depth: narrow's way in, dw5's depthwise convolution.
+    # Units beyond the usual four come once, whatever the depth: the first 1x1 unit of narrow, the depthwise convolution of dw5.
     extra = max(len(plan.units) - _USUAL_DEPTH, 0)
     start, repeated = plan.units[:extra], plan.units[extra:]
     if branch.depth < len(set(repeated)):
-        return None  # one unit cannot alternate
+        return None  # too few units for the block's pattern
     depth = len(repeated) if branch.depth == _USUAL_DEPTH else branch.depth
     units = start + tuple(repeated[i % len(repeated)] for i in range(depth))
     return LightTower(units=units, width=plan.width or channels, predict=predict)
 
 
 def tower_plan(branch: LevelBranch, block: str) -> TowerPlan:
-    """The same as part of a head plan, for a branch with a tower."""
+    """The adapted block as a part of a head plan, for a branch that has a tower."""
     light = light_plan(branch, block)
     assert light is not None
     assert light.units
@@ -200,7 +201,7 @@ def tower_plan(branch: LevelBranch, block: str) -> TowerPlan:
 
 
 def light_macs(branch: LevelBranch, light: LightTower) -> int:
-    """MACs of the branch with a light tower and predictions of its own."""
+    """MACs of the branch with a light tower and its own predictions."""
     with device("meta"):
         units = [UNITS[unit](branch.size.channels if i == 0 else light.width, light.width) for i, unit in enumerate(light.units)]
         predictions = [PREDICTIONS[light.predict](light.width, outputs) for outputs in branch.outputs]

@@ -1,4 +1,4 @@
-"""The ranking as a picture: what each branch takes now, and what a plan would leave of it."""
+"""A figure of the ranking: the MACs of each branch now, and with a plan."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,25 +10,25 @@ from lw_retinanet.drawing import save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, dark for what stays, pale for what goes.
+# Okabe and Ito's colours: dark for the MACs that stay, pale for those that a plan saves.
 _NOW = {"cls": "#A9CFE8", "bbox": "#F3C7A5", "rpn": "#A6DCCB"}
 _STAYS = {"cls": "#0072B2", "bbox": "#D55E00", "rpn": "#009E73"}
 _NAMES = {"cls": "class branch", "bbox": "box branch", "rpn": "both branches"}
-_SMALLEST = 0.001  # of the model; what is less is no bar that anyone sees
+_SMALLEST = 0.001  # share of the model; a smaller bar is not visible
 
 
 def save_imbalance_chart(ranking: Ranking, path: Path, *, name: str, planned: Mapping[str, tuple[str, int]]) -> None:
-    """Write :func:`imbalance_figure` to ``path``; details and errors as :func:`~lw_retinanet.drawing.save_figure`."""
+    """Write :func:`imbalance_figure` to ``path``; for errors see :func:`~lw_retinanet.drawing.save_figure`."""
     save_figure(lambda: imbalance_figure(ranking, name=name, planned=planned), path)
 
 
 def imbalance_figure(ranking: Ranking, *, name: str, planned: Mapping[str, tuple[str, int]]) -> "Figure":
-    """Draw a bar for every branch that takes or saves more than a thousandth of the model, in the order of the ranking.
+    """Draw a bar for every branch that has at least a thousandth of the model's MACs or is in the plan, in the order of the ranking.
 
     Args:
-        ranking: of the model as it is.
-        name: of the model, for the title.
-        planned: by a row's ``place``: block, and MACs of the branch with it. Other branches stay.
+        ranking: Ranking of the model as it is.
+        name: Name of the model, for the title.
+        planned: The plan: block, and MACs of the branch with this block, by the row's ``place``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

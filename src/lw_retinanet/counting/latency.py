@@ -1,4 +1,4 @@
-"""Latency beside the count: what a forward pass takes on this machine, since MACs alone do not decide it."""
+"""Latency of a forward pass on this machine, which MACs alone do not decide."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -24,25 +24,25 @@ def measure_latency(
     rounds: int = ROUNDS,
     warm_up: int = WARM_UP,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Time ``model(images)``: image tensor to raw predictions, without reading, resizing, decoding and NMS.
+    """Time ``model(images)``, from image tensor to raw predictions, without reading, resizing, decoding and NMS.
 
-    All models and precisions take turns in every round, so a machine that slows down slows all of them. Each is timed on a copy in
-    evaluation mode; the given ones keep their device, mode and memory format.
+    All models and precisions take turns in every round, so that a machine that slows down slows all of them. Copies in evaluation mode are
+    timed; the given models do not change.
 
     Args:
-        models: by name; modules that several of them share stay shared in the copies.
-        size_hw: height and width of the padded input in pixels, of all or by the model's name.
-        batch_size: images a call.
-        device: where to measure.
-        rounds: timed calls of each model and precision.
-        warm_up: rounds before that, not timed: they choose kernels and fill caches.
+        models: Models by name. Modules that several models share are also shared by the copies.
+        size_hw: Height and width of the padded input in pixels, of all models or by the model's name.
+        batch_size: Images of one call.
+        device: Device to measure on.
+        rounds: Timed calls of each model and precision.
+        warm_up: Rounds before these, which choose kernels and fill caches and are not timed.
 
     Returns:
-        By model, then by precision (``fp32``; ``bf16`` in channels_last where the device computes in it): ``median``, ``p10`` and ``p90``
-        in milliseconds a call.
+        By model and precision, ``median``, ``p10`` and ``p90`` in milliseconds a call. Precisions are ``fp32`` and, if the device computes
+        in it, ``bf16`` in channels_last.
 
     Raises:
-        ConfigError: if a number is not positive.
+        ConfigError: If a number is not positive.
     """
     sizes = dict(size_hw) if isinstance(size_hw, Mapping) else dict.fromkeys(models, size_hw)
     smallest = min((min(sizes[name]) for name in models), default=1)
@@ -56,7 +56,7 @@ def measure_latency(
     for name, model in timed.items():
         calls[name, "fp32"] = _call(model, images[name])
     if uses_bf16("auto", place):
-        # Their own copies: channels_last would change the strides of the ones above.
+        # These are copies again, since channels_last would change the models above.
         for name, model in copy.deepcopy(timed).items():
             fast = model.to(memory_format=torch.channels_last)
             calls[name, "bf16"] = _bf16_call(fast, images[name].contiguous(memory_format=torch.channels_last))

@@ -1,7 +1,7 @@
-"""Multiply-accumulates and parameters of every block, by integer arithmetic on layer attributes and sizes: no network is run.
+"""Multiply-accumulates and parameters of every block, computed from layer attributes and sizes without running the network.
 
-Convolutions only, as in the paper: normalisation, activations, sums and resizing are left out. A bias is a parameter but no MAC.
-:mod:`~tests.counting.hooked` counts the same from an actual forward pass; the two agree to the last unit.
+As in the paper, only convolutions count; normalisation, activations, sums and resizing are left out. A bias is a parameter but no MAC.
+The tests count the same from an actual forward pass (tests/counting/hooked.py), and both counts are equal.
 """
 
 import math
@@ -25,9 +25,8 @@ from lw_retinanet.models.retinanet import RetinaNet
 
 STAGES = ("C1", "C2", "C3", "C4", "C5")
 BLOCKS = (*STAGES, *LEVELS, *(f"D{level[1]}" for level in LEVELS))
-HEAD_PARTS = ("cls_tower", "cls_predict", "bbox_tower", "bbox_predict")
 
-# Large enough that no two strides give one size.
+# Large enough that the maps of two strides never have the same size.
 _PROBE_SIZE = (512, 512)
 _STAGE_OF_STRIDE = {1: "C1", 2: "C1", 4: "C2", 8: "C3", 16: "C4", 32: "C5"}
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,10 +46,10 @@ class Cost:
     """What one block costs.
 
     Args:
-        macs: multiply-accumulates for one image.
-        params: trainable or frozen parameters; the affine and statistics of frozen norms are buffers and not among them. Weights that
-            several blocks use belong to the first of them (the shared head: D3, or D4 where D3 has its own), so blocks add up to the model.
-        parts: of a head block, by the names in ``HEAD_PARTS``; empty elsewhere.
+        macs: Multiply-accumulates for one image.
+        params: Trainable or frozen parameters, without the buffers of frozen norms. Weights that several blocks use belong to the first of
+            these blocks (the shared head to D3, or to D4 if D3 has its own), so that the blocks add up to the model.
+        parts: Costs of a head block's towers and predictions: ``cls_tower``, ``cls_predict``, ``bbox_tower``, ``bbox_predict``.
     """
 
     macs: int
@@ -67,17 +66,17 @@ class Size(NamedTuple):
 
 
 def count_blocks(model: RetinaNet, size_hw: tuple[int, int]) -> dict[str, Cost]:
-    """Cost of C1..C5, P3..P7 and D3..D7, in this order.
+    """Costs of C1..C5, P3..P7 and D3..D7, in this order.
 
-    Backbones that are not made of torchvision's blocks (timm's) have their layers' sizes read off the meta device, where no arithmetic is
-    done either; their linear layers count as the 1x1 convolutions that they are, and a layer belongs to the stage of its stride.
+    The layer sizes of timm's backbones are recorded on the meta device. Their linear layers count as the 1x1 convolutions that they are,
+    and a layer belongs to the stage of its stride.
 
     Args:
-        model: on any device; neither read nor changed.
-        size_hw: height and width of the padded network input in pixels.
+        model: The model, on any device. It is not changed.
+        size_hw: Height and width of the padded network input in pixels.
 
     Raises:
-        ConfigError: if the size is too small, or a layer of the backbone is of a kind that cannot be followed.
+        ConfigError: If the size is too small, or the backbone has a layer of an unknown kind.
     """
     if min(size_hw) < 1:
         raise ConfigError(f"size_hw must be positive, got {size_hw[0]} x {size_hw[1]}")
@@ -91,12 +90,12 @@ def count_blocks(model: RetinaNet, size_hw: tuple[int, int]) -> dict[str, Cost]:
 
 
 def count_head(head: Head, pyramid: Mapping[str, Size]) -> dict[str, Cost]:
-    """Cost of D3..D7 alone, on feature maps of these sizes by ``P3``..``P7``."""
+    """Costs of D3..D7 alone, on feature maps of these shapes by ``P3``..``P7``."""
     return _count_head(head, pyramid, set())
 
 
 def pyramid_sizes(model: RetinaNet, size_hw: tuple[int, int]) -> dict[str, Size]:
-    """Shapes of P3..P7 for an input of this size; errors as for :func:`count_blocks`."""
+    """Shapes of P3..P7 for an input of this size; for errors see :func:`count_blocks`."""
     _, maps = _count_backbone(model.backbone, size_hw, set())
     for level, (source, modules) in fpn_modules(model.fpn).items():
         _, maps[level] = follow(modules, maps[source])
@@ -104,7 +103,7 @@ def pyramid_sizes(model: RetinaNet, size_hw: tuple[int, int]) -> dict[str, Size]
 
 
 def fpn_modules(fpn: FPN) -> dict[str, tuple[str, list[nn.Module]]]:
-    """For P3..P7: the map that a level is made from, and the modules that make it, in order. Merging levels costs no MAC."""
+    """For each of P3..P7, the map that it is computed from and the modules that compute it, in order. Merging levels costs no MAC."""
     plan: dict[str, tuple[str, list[nn.Module]]] = {
         level: (stage, [inner, layer])
         for level, stage, inner, layer in zip(LEVELS[:3], STAGES[2:], fpn.inner_blocks, fpn.layer_blocks, strict=True)
@@ -115,10 +114,10 @@ def fpn_modules(fpn: FPN) -> dict[str, tuple[str, list[nn.Module]]]:
 
 
 def follow(modules: Iterable[nn.Module], size: Size) -> tuple[int, Size]:
-    """MACs of modules that run one after the other on a map of ``size``, and the size of what comes out.
+    """MACs of modules that run one after the other on a map of shape ``size``, and the shape of the result.
 
     Raises:
-        ConfigError: for a module of unknown kind, a map with the wrong number of channels, or one smaller than a kernel.
+        ConfigError: For a module of unknown kind, a map with the wrong number of channels, or one smaller than a kernel.
     """
     total = 0
     for module in modules:
@@ -145,7 +144,7 @@ def _follow(module: nn.Module, size: Size) -> tuple[int, Size]:
         shortcut, same = follow([] if module.downsample is None else [module.downsample], size)
         assert same == result, f"the two paths of a block end in {result} and {same}"
         return macs + shortcut, result
-    raise ConfigError(f"cannot count a layer of type {type(module).__name__}; count the model with analyze.hooked instead")
+    raise ConfigError(f"cannot count a layer of type {type(module).__name__}; use a backbone and units of this package")
 
 
 def _follow_conv(conv: nn.Conv2d, size: Size) -> tuple[int, Size]:
@@ -176,11 +175,11 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _new_params(modules: Iterable[nn.Module], seen: set[int]) -> int:
-    """Numbers in the parameters that no earlier block has claimed; claims them."""
     return _claim((parameter for module in modules for parameter in module.parameters()), seen)
 
 
 def _claim(parameters: Iterable[nn.Parameter], seen: set[int]) -> int:
+    """Count the numbers in the parameters that are not in ``seen`` yet, and add these to it."""
     total = 0
     for parameter in parameters:
         if id(parameter) not in seen:
@@ -223,13 +222,13 @@ def _count_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[dict[str
     for call in calls:
         macs[call.stage] += call.macs
         params[call.stage] += _claim(call.layer.parameters(recurse=False), claimed)
-    # What no layer's own call has shown belongs to no stride.
+    # Parameters that no layer's call has shown have no stride; they belong to C5.
     params["C5"] += sum(parameter.numel() for parameter in backbone.parameters()) - sum(params.values())
     return {name: Cost(macs=macs[name], params=params[name]) for name in STAGES}, maps
 
 
 class LayerCall(NamedTuple):
-    """One use of a layer that has weights."""
+    """One call of a layer that has weights."""
 
     layer: nn.Module
     macs: int
@@ -240,12 +239,12 @@ def layer_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[list[Laye
     """The layers of any backbone in the order in which they run, and the shapes of C3..C5.
 
     Args:
-        backbone: on the meta device, see :func:`meta_copy`.
-        size_hw: of the input.
+        backbone: The backbone on the meta device.
+        size_hw: Height and width of the input.
     """
     stages, stage = [], "C1"
     for _, _, side in _run(backbone, _PROBE_SIZE)[0]:
-        # Layers without a map of their own (squeeze and excitation, norms) stay with the layer before them.
+        # Layers without a map of their own (squeeze and excitation, norms) belong to the stage of the layer before them.
         stage = _STAGE_OF_STRIDE.get(round(_PROBE_SIZE[0] / side), stage) if side else stage
         stages.append(stage)
     calls, maps = _run(backbone, size_hw)

@@ -1,4 +1,4 @@
-"""Where a detector's arithmetic goes: one record with its table and its JSON."""
+"""The profile of a detector: MACs and parameters of its blocks, as a table and as JSON."""
 
 import math
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ class Profile:
     """MACs and parameters of a detector, for one image.
 
     Args:
-        name: preset or file, for the reader.
-        size_hw: height and width of the padded network input in pixels.
-        num_classes: K.
-        layers: what is counted: ``convolutions``, or ``convolutions and linear layers`` for backbones that have both.
-        blocks: C1..C5, P3..P7, D3..D7 in this order; they add up to the model.
-        original_d3_macs: D3's MACs if this model had RetinaNet's own head, shared by all levels.
-        original_macs: the whole model's in that case.
-        remarks: sentences for the reader, beside the usual notes.
-        latency_ms: as :func:`~lw_retinanet.counting.latency.measure_latency` gives it for one model.
+        name: Name of the preset or file.
+        size_hw: Height and width of the padded network input in pixels.
+        num_classes: Number of classes.
+        layers: What is counted: ``convolutions``, or ``convolutions and linear layers`` for backbones that have both.
+        blocks: Costs of C1..C5, P3..P7 and D3..D7, which add up to the model.
+        original_d3_macs: MACs of D3 if this model had RetinaNet's own head, shared by all levels.
+        original_macs: MACs of the whole model in that case.
+        remarks: Sentences for the reader, in addition to the usual notes.
+        latency_ms: Times of this model from :func:`~lw_retinanet.counting.latency.measure_latency`.
     """
 
     name: str
@@ -49,23 +49,25 @@ class Profile:
 
     @property
     def macs(self) -> int:
+        """MACs of the whole model."""
         return sum(cost.macs for cost in self.blocks.values())
 
     @property
     def flops(self) -> int:
-        """Two for every multiply-accumulate."""
+        """Two operations for every multiply-accumulate."""
         return 2 * self.macs
 
     @property
     def params(self) -> int:
+        """Parameters of the whole model."""
         return sum(cost.params for cost in self.blocks.values())
 
     def share(self, cost: Cost) -> float:
-        """0..1 of the model's MACs."""
+        """Share of the model's MACs, 0..1."""
         return cost.macs / self.macs
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``profile --json`` prints."""
+        """The profile as one JSON object."""
         result: dict[str, Any] = {
             "model": self.name,
             "size_hw": list(self.size_hw),
@@ -86,10 +88,10 @@ class Profile:
         return result
 
     def lines(self, *, unicode: bool = True) -> list[str]:
-        """The table for people: a line a block and a part, totals, what was counted, and the gain over RetinaNet's own head.
+        """The table for people: blocks and their parts, totals, what was counted, and the gain over RetinaNet's own head.
 
         Args:
-            unicode: draw bars with block characters; else with ``#``, for terminals that know no better.
+            unicode: Draw bars with block characters; else with ``#``, for terminals without Unicode.
         """
         most = max(cost.macs for cost in self.blocks.values())
         rows = [("", "GMACs", "GFLOPs", "Mparams", "share", "")]
@@ -102,11 +104,11 @@ class Profile:
         return [f"{self.name}, {self.setting}", "", table[0], rule, *table[1:-1], rule, table[-1], "", *self.notes()]
 
     def notes(self) -> list[str]:
-        """What the numbers mean and leave out, the gain, and the latency where it was measured."""
+        """What the numbers mean and leave out, the gain, and the latency if it was measured."""
         notes = [
             f"Counted for one image of {self.setting}: {self.layers} only;"
             " normalisation, activations, resizing, anchors and NMS are left out.",
-            "FLOPs = 2 x MACs. Weights used by several blocks stand at the first of them.",
+            "FLOPs = 2 x MACs. Weights that several blocks use are counted in the first of them.",
             *self.remarks,
         ]
         if self.macs < self.original_macs:
@@ -120,7 +122,7 @@ class Profile:
 
     @property
     def setting(self) -> str:
-        """What the cost depends on beside the model, in words."""
+        """Input size and number of classes, in words."""
         return f"{self.size_hw[0]} x {self.size_hw[1]} pixels, {self.num_classes:,} {'class' if self.num_classes == 1 else 'classes'}"
 
     def _row(self, name: str, cost: Cost, bar: str) -> tuple[str, str, str, str, str, str]:
@@ -133,16 +135,16 @@ class Profile:
 def profile(
     model: nn.Module, *, name: str, size_hw: tuple[int, int], latency_ms: Mapping[str, Mapping[str, float]] | None = None
 ) -> Profile:
-    """Count a detector. Nothing is run, so the weights do not matter, nor does the device (``meta`` will do).
+    """Count a detector. The network is not run, so it may be on the meta device.
 
     Args:
-        model: a network of this package, or a detector of torchvision's. Of the latter the gain over an original head is not known.
-        name: shown in the table and the JSON.
-        size_hw: height and width of the network input in pixels, padding included.
-        latency_ms: measured elsewhere, to be shown along.
+        model: A network of this package or a detector of torchvision. For the latter the gain over an original head is not known.
+        name: Name for the table and the JSON.
+        size_hw: Height and width of the network input in pixels, padding included.
+        latency_ms: Measured times to show with the count.
 
     Raises:
-        ConfigError: if the size is too small for the network, or it is of a kind that cannot be counted.
+        ConfigError: If the size is too small for the network, or the network is of a kind that cannot be counted.
     """
     if not isinstance(model, RetinaNet):
         return profile_of(count_detector(model, size_hw), model, name=name, size_hw=size_hw)
@@ -162,7 +164,7 @@ def profile(
 
 
 def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tuple[int, int]) -> Profile:
-    """The same of a detector from elsewhere that is counted already."""
+    """The profile of another library's detector that is counted already."""
     return Profile(
         name=name,
         size_hw=size_hw,
@@ -176,10 +178,10 @@ def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tupl
 
 
 def with_head(model: RetinaNet, plan: HeadPlan) -> RetinaNet:
-    """The same backbone and pyramid under another head, for counting beside the model's own; the head has no weights.
+    """The model's backbone and pyramid with another head without weights, to compare the costs.
 
     Raises:
-        ConfigError: if a unit of the plan does not go with the model's width.
+        ConfigError: If a unit of the plan cannot have the model's width.
     """
     try:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Times taken in turns, so that a machine that slows down slows all alike, and the intervals that such rounds allow."""
+"""Timing several calls in turns, so that a machine that slows down slows all of them, and intervals for the times."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -28,9 +28,9 @@ class TimeInterval:
 
 
 def order_of_round(number: int, count: int) -> list[int]:
-    """Who runs when in round ``number``: every second round backwards, and the first place goes round.
+    """The order of ``count`` calls in round ``number``: every second round is backwards, and the first call changes.
 
-    So no one is always the first, and no one always runs behind the same other one.
+    So no call is always the first, and none always runs after the same other call.
     """
     start = number // 2 % count
     places = [*range(start, count), *range(start)]
@@ -49,12 +49,12 @@ def take_turns(
     """Milliseconds of every call in every round.
 
     Args:
-        calls: by name; they get the number of the round, which is the same for all of them.
-        rounds: that count.
-        warm_up: rounds before these, which choose kernels and fill caches.
-        wait: until the device has done all that it was given.
-        progress: wraps the numbers of the rounds.
-        clock: in seconds.
+        calls: Functions by name. They are called with the number of the round.
+        rounds: Number of timed rounds.
+        warm_up: Rounds before these, which choose kernels and fill caches.
+        wait: Waits until the device has finished its work.
+        progress: Receives the numbers of the rounds.
+        clock: Returns the time in seconds.
     """
     names = list(calls)
     times: dict[Name, list[float]] = {name: [] for name in names}
@@ -71,13 +71,13 @@ def take_turns(
 
 
 def median_interval(times: list[float], *, draws: int = DRAWS, seed: int = 0) -> TimeInterval:
-    """The median, and where it lies in 95 % of the times when as many rounds are drawn from these anew."""
+    """The median with its 95 % bootstrap interval over the rounds."""
     values = np.asarray(times)
     return _interval(float(np.median(values)), np.median(values[_rows(len(values), draws, seed)], axis=1))
 
 
 def ratio_interval(slow: list[float], fast: list[float], *, draws: int = DRAWS, seed: int = 0) -> TimeInterval:
-    """Median of ``slow`` over median of ``fast``: how many times as fast. Rounds are drawn for both together, since both ran in them."""
+    """Median of ``slow`` divided by median of ``fast``, with its 95 % bootstrap interval. Both use the same drawn rounds."""
     rows = _rows(len(slow), draws, seed)
     above, below = np.asarray(slow), np.asarray(fast)
     return _interval(float(np.median(above) / np.median(below)), np.median(above[rows], axis=1) / np.median(below[rows], axis=1))

@@ -1,4 +1,4 @@
-"""torchvision's own detectors by name, as shapes without weights: enough to count them."""
+"""torchvision's own detectors by name, without weights, to count them."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ def torchvision_detector(name: str, *, num_classes: int | None = None) -> nn.Mod
     """Build a detector on the meta device; nothing is downloaded.
 
     Args:
-        name: of torchvision's builder, for instance ``retinanet_resnet50_fpn``.
-        num_classes: as torchvision counts them: the background is one, so COCO's are 91. None keeps the builder's default.
+        name: Name of torchvision's builder, for example ``retinanet_resnet50_fpn``.
+        num_classes: Number of classes as torchvision counts them, with the background: 91 for COCO. None keeps the builder's default.
 
     Raises:
-        InputError: for a name that torchvision does not have, or fewer than two classes.
+        InputError: For a name that torchvision does not have, or fewer than two classes.
     """
     known = list_models(module=detection)
     if name not in known:
@@ -31,10 +31,10 @@ def torchvision_detector(name: str, *, num_classes: int | None = None) -> nn.Mod
 
 
 def native_size(model: nn.Module) -> tuple[int, int]:
-    """Height and width of a square picture as the detector's own transform resizes it."""
+    """Height and width of a square image after the detector's own resizing."""
     transform: Any = model.transform
     if transform.fixed_size is not None:
-        width, height = transform.fixed_size  # torchvision's one exception from (height, width)
+        width, height = transform.fixed_size  # torchvision has (height, width) everywhere else
         return int(height), int(width)
     side = min(int(transform.min_size[-1]), int(transform.max_size))
     return side, side
