@@ -36,30 +36,10 @@ def convert(
 ) -> ConvertedModel:
     """Convert a weights file of torchvision, Detectron2, MMDetection, odtk or the original Detectron.
 
-    Args:
-        source: A weights file; ``torchvision:retinanet_resnet50_fpn`` or ``torchvision:retinanet_resnet50_fpn_v2``, which are downloaded
-            unless torch's cache holds them; or a model file or run folder of ours, for which only ``classes`` and ``overrides`` matter.
-        origin: Framework of the file: ``torchvision``, ``detectron2``, ``mmdet``, ``odtk`` or ``caffe2``; ``auto`` recognises it by the
-            names of its tensors.
-        classes: Names, categories, a text file of names, or a data set. They name the class rows if only the number of rows is known. If
-            the file names other classes, or has COCO's number of rows and not theirs, the model is changed to predict these classes.
-        overrides: Dotted names of fields of :class:`~lw_retinanet.conventions.Conventions` -> values, and ``backbone``.
+    The parameters and errors are those of :func:`lw_retinanet.convert`, which also compares the result with the framework and writes it.
 
     Returns:
         The model with the conventions of its framework (``loaded``), and a report on every tensor (``report``).
-
-    Raises:
-        WeightsError: If the source cannot be read, is not a RetinaNet of these frameworks, or does not fit.
-        ConfigError: For an unknown framework or an override that does not exist.
-        InputError: For classes that cannot be read.
-
-    Example:
-        >>> import torch, torchvision, lw_retinanet as lw
-        >>> model = torchvision.models.detection.retinanet_resnet50_fpn(weights_backbone=None, num_classes=3)
-        >>> torch.save(model.state_dict(), "mine.pth")
-        >>> conversion = lw.convert("mine.pth", classes=["cat", "dog"])  # class row 0 is torchvision's background
-        >>> conversion.report.framework, [category.name for category in conversion.loaded.record.categories]
-        ('torchvision', ['cat', 'dog'])
     """
     overrides = dict(overrides or {})
     if origin not in ("auto", *frameworks.NAMES):
