@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_from_a_file(cli: Any, data: Path, trained: Path) -> 
 def test_the_shorter_side_rules(cli: Any, data: Path) -> None:
     settings = ["--set", "data.resize=short_side", "--set", "data.image_size=96", "--set", "data.max_size=100"]
     plan = cli("train", data, *cli.tiny, *settings, "--dry-run", "--json").json
-    # Squares become 96 x 96; every fifth picture is 48 x 64: 96 x 128 would pass 100, so 75 x 100, padded to 96 x 128.
+    # Squares become 96 x 96; every fifth image is 48 x 64: 96 x 128 would pass 100, so 75 x 100, padded to 96 x 128.
     assert plan["size_hw"] == [96, 96] or plan["largest_hw"] == [96, 128]
     assert plan["largest_hw"] == [96, 128]
 

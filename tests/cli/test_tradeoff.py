@@ -1,4 +1,4 @@
-"""``lw-retinanet tradeoff``: from an experiment file to table, pictures and report, and what is refused."""
+"""``lw-retinanet tradeoff``: from an experiment file to table, figures and report, and what is refused."""
 
 import csv
 import shlex
@@ -11,7 +11,7 @@ import yaml
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data with enough validation pictures for an interval."""
+    """Data with enough validation images for an interval."""
     from lw_retinanet.data.sample import make_sample
 
     return make_sample(tmp_path_factory.mktemp("sample") / "shapes", num_train=6, num_val=20, size=64)

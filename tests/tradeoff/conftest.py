@@ -12,7 +12,7 @@ from lw_retinanet.tradeoff.rows import BlockCost, ExperimentRow, Latency
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up pictures of 64 pixels, with just enough of them to draw images from. Not to be changed."""
+    """Made-up images of 64 pixels, just enough of them for an interval. Not to be changed."""
     from lw_retinanet.data.sample import make_sample
 
     return make_sample(tmp_path_factory.mktemp("sample") / "shapes", num_train=6, num_val=20, size=64)

@@ -40,11 +40,11 @@ def compute(trunk: RetinaNet, records: Records, folder: Path, *, origin: str = "
     )
 
 
-def test_maps_are_those_of_the_picture_and_of_its_mirror_image(trunk: RetinaNet, records: Records, tmp_path: Path) -> None:
+def test_maps_are_those_of_the_image_and_of_its_mirror_image(trunk: RetinaNet, records: Records, tmp_path: Path) -> None:
     maps = compute(trunk, records, tmp_path)
     size_hw = maps.resized_hw(2)
-    picture = resize(to_tensor(decode(records.path(2))), size_hw, maps.rule)
-    for view, image in (("plain", picture), ("mirrored", picture.flip(2))):
+    plain = resize(to_tensor(decode(records.path(2))), size_hw, maps.rule)
+    for view, image in (("plain", plain), ("mirrored", plain.flip(2))):
         inputs = normalise(pad_to([image], maps.padded_hw(2)), torch.tensor([size_hw]), maps.rule)
         with torch.inference_mode():
             expected = trunk.fpn(trunk.backbone(inputs))

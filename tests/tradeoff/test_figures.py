@@ -20,20 +20,20 @@ from lw_retinanet.tradeoff.rows import ExperimentRow
 
 @pytest.fixture(scope="module")
 def drawn(table: list[ExperimentRow]) -> dict[str, PageFigure]:
-    return {picture.name: picture for picture in make_figures(table)}
+    return {figure.name: figure for figure in make_figures(table)}
 
 
-def names_in(picture: PageFigure) -> list[Annotation]:
-    return [text for text in picture.figure.axes[0].texts if isinstance(text, Annotation)]
+def names_in(shown: PageFigure) -> list[Annotation]:
+    return [text for text in shown.figure.axes[0].texts if isinstance(text, Annotation)]
 
 
-def lines_in(picture: PageFigure) -> list[tuple[tuple[float, float], ...]]:
+def lines_in(shown: PageFigure) -> list[tuple[tuple[float, float], ...]]:
     """Points of all that is drawn as a line or as a marker."""
-    return [tuple((float(x), float(y)) for x, y in np.asarray(line.get_xydata())) for line in picture.figure.axes[0].lines]
+    return [tuple((float(x), float(y)) for x, y in np.asarray(line.get_xydata())) for line in shown.figure.axes[0].lines]
 
 
-def markers_in(picture: PageFigure) -> set[str]:
-    return {str(line.get_marker()) for line in picture.figure.axes[0].lines if len(np.asarray(line.get_xydata())) == 1}
+def markers_in(shown: PageFigure) -> set[str]:
+    return {str(line.get_marker()) for line in shown.figure.axes[0].lines if len(np.asarray(line.get_xydata())) == 1}
 
 
 @pytest.mark.parametrize("name", ["accuracy", "latency"])
@@ -90,23 +90,23 @@ def test_the_answer_has_the_compared_rows_by_difference(drawn: dict[str, PageFig
 def test_what_was_not_measured_is_said(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
     assert "Not measured: bbox-v2 @ 416." in drawn["latency"].caption
     without = [replace(row, latency_ms=None) for row in table[:5]]
-    assert [picture.name for picture in make_figures(without)] == ["answer", "accuracy", "shares"]
+    assert [figure.name for figure in make_figures(without)] == ["answer", "accuracy", "shares"]
 
 
 def test_one_row_alone(make_row: Callable[..., ExperimentRow]) -> None:
     # What a newcomer gets who repeats one row: no baseline, no line, nothing to compare with.
     alone = make_row(line="blocks", role="light", variant="lw-v3 $x$ & <y>", preset="lw-v3")
     drawn = make_figures([alone])
-    assert [picture.name for picture in drawn] == ["accuracy", "latency", "shares"]
-    for picture in drawn:
-        ET.fromstring(picture.svg())
+    assert [figure.name for figure in drawn] == ["accuracy", "latency", "shares"]
+    for figure in drawn:
+        ET.fromstring(figure.svg())
     with pytest.raises(ConfigError, match="at least one row"):
         make_figures([])
 
 
 def test_svg_takes_all_its_colours_from_the_page(drawn: dict[str, PageFigure]) -> None:
-    for picture in drawn.values():
-        svg = picture.svg()
+    for figure in drawn.values():
+        svg = figure.svg()
         root = ET.fromstring(svg)
         assert not re.findall(r"#[0-9a-fA-F]{3,8}\b(?![-\w])", re.sub(r'(?:href="|url\()#[^")]*', "", svg))
         assert "var(--ink)" in svg
@@ -120,9 +120,9 @@ def test_svg_takes_all_its_colours_from_the_page(drawn: dict[str, PageFigure]) -
         assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', svg)) <= set(ids)
 
 
-def test_the_same_rows_give_the_same_picture(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
+def test_the_same_rows_give_the_same_figure(drawn: dict[str, PageFigure], table: list[ExperimentRow]) -> None:
     again = make_figures(table[:1] + table[1:])
-    assert [picture.svg() for picture in again] == [drawn[picture.name].svg() for picture in again]
+    assert [figure.svg() for figure in again] == [drawn[figure.name].svg() for figure in again]
 
 
 def test_files(drawn: dict[str, PageFigure], table: list[ExperimentRow], tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_files(drawn: dict[str, PageFigure], table: list[ExperimentRow], tmp_pat
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 def test_contrast(colours: dict[str, str]) -> None:
-    # WCAG 2: 4.5 for text, 3 for what must be seen in a picture.
+    # WCAG 2: 4.5 for text, 3 for what must be seen in a figure.
     def luminance(colour: str) -> float:
         channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
         linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]

@@ -29,7 +29,7 @@ def maps_of(trunk: RetinaNet, records: Records, folder: Path, views: tuple[str, 
     return compute_feature_maps(trunk, records, folder, rule=rule, views=views, origin={}, device=CPU, use_bf16=False)
 
 
-def test_the_head_finds_on_the_maps_what_the_detector_finds_in_the_pictures(trunk_file: Path, shapes: Path, tmp_path: Path) -> None:
+def test_the_head_finds_on_the_maps_what_the_detector_finds_in_the_images(trunk_file: Path, shapes: Path, tmp_path: Path) -> None:
     loaded = load_model(trunk_file)
     held_out = with_sizes(Dataset.open(shapes).read("val"))
     maps = maps_of(loaded.model, held_out, tmp_path, ("plain",))
@@ -43,7 +43,7 @@ def test_the_head_finds_on_the_maps_what_the_detector_finds_in_the_pictures(trun
     np.testing.assert_allclose(np.sort(found.boxes_xywh, axis=0), np.sort(expected.boxes_xywh, axis=0), atol=1e-2)
 
 
-def test_every_picture_comes_once_an_epoch_with_pictures_of_its_size(trunk_file: Path, draw_records: Any, tmp_path: Path) -> None:
+def test_every_image_comes_once_an_epoch_with_images_of_its_size(trunk_file: Path, draw_records: Any, tmp_path: Path) -> None:
     wide, tall = (48, 96), (96, 48)
     records = draw_records(tmp_path / "pictures", [(size, [(2, 2, 20, 20, 0)]) for size in (wide, tall, wide, wide, tall, wide, wide)])
     maps = maps_of(load_model(trunk_file).model, records, tmp_path / "maps")
@@ -60,10 +60,10 @@ def test_every_picture_comes_once_an_epoch_with_pictures_of_its_size(trunk_file:
         for b in batches(maps, epoch=number, seed=0, batch_size=2)
         for image, view in zip(b.images, b.views, strict=True)
     }
-    assert len(views) == 14  # each picture is met both ways
+    assert len(views) == 14  # each image is met both ways
 
 
-def test_boxes_are_scaled_and_mirrored_with_the_picture(trunk_file: Path, draw_records: Any, tmp_path: Path) -> None:
+def test_boxes_are_scaled_and_mirrored_with_the_image(trunk_file: Path, draw_records: Any, tmp_path: Path) -> None:
     # 128 x 64 pixels become 64 x 32: x 20..60, y 8..24 become 10..30 and 4..12; mirrored, x runs from 64 - 30 to 64 - 10.
     records = draw_records(tmp_path / "pictures", [((64, 128), [(20, 8, 40, 16, 2)]), ((64, 128), [])])
     maps = maps_of(load_model(trunk_file).model, records, tmp_path / "maps")

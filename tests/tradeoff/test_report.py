@@ -121,13 +121,13 @@ def test_it_can_be_read_aloud_on_a_phone_and_at_night(text: str, page: Page) -> 
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    pictures = page.all("svg")
-    assert len(pictures) == 4
+    svgs = page.all("svg")
+    assert len(svgs) == 4
     ids = {attributes.get("id") for _, attributes in page.tags}
-    for picture in pictures:
-        assert picture["role"] == "img"
-        assert "width" not in picture  # grows and shrinks with the page
-        assert set((picture["aria-labelledby"] or "").split()) <= ids
+    for svg in svgs:
+        assert svg["role"] == "img"
+        assert "width" not in svg  # grows and shrinks with the page
+        assert set((svg["aria-labelledby"] or "").split()) <= ids
     assert all("scope" in cell for cell in page.all("th"))
     # The wide table and the commands scroll inside their own boxes, by keyboard too.
     assert '<div class="wide" role="region" aria-labelledby="table" tabindex="0"><table>' in text

@@ -52,13 +52,13 @@ def make_config() -> MakeConfig:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory, draw_records: Callable[..., Records]) -> Records:
-    """Eight pictures, square, portrait and landscape, of none to three rectangles, some for P3 and some for P4."""
-    pictures = []
+    """Eight images, square, portrait and landscape, of none to three rectangles, some for P3 and some for P4."""
+    images = []
     for number in range(8):
         size_hw = [(64, 64), (64, 48), (48, 64)][number % 3]
         objects = [(3.0 * number, 5.0, 20.0, 26.0, 0), (24.0, 20.0, 16.0, 16.0, 1), (1.0, 1.0, 46.0, 62.0, 2)][: number % 4]
-        pictures.append((size_hw, objects))
-    return draw_records(tmp_path_factory.mktemp("rectangles"), pictures)
+        images.append((size_hw, objects))
+    return draw_records(tmp_path_factory.mktemp("rectangles"), images)
 
 
 @pytest.fixture

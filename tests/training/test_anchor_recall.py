@@ -20,7 +20,7 @@ DrawRecords = Callable[..., Records]
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], tuple[int, int], AnchorRule]:
-    """Boxes anywhere in a picture, some reaching out of it, and a rule of anchors."""
+    """Boxes anywhere in a image, some reaching out of it, and a rule of anchors."""
     height, width = draw(st.integers(20, 200)), draw(st.integers(20, 200))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     corners = rng.uniform(-10, [width, height], (6, 2))
@@ -39,8 +39,8 @@ def test_the_nearest_cell_is_as_good_as_all_anchors(case: tuple[np.ndarray[Any, 
     np.testing.assert_allclose(best_ious(boxes, np.array([size_hw] * len(boxes)), rule), every.amax(dim=1).numpy(), rtol=0, atol=1e-5)
 
 
-def test_each_box_meets_the_anchors_of_its_own_picture() -> None:
-    # In a picture of 20 pixels only the largest anchors reach a place at 150; one of 200 has small ones there.
+def test_each_box_meets_the_anchors_of_its_own_image() -> None:
+    # In a image of 20 pixels only the largest anchors reach a place at 150; one of 200 has small ones there.
     box = np.array([[134.0, 134.0, 32.0, 32.0]] * 2)
     near, far = best_ious(box, np.array([[200, 200], [20, 20]]), AnchorRule())
     assert near > 0.6

@@ -22,10 +22,10 @@ def write(path: Path, steps: int, *, scored: bool = False, zero: bool = False) -
 
 
 @pytest.mark.parametrize(("steps", "scored", "zero"), [(1, False, False), (120, True, False), (10, False, True)])
-def test_a_picture_is_drawn(steps: int, scored: bool, zero: bool, tmp_path: Path) -> None:
+def test_a_figure_is_drawn(steps: int, scored: bool, zero: bool, tmp_path: Path) -> None:
     save_curves(write(tmp_path / "log.jsonl", steps, scored=scored, zero=zero), tmp_path / "pictures" / "curves.png", title="a run")
-    with Image.open(tmp_path / "pictures" / "curves.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "pictures" / "curves.png") as figure:
+        pixels = np.asarray(figure.convert("RGB")).astype(int)
     # The blue of the total is somewhere in it.
     assert steps == 1 or (np.abs(pixels - [0, 0x72, 0xB2]).sum(axis=2) < 30).sum() > 25
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["curves.png"]

@@ -32,7 +32,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
     checkpoints = []
     # SGD, as Adam divides rounding errors by gradients that are next to nothing.
     common = {"epochs": 2, "optimiser": "sgd", "rate": 0.01, "warmup_steps": 2, "precision": "fp32", "clip": 1.0}
-    # Each of the two sees two pictures a step, one after the other: gradients are exchanged after the second only.
+    # Each of the two sees two images a step, one after the other: gradients are exchanged after the second only.
     for name, launcher, batch in (("alone", [], {"batch_size": 4}), ("together", torchrun, {"batch_size": 1, "accumulate": 2})):
         settings = {"data": {"workers": 0, "augment": "jitter"}, "train": {**common, **batch}}
         out = tmp_path / name

@@ -233,7 +233,7 @@ def test_a_run_killed_before_a_score_arrived_makes_up_for_it(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_stops_the_run_by_name(
+def test_a_broken_image_stops_the_run_by_name(
     workers: int, run_path: Path, tmp_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
     root = tmp_path / "pictures"

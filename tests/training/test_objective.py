@@ -122,7 +122,7 @@ def test_scores_learn_of_boxes_but_boxes_not_of_scores() -> None:
     assert torch.equal(pulled.abs().sum(dim=2) > 0, matches.is_positive)
 
 
-def test_a_picture_without_objects_costs_background_only() -> None:
+def test_a_image_without_objects_costs_background_only() -> None:
     config = settings_of(model={"anchors": "one"}, train={"class_loss": "quality"}).train
     anchors, matches = assign(SIZE_HW, targets(), config=config, rule=ANCHORS["one"])
     predictions = answers(anchors)
@@ -159,9 +159,9 @@ def test_one_anchor_trains_and_its_file_knows_it(data: Records, run_path: Path) 
     loaded = load_model(file)
     assert loaded.model.conventions.anchors == AnchorRule(base_size=8, octave_scales=(1,), aspect_ratios=(1,))
     assert loaded.model.head.num_anchors == 1
-    pictures = [torch.randint(0, 255, (48, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8).numpy()]
+    images = [torch.randint(0, 255, (48, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8).numpy()]
     found, expected = (
-        Detector.of_model(model.eval(), categories, device=torch.device("cpu")).predict(pictures, score=0.0)[0]
+        Detector.of_model(model.eval(), categories, device=torch.device("cpu")).predict(images, score=0.0)[0]
         for model in (loaded.model, trained)
     )
     assert len(found.scores) > 0

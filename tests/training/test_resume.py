@@ -35,7 +35,7 @@ def test_kill_9_at_any_moment(tmp_path: Path) -> None:
         # Every point inside a save was reached.
         assert [point for point in run["killed"] if point != "any moment"] == run["points"]
         assert run["digest"] == report["unbroken"]
-        # 20 pictures by 4, 5 times: each step is in the log once, in order.
+        # 20 images by 4, 5 times: each step is in the log once, in order.
         assert run["logged"] == list(range(1, 26))
         kept = [f"step-{step:08d}.{suffix}" for step in (24, 25) for suffix in ("safetensors", "sha256")]
         assert run["files"] == [".lock", "config.yaml", "log.jsonl", *kept]

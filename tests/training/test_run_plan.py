@@ -94,7 +94,7 @@ def test_the_rule_of_three_passes_against_a_counted_step() -> None:
 
 
 def test_mean_commonest_and_largest_input() -> None:
-    # Three pictures of 64 x 64 and one of 32 x 64, one a step: the mean cost is that of the epoch, not that of the commonest.
+    # Three images of 64 x 64 and one of 32 x 64, one a step: the mean cost is that of the epoch, not that of the commonest.
     sizes = np.array([[64, 64], [64, 64], [32, 64], [64, 64]], np.int32)
     config = settings(recipe="paper", batch_size=1)
     model = made(config)

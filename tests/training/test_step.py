@@ -66,7 +66,7 @@ def test_accumulation_equals_the_large_batch(
     large = batches_of(data, model, config, batch_size=8, accumulate=1)
     small = batches_of(data, model, config, batch_size=2, accumulate=4)
     assert sorted(index for batch in small for index in batch.indices) == sorted(large[0].indices)
-    # Pictures without any box and with several share the step, so dividing each micro-batch by its own positives would show.
+    # Images without any box and with several share the step, so dividing each micro-batch by its own positives would show.
     assert len({int((batch.targets.labels >= 0).sum()) for batch in small if batch.targets}) > 1
     one, expected = run(model, large, config)
     four, found = run(model, small, config)
@@ -153,7 +153,7 @@ def test_finite_numbers_pass() -> None:
 
 
 class Twins(World):
-    """Two processes that hold the very same pictures."""
+    """Two processes that hold the very same images."""
 
     def sum(self, values: Tensor) -> Tensor:
         return 2 * values
@@ -206,7 +206,7 @@ def test_the_teachers_part_by_its_definition(data: Records, make_model: MakeMode
 def test_the_teacher_weighs_as_much_in_many_parts_as_in_one(
     times: int, world: World, data: Records, make_model: MakeModel, make_config: MakeConfig
 ) -> None:
-    # The same pictures again, in further micro-batches or processes, change no mean; averaging over equal processes changes nothing.
+    # The same images again, in further micro-batches or processes, change no mean; averaging over equal processes changes nothing.
     model, teacher = make_model(), sure(make_model(seed=1))
     batches = batches_of(data, model, make_config(), batch_size=2, accumulate=1)
     one, expected = run(model, batches, make_config(), teacher=Teacher(model=teacher))
@@ -229,7 +229,7 @@ def test_a_lightened_teacher_teaches_with_the_head_that_is_asked_for(data: Recor
     assert not torch.equal(with_light, expected)
 
 
-def test_a_teacher_sees_the_pictures_as_it_was_trained_to(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_a_teacher_sees_the_images_as_it_was_trained_to(data: Records, make_model: MakeModel, make_config: MakeConfig) -> None:
     model, teacher = make_model(), make_model(seed=1).eval()
     rule = model.conventions.input.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)})
     teacher.conventions = teacher.conventions.model_copy(update={"input": rule})

@@ -88,11 +88,11 @@ def test_the_model_and_the_anchors_stay_real() -> None:
     real = create_model(config.model, num_classes=3, seed=0)
     before = {name: tensor.clone() for name, tensor in real.state_dict().items()}
     rule = real.conventions.anchors
-    pictures = torch.zeros((1, 3, 96, 160), dtype=torch.uint8)
-    normalise(pictures, torch.tensor([[96, 160]]), real.conventions.input)  # its constants are kept, too
+    images = torch.zeros((1, 3, 96, 160), dtype=torch.uint8)
+    normalise(images, torch.tensor([[96, 160]]), real.conventions.input)  # its constants are kept, too
     memory = step_memory(real, config=config.train, size_hw=(96, 160))
     assert make_anchors((96, 160), rule, torch.device("cpu"))[0, 0].item() < 0  # a fake tensor has no numbers
-    assert normalise(pictures, torch.tensor([[96, 160]]), real.conventions.input)[0, 0, 0, 0].item() < 0
+    assert normalise(images, torch.tensor([[96, 160]]), real.conventions.input)[0, 0, 0, 0].item() < 0
     assert all(torch.equal(before[name], tensor) for name, tensor in real.state_dict().items())
     with torch.device("meta"):
         bare = create_model(config.model, num_classes=3)

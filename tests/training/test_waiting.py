@@ -121,10 +121,10 @@ def test_no_step_asks_the_device(objective: dict[str, Any], has_teacher: bool, m
     on_meta(make_model("batch").to("meta").train(), make_config(**objective), teacher)
 
 
-def test_pictures_travel_as_bytes_and_once(make_model: MakeModel, make_config: MakeConfig) -> None:
+def test_images_travel_as_bytes_and_once(make_model: MakeModel, make_config: MakeConfig) -> None:
     watch = on_meta(make_model().to("meta").train(), make_config(), make_model(seed=1).to("meta").eval())
-    pictures = [copied for copied in watch.copied if copied.ndim == 4]
-    assert [picture.dtype for picture in pictures] == [torch.uint8] * 2
+    images = [copied for copied in watch.copied if copied.ndim == 4]
+    assert [image.dtype for image in images] == [torch.uint8] * 2
     # Beside them sizes, boxes, labels and flags of the two micro-batches; nothing else crosses.
     assert len(watch.copied) == 2 * 5
     assert sum(copied.numel() * copied.element_size() for copied in watch.copied if copied.ndim != 4) < 1000
