@@ -35,10 +35,10 @@ def export_command(
         model,
         out,
         format=format,
-        precision=precision,  # type: ignore[arg-type]  # checked there
+        precision=precision,
         end_to_end=end_to_end,
         half_weights=half_weights,
-        head=head,  # type: ignore[arg-type]  # checked there
+        head=head,
         calibrate=calibrate,
         calibration_images=calibration_images,
         validate=validate,

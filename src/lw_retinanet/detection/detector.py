@@ -205,23 +205,31 @@ class Detector:
             ImageError: For an image that cannot be read.
         """
         items = [sources] if isinstance(sources, str | Path | np.ndarray) or not isinstance(sources, Sequence) else list(sources)
-        images: list[object] = []
+        images: list[Source] = []
         for item in items:
             images += find_images([item]) if isinstance(item, str | Path) else [item]
         results = []
-        for result in self._read_and_detect(images, score=score, head=head, batch_size=batch_size):
+        for result in self.predict_files(images, score=score, head=head, batch_size=batch_size):
             if isinstance(result, ImageError):
                 raise result
             results.append(result)
         return results
 
     def predict_files(
-        self, files: Sequence[Path], *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
+        self, files: "Sequence[Source]", *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
     ) -> Iterator[Result | ImageError]:
         """Detect in many files, in order, reading ahead in threads. An image that cannot be read comes back as its error and does not
-        stop the rest. Arguments are those of :meth:`predict`.
+        stop the rest.
+
+        Args:
+            files: Paths; PIL images and arrays may be among them.
+            score, head, batch_size: As for :meth:`predict`.
         """
-        return self._read_and_detect(files, score=score, head=head, batch_size=batch_size)
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        # PIL images are converted in this thread, since the same object may come twice; only files go to the threads.
+        taken = (file if isinstance(file, Path) else _NamedImage(file=None, pixels=as_array(file)) for file in files)
+        return self._detect_all(read_ahead(taken, _read, number=2 * batch_size), score=score, head=head, batch_size=batch_size)
 
     def predict_arrays(
         self,
@@ -243,16 +251,6 @@ class Detector:
         named = (_NamedImage(file=files[row] if files else None, pixels=image) for row, image in enumerate(images))
         outcomes = self._detect_all(named, score=score, head=head, batch_size=max(1, len(images)))
         return [outcome for outcome in outcomes if isinstance(outcome, Result)]
-
-    def _read_and_detect(
-        self, sources: Iterable[object], *, score: float | None, head: HeadChoice | None, batch_size: int
-    ) -> Iterator[Result | ImageError]:
-        """One outcome for each file, PIL image or array."""
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        # PIL images are converted in this thread, since the same object may come twice; only files go to the threads.
-        taken = (source if isinstance(source, Path) else _NamedImage(file=None, pixels=as_array(source)) for source in sources)
-        return self._detect_all(read_ahead(taken, _read, number=2 * batch_size), score=score, head=head, batch_size=batch_size)
 
     def _detect_all(
         self, images: "Iterable[_NamedImage | ImageError]", *, score: float | None, head: HeadChoice | None, batch_size: int

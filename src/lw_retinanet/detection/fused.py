@@ -1,9 +1,9 @@
-"""Convolutions that do what comes directly behind them, a ReLU or an addition and a ReLU, before their output leaves the cache. CPU only.
+"""Convolutions fused with the ReLU, or the addition and the ReLU, that directly follow them. CPU only.
 
-PyTorch runs these as passes of their own over the feature maps: a third of the network's time in bf16. oneDNN, which computes the
-convolutions, takes them in; its operators for that are the ones that ``torch.compile`` calls. Weights are laid out for it once, a tenth of
-the time in fp32 and a sixth in bf16. In fp32 the numbers are the same but for the order of some sums; in bf16 a sum is rounded once
-instead of twice.
+PyTorch runs these as separate passes over the feature maps, which takes a third of the network's time in bf16. oneDNN, which computes the
+convolutions, can do them before the output leaves the cache; we call the same operators as ``torch.compile``. Laying out the weights for
+oneDNN only once saves another tenth of the time in fp32 and a sixth in bf16. In fp32 only the order of some sums changes; in bf16 a sum is
+rounded once instead of twice.
 """
 
 from itertools import pairwise
@@ -17,15 +17,15 @@ from lw_retinanet.models.backbone import ResNetBackbone
 from lw_retinanet.models.fold import has_hooks
 from lw_retinanet.models.retinanet import RetinaNet
 
-_PACKED_SHAPES = 5  # of the input: the levels of a head, or as many sizes of pictures; each keeps the weights once more
-_UNUSED_CALLS = 4 * _PACKED_SHAPES  # after which a shape makes room for another: a size of pictures that comes no more
+_PACKED_SHAPES = 5  # input shapes, for instance the levels of a head; each keeps one more copy of the weights
+_UNUSED_CALLS = 4 * _PACKED_SHAPES  # after so many calls without a shape, another one may take its place
 
 
 class FusedConv(nn.Module):
-    """A convolution with the activation behind it, and with an addition before that where it is given something to add.
+    """A convolution, then an addition if there is something to add, then an activation.
 
     Args:
-        conv: zero-padded.
+        conv: Zero-padded.
         activation: ``nn.ReLU``, None, or ``nn.ReLU6``, before which nothing can be added.
     """
 
@@ -37,12 +37,13 @@ class FusedConv(nn.Module):
         self._calls, self._last_call = 0, dict[tuple[int, ...], int]()
         self.bias = conv.bias
         self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        # Clipping to 0..6 is a "hardtanh" there.
+        # oneDNN calls clipping to 0..6 "hardtanh".
         self.activation: tuple[str, list[float]] = ("none", [])
         if activation is not None:
             self.activation = ("hardtanh", [0.0, 6.0]) if isinstance(activation, nn.ReLU6) else ("relu", [])
 
     def forward(self, features: Tensor, added: Tensor | None = None) -> Tensor:
+        """``activation(conv(features) + added)``."""
         features = features.to(self.weight.dtype)
         self._calls += 1
         weight = self.packed.get(features.shape)
@@ -61,8 +62,10 @@ class FusedConv(nn.Module):
         return output
 
     def _pack(self, features: Tensor) -> Tensor:
-        """The weights as oneDNN wants them for an input of this shape; given others it lays them out at every call, which takes far longer
-        from the layout of another shape than from plain ones. Several threads may come here with one shape, and do the same."""
+        """The weights in the layout that oneDNN needs for an input of this shape.
+
+        Plain weights work too, but are laid out at every call. Weights in the layout of another shape are laid out far more slowly.
+        Several threads may do this for the same shape."""
         shape = tuple(features.shape)
         if len(self.packed) >= _PACKED_SHAPES:
             last_call, oldest = min((call, known) for known, call in list(self._last_call.items()))
@@ -77,7 +80,7 @@ class FusedConv(nn.Module):
 
 
 def forget_shapes(*models: nn.Module) -> None:
-    """Drop the weights that were laid out for the inputs so far, so that there is room for those to come."""
+    """Drop the weights that were laid out for earlier input shapes, to make room for later ones."""
     for model in models:
         for module in model.modules():
             if isinstance(module, FusedConv):
@@ -86,7 +89,7 @@ def forget_shapes(*models: nn.Module) -> None:
 
 
 class FusedBlock(nn.Module):
-    """torchvision's ``BasicBlock`` or ``Bottleneck`` of convolutions that took over their norms: the last one adds the shortcut."""
+    """torchvision's ``BasicBlock`` or ``Bottleneck``, with its norms folded; the last convolution adds the shortcut."""
 
     def __init__(self, block: BasicBlock | Bottleneck) -> None:
         super().__init__()
@@ -96,6 +99,7 @@ class FusedBlock(nn.Module):
         self.last = FusedConv(convs[-1], block.relu)
 
     def forward(self, features: Tensor) -> Tensor:
+        """What the block returns."""
         shortcut = features if self.downsample is None else self.downsample(features)
         output: Tensor = self.last(self.convs(features), shortcut)
         return output
@@ -103,13 +107,13 @@ class FusedBlock(nn.Module):
 
 @torch.no_grad()
 def fuse(model: RetinaNet) -> bool:
-    """Fuse, in place, what can be: ResNet blocks and stems, and pairs of convolution and ReLU in any ``nn.Sequential``.
+    """Fuse ResNet blocks and stems, and pairs of convolution and ReLU in any ``nn.Sequential``, in place.
 
     Args:
-        model: on the CPU, in evaluation mode, with batch norm folded (:func:`lw_retinanet.models.fold.folded`), and private to the caller.
+        model: On the CPU, in evaluation mode, with batch norm folded (:func:`lw_retinanet.models.fold.folded`), and private to the caller.
 
     Returns:
-        Whether anything changed. Nothing does where PyTorch was built without oneDNN.
+        Whether anything changed. Nothing does if PyTorch was built without oneDNN.
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return False
@@ -122,7 +126,7 @@ def fuse(model: RetinaNet) -> bool:
             _fuse_sequence(parent)
         elif type(parent) is ResNetBackbone and isinstance(parent.bn1, nn.Identity) and _is_fusible(parent.conv1):
             parent.conv1, parent.relu = FusedConv(parent.conv1, parent.relu), nn.Identity()
-    for parent in list(model.modules()):  # those without an activation gain by weights that are laid out once
+    for parent in list(model.modules()):  # convolutions without an activation gain only by the layout of their weights
         for name, child in parent.named_children():
             if _is_fusible(child):
                 setattr(parent, name, FusedConv(child, None))

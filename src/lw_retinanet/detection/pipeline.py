@@ -1,4 +1,4 @@
-"""Many pictures in a row: read ahead in threads, put together those that need no padding for each other, given back in order."""
+"""Many images in a row: read ahead in threads, run in groups, given back in order."""
 
 import os
 from collections import deque
@@ -12,12 +12,12 @@ MAX_WORKERS = 8
 
 
 def read_ahead(items: Iterable[Item], load: Callable[[Item], Output], *, number: int) -> Iterator[Output]:
-    """``load`` of each item in order, begun in threads while earlier ones are in use.
+    """Yield ``load(item)`` for each item, in order. Threads begin with it while the caller uses earlier ones.
 
     Args:
-        items: taken in the caller's thread.
-        load: may run in another thread; what it raises is raised here in the item's turn.
-        number: of items to be ahead; bounds the memory.
+        items: Iterated over in the caller's thread.
+        load: Called in another thread; what it raises is raised here in the item's turn.
+        number: Items that may be loaded ahead; this bounds the memory.
     """
     workers = max(1, min(number, MAX_WORKERS, (os.cpu_count() or 1) // 2))
     pool = ThreadPoolExecutor(max_workers=workers)
@@ -36,15 +36,15 @@ def read_ahead(items: Iterable[Item], load: Callable[[Item], Output], *, number:
 def in_groups(
     items: Iterable[Item], kind: Callable[[Item], Hashable], run: Callable[[list[Item]], Iterable[Output]], *, size: int
 ) -> Iterator[Output]:
-    """One output an item, in the order of the items, computed for up to ``size`` items of one kind together.
+    """Yield one output for each item, in the order of the items, computed for up to ``size`` items of one kind together.
 
-    An item waits for others of its kind no longer than until ``4 * size`` items came after it.
+    An item waits for others of its kind until at most ``4 * size`` items have come after it.
 
     Args:
-        items: in order.
-        kind: items of different kinds never go together.
-        run: of a group, to as many outputs.
-        size: of a group at most.
+        items: The items.
+        kind: Items for which this differs never go together.
+        run: Turns a group into as many outputs.
+        size: Largest size of a group.
     """
     groups: dict[Hashable, list[tuple[int, Item]]] = {}
     outputs: dict[int, Output] = {}

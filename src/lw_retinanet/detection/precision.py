@@ -1,4 +1,4 @@
-"""Which precision is faster on this machine: not asked of the processor's name, but measured."""
+"""Which precision is faster on this machine, by a measurement."""
 
 import time
 from collections.abc import Callable
@@ -7,28 +7,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MIN_GAIN = 1.1  # bf16 rounds; it must be worth it
+MIN_GAIN = 1.1  # bf16 costs accuracy, so it must be clearly faster
 _ROUNDS = 3
-_PROBE_SIDE = 320  # of a 800 x 800 picture 16 %; on a CPU, time goes with the pixels
+_PROBE_SIDE = 320  # 16 % of an 800 x 800 image; on a CPU, time is proportional to the pixels
 
 
 @torch.inference_mode()
 def faster_precision(
     fp32: Callable[[Tensor], object], bf16: Callable[[Tensor], object], images: Tensor, *, clock: Callable[[], float] = time.perf_counter
 ) -> Literal["fp32", "bf16"]:
-    """Run both in turns on a corner of the first picture, and name the faster one.
+    """Run both in turns on a corner of the first image, and name the faster one.
 
     Args:
-        fp32: of images (N, 3, H, W).
-        bf16: the same in bf16.
-        images: the input that is waiting.
-        clock: in seconds.
+        fp32: The network; takes images (N, 3, H, W).
+        bf16: The same in bf16.
+        images: The first input, which is to be predicted next.
+        clock: Time in seconds.
 
     Returns:
-        ``bf16`` if the shorter of its times is less than that of ``fp32`` by ``MIN_GAIN``.
+        ``bf16`` if the shortest time of ``fp32`` is more than ``MIN_GAIN`` times that of ``bf16``.
     """
     on_cpu = images.device.type == "cpu"
-    # A small input says little about a GPU, which it does not fill.
+    # A GPU gets the whole input, because a small one does not fill it.
     probe = images[:1, :, :_PROBE_SIDE, :_PROBE_SIDE].contiguous(memory_format=torch.channels_last) if on_cpu else images
     times: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for turn in range(_ROUNDS + 1):
@@ -37,6 +37,6 @@ def faster_precision(
             run(probe)
             if images.device.type == "cuda":
                 torch.cuda.synchronize(images.device)
-            if turn:  # the first one chooses kernels and fills caches
+            if turn:  # the first turn, which chooses kernels and fills caches, does not count
                 times[name].append(clock() - started)
     return "bf16" if min(times["bf16"]) * MIN_GAIN < min(times["fp32"]) else "fp32"

@@ -1,4 +1,4 @@
-"""What a detector found in one picture."""
+"""What a detector found in one image."""
 
 import json
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.drawing import draw_boxes, save_image
+from lw_retinanet.errors import MissingExtraError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """Detections of one picture, the best first. D boxes.
+    """The D detections of one image, the best first.
 
     Args:
-        file: where the picture came from, or None.
+        file: Where the image came from, or None.
         image: (H, W, 3) uint8 RGB as displayed.
         boxes: (D, 4) float32 xyxy pixels of ``image``.
         scores: (D,) float32 in 0..1.
-        labels: (D,) int64 index into ``categories``.
-        categories: the model's classes.
+        labels: (D,) int64 indices into ``categories``.
+        categories: The model's classes.
     """
 
     file: str | None
@@ -41,11 +42,11 @@ class Result:
         return [self.categories[label].name for label in self.labels]
 
     def plot(self) -> NDArray[np.uint8]:
-        """The picture with boxes, names and scores drawn, (H, W, 3) uint8 RGB."""
+        """The image with boxes, names and scores drawn, (H, W, 3) uint8 RGB."""
         return draw_boxes(self.image, self.boxes, self.labels, [c.name for c in self.categories], self.scores)
 
     def save(self, path: str | Path) -> Path:
-        """Write :meth:`plot` to a file, the format by its suffix; returns the path."""
+        """Write :meth:`plot` to a file, in the format of its suffix; returns the path."""
         save_image(self.plot(), Path(path))
         return Path(path)
 
@@ -74,8 +75,6 @@ class Result:
         try:
             import supervision
         except ImportError:
-            from lw_retinanet.errors import MissingExtraError
-
             raise MissingExtraError("to_supervision needs supervision; install it with: pip install 'lw-retinanet[supervision]'") from None
         return supervision.Detections(
             xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names, dtype=object)}

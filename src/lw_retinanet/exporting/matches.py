@@ -30,7 +30,7 @@ class Detected(NamedTuple):
         return cls(detections.boxes[row, :count], detections.scores[row, :count], detections.labels[row, :count])
 
 
-class Matches(NamedTuple):
+class ListDistance(NamedTuple):
     """How far two lists are apart.
 
     Args:
@@ -44,7 +44,7 @@ class Matches(NamedTuple):
     score: float
 
 
-def match_lists(wanted: Detected, given: Detected, *, most: int, box: float, score: float, threshold: float = 0.0) -> Matches:
+def match_lists(wanted: Detected, given: Detected, *, most: int, box: float, score: float, threshold: float = 0.0) -> ListDistance:
     """Compare two lists.
 
     The last detections of a full list may be there or not by a tiny difference in score. So detections whose score is within ``score`` of
@@ -66,11 +66,11 @@ def match_lists(wanted: Detected, given: Detected, *, most: int, box: float, sco
     for scores, has_match in ((wanted.scores, near.any(dim=1)), (given.scores, near.any(dim=0))):
         missing += int((~has_match & (scores > lowest + score)).sum())
     if not near.any():
-        return Matches(missing, 0.0, 0.0)
+        return ListDistance(missing, 0.0, 0.0)
     rows, columns = near.nonzero(as_tuple=True)
     nearest = distances.where(near, float("inf")).amin(dim=1)
     largest = float((wanted.scores[rows] - given.scores[columns]).abs().max())
-    return Matches(missing, float(nearest[nearest.isfinite()].max()), largest)
+    return ListDistance(missing, float(nearest[nearest.isfinite()].max()), largest)
 
 
 def share_found(wanted: Detected, given: Detected) -> float:

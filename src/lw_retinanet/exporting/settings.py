@@ -42,9 +42,9 @@ class ExportSettings:
     end_to_end: bool = False
     half_weights: bool = False
     head: HeadChoice = "light"
-    calibrate: Path | None = None
+    calibrate: str | Path | None = None
     calibration_images: int = 300
-    validate: Path | None = None
+    validate: str | Path | None = None
     gate_images: int | None = None
     max_drop: float = MAX_DROP
     allow_drop: bool = False

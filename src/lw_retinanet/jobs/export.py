@@ -13,16 +13,16 @@ import torch
 from lw_retinanet.data.box_quality import require_boxes
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Records
-from lw_retinanet.detection.detector import Detector, HeadChoice
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, InputError
 from lw_retinanet.exporting.agreement import Agreement, check_agreement, with_low_threshold
 from lw_retinanet.exporting.calibration import Calibration
 from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.extras import need
 from lw_retinanet.exporting.file_set import replacing_all
-from lw_retinanet.exporting.gate import MAX_DROP, Gate
+from lw_retinanet.exporting.gate import Gate
 from lw_retinanet.exporting.graph import IMAGES, RawGraph
-from lw_retinanet.exporting.manifest import ExportPrecision, Manifest
+from lw_retinanet.exporting.manifest import Manifest
 from lw_retinanet.exporting.opening import exported_detector
 from lw_retinanet.exporting.quantisation import Attempt, quantise_through_gate, worst_names, write_layer_errors
 from lw_retinanet.exporting.settings import ExportSettings
@@ -102,19 +102,8 @@ def run_export(
     out: str | Path,
     *,
     format: str | None = None,  # noqa: A002
-    precision: ExportPrecision = "fp32",
-    end_to_end: bool = False,
-    half_weights: bool = False,
-    head: HeadChoice = "light",
-    calibrate: str | Path | None = None,
-    calibration_images: int = 300,
-    validate: str | Path | None = None,
-    gate_images: int | None = None,
-    max_drop: float = MAX_DROP,
-    allow_drop: bool = False,
-    symmetric: bool = False,
-    seed: int = 0,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Exported:
     """Export a model file or run folder.
 
@@ -126,7 +115,7 @@ def run_export(
             for int8 ``OUT-layers.csv``.
         format: ``onnx``, ``openvino`` or ``triton``; None takes the one that the suffix of ``out`` belongs to.
         progress: Shows how far the gate is.
-        precision, ...: As for :class:`~lw_retinanet.exporting.settings.ExportSettings`.
+        settings: Other fields of :class:`~lw_retinanet.exporting.settings.ExportSettings`.
 
     Raises:
         WeightsError: If the model cannot be read.
@@ -135,22 +124,8 @@ def run_export(
         ExportError: If the file does not answer as the model does, or int8 costs too much; nothing is written then.
         OutputError: If the files cannot be written.
     """
-    settings = ExportSettings(
-        format=format or format_of(Path(out)),
-        precision=precision,
-        end_to_end=end_to_end,
-        half_weights=half_weights,
-        head=head,
-        calibrate=Path(calibrate) if calibrate else None,
-        calibration_images=calibration_images,
-        validate=Path(validate) if validate else None,
-        gate_images=gate_images,
-        max_drop=max_drop,
-        allow_drop=allow_drop,
-        symmetric=symmetric,
-        seed=seed,
-    )
-    exported = _export(Path(model), Path(out), settings, progress)
+    checked = ExportSettings(format=format or format_of(Path(out)), **settings)
+    exported = _export(Path(model), Path(out), checked, progress)
     if exported.layers is not None:
         write_layer_errors(exported.attempts[-1].errors, exported.layers)
     else:
@@ -163,7 +138,7 @@ def _export(model: Path, out: Path, settings: ExportSettings, progress: Progress
     target = settings.target
     for data in (settings.calibrate, settings.validate):
         if data is not None:
-            existing(data, "data set")
+            existing(Path(data), "data set")
     if settings.precision == "int8":
         need(target.quantiser, extra=target.extra, why="int8")  # before the gate's first half, which takes minutes
     find_model_file(model)
@@ -223,7 +198,7 @@ class _Int8:
         self.settings, self.progress = settings, progress
         self.records = _gate_records(settings, detector)
         rule = detector.conventions.input
-        self.calibration = Calibration(settings.calibrate, rule, count=settings.calibration_images, seed=settings.seed)
+        self.calibration = Calibration(Path(settings.calibrate), rule, count=settings.calibration_images, seed=settings.seed)
         self.attempts: list[Attempt] = []
         self.notes: tuple[str, ...] = ()
 
@@ -254,8 +229,8 @@ class _Int8:
 
 def _gate_records(settings: ExportSettings, detector: Detector) -> Records:
     """Validation images with boxes."""
-    source = settings.validate or settings.calibrate
-    assert source is not None
+    assert settings.calibrate is not None
+    source = Path(settings.validate or settings.calibrate)
     try:
         dataset = Dataset.open(source)
         if settings.validate is None and dataset.held_out is None:

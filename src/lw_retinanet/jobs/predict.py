@@ -16,8 +16,6 @@ from lw_retinanet.files import output_folder, write_text
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress, tracked
 
-DEFAULT_SCORE = 0.3
-
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
@@ -48,7 +46,7 @@ def run_prediction(
     sources: Sequence[str | Path],
     *,
     out: Path | None = None,
-    score: float | None = DEFAULT_SCORE,
+    score: float | None = 0.3,
     head: str | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
@@ -59,15 +57,10 @@ def run_prediction(
     """Detect in many files. An image that cannot be read does not stop the others.
 
     Args:
-        model: Model file, run folder, exported file or detector.
+        model, score, head, precision, device, batch_size: As for :func:`lw_retinanet.predict`.
         sources: Image files, folders and globs.
         out: Folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO results, file names as image ids); None writes
             nothing.
-        score: Smallest score; None takes the model's own threshold.
-        head: ``light`` or ``full`` for a lightened model; None keeps the head that answers by default.
-        precision: ``fp32``, ``bf16``, or ``auto``, which is the faster one, measured at the first image.
-        device: ``auto``, ``cpu``, ``cuda``, ...
-        batch_size: Images that go through the network together, if they have the same padded size.
         on_error: Called for each image that cannot be read, as soon as its turn comes.
         progress: Shows how far it is.
 
