@@ -12,7 +12,7 @@ from lw_retinanet.conventions import STRIDES, AnchorRule
 from lw_retinanet.models.anchors import feature_sizes, make_anchors
 from lw_retinanet.structures import Targets
 from lw_retinanet.training.atss import _nearest_cells, match_adaptively
-from lw_retinanet.training.matching import BACKGROUND, IGNORED, Matches
+from lw_retinanet.training.matching import BACKGROUND, IGNORED, AnchorMatches
 
 Box = tuple[float, float, float, float]
 Object = tuple[Box, int, bool]
@@ -37,7 +37,7 @@ def as_targets(images: list[list[Object]], most: int | None = None) -> Targets:
     )
 
 
-def assigned(images: list[list[Object]], size_hw: tuple[int, int], rule: AnchorRule = ONE) -> Matches:
+def assigned(images: list[list[Object]], size_hw: tuple[int, int], rule: AnchorRule = ONE) -> AnchorMatches:
     return match_adaptively(anchors_of(size_hw, rule), as_targets(images), size_hw=size_hw, num_anchors=rule.num_anchors)
 
 
@@ -116,7 +116,7 @@ def test_equal_to_the_algorithm_written_out(size_hw: tuple[int, int], rule: Anch
         assert matches.boxes[image].tolist() == [list(box) for _, box in expected]
 
 
-def positives(matches: Matches) -> list[int]:
+def positives(matches: AnchorMatches) -> list[int]:
     return matches.is_positive[0].nonzero().flatten().tolist()
 
 

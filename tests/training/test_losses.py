@@ -11,7 +11,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from lw_retinanet.boxes import decode, encode
 from lw_retinanet.training.losses import ALPHA, BoxLoss, box_loss, box_qualities, focal_loss, quality_focal_loss
-from lw_retinanet.training.matching import BACKGROUND, IGNORED, Matches
+from lw_retinanet.training.matching import BACKGROUND, IGNORED, AnchorMatches
 
 ANCHORS = torch.tensor([[0.0, 0.0, 10.0, 10.0], [10.0, 0.0, 20.0, 20.0], [5.0, 5.0, 25.0, 15.0]])
 
@@ -160,8 +160,8 @@ def test_qualities_by_hand() -> None:
     assert box_qualities(torch.zeros(1, 3, 4), ANCHORS, apart).tolist() == [[0.0] * 3]
 
 
-def matched(labels: list[int], boxes: list[list[float]]) -> Matches:
-    return Matches(torch.tensor([labels]), torch.tensor([boxes]))
+def matched(labels: list[int], boxes: list[list[float]]) -> AnchorMatches:
+    return AnchorMatches(torch.tensor([labels]), torch.tensor([boxes]))
 
 
 def test_box_losses_by_hand() -> None:
@@ -185,7 +185,7 @@ def test_giou_and_its_gradient_equal_torchvisions() -> None:
     deltas = (torch.randn(1, 501, 4, generator=random, dtype=torch.float64) * 0.3).requires_grad_()
     with torch.no_grad():
         deltas[0, -1] = 0
-    matches = Matches(torch.zeros(1, 501, dtype=torch.int64), boxes[None])
+    matches = AnchorMatches(torch.zeros(1, 501, dtype=torch.int64), boxes[None])
     loss = box_loss(deltas, anchors, matches, kind="giou")
     expected = generalized_box_iou_loss(decode(deltas, anchors), boxes[None], reduction="sum")[None]
     torch.testing.assert_close(loss, expected)
@@ -196,7 +196,7 @@ def test_giou_and_its_gradient_equal_torchvisions() -> None:
 @pytest.mark.parametrize("kind", ["l1", "smooth_l1", "giou"])
 def test_a_perfect_answer_costs_nothing(kind: str) -> None:
     boxes = torch.tensor([[[1.0, 1.0, 8.0, 12.0], [12.0, 1.0, 18.0, 25.0], [5.0, 5.0, 25.0, 15.0]]])
-    matches = Matches(torch.tensor([[0, 1, 2]]), boxes)
+    matches = AnchorMatches(torch.tensor([[0, 1, 2]]), boxes)
     loss = box_loss(encode(boxes, ANCHORS), ANCHORS, matches, kind=kind)  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(0, abs=1e-5)
 
@@ -204,7 +204,7 @@ def test_a_perfect_answer_costs_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["smooth_l1", "giou"])
 def test_gradient_of_the_box_losses(kind: str) -> None:
     boxes = torch.tensor([[[1.0, 2.0, 12.0, 9.0], [9.0, 1.0, 22.0, 25.0], [5.0, 5.0, 25.0, 15.0]]], dtype=torch.float64)
-    matches = Matches(torch.tensor([[0, 1, BACKGROUND]]), boxes)
+    matches = AnchorMatches(torch.tensor([[0, 1, BACKGROUND]]), boxes)
     deltas = (torch.arange(12, dtype=torch.float64).reshape(1, 3, 4) / 20 - 0.3).requires_grad_()
     assert torch.autograd.gradcheck(lambda values: box_loss(values, ANCHORS.double(), matches, kind=kind), deltas)  # type: ignore[arg-type]
 

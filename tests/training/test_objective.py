@@ -19,7 +19,7 @@ from lw_retinanet.training.atss import match_adaptively
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.loop import train
 from lw_retinanet.training.losses import box_loss, box_qualities, focal_loss, quality_focal_loss
-from lw_retinanet.training.matching import Matches, match
+from lw_retinanet.training.matching import AnchorMatches, match
 from lw_retinanet.training.objective import assign, label_losses
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.weights.create import ANCHORS
@@ -42,7 +42,7 @@ def targets() -> Targets:
     )
 
 
-def is_same(one: Matches, other: Matches) -> bool:
+def is_same(one: AnchorMatches, other: AnchorMatches) -> bool:
     return torch.equal(one.labels, other.labels) and torch.equal(one.boxes, other.boxes)
 
 
@@ -135,7 +135,7 @@ def test_no_value_is_asked_of_the_device() -> None:
     config = settings_of(model={"anchors": "one"}, train={"class_loss": "quality"}).train
     anchors, real = assign(SIZE_HW, targets(), config=config, rule=ANCHORS["one"])
     with FakeTensorMode() as mode:
-        matches = Matches(*(mode.from_tensor(tensor) for tensor in real))
+        matches = AnchorMatches(*(mode.from_tensor(tensor) for tensor in real))
         predictions = Predictions(torch.zeros(2, len(anchors), 3, requires_grad=True), torch.zeros(2, len(anchors), 4, requires_grad=True))
         losses = label_losses(predictions, mode.from_tensor(anchors), matches, config=config, conventions=Conventions())
         losses.sum().backward()

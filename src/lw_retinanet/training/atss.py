@@ -5,13 +5,13 @@ from torch import Tensor
 
 from lw_retinanet.models.anchors import feature_sizes
 from lw_retinanet.structures import Targets
-from lw_retinanet.training.matching import BACKGROUND, IGNORED, Matches, in_region, paired_iou
+from lw_retinanet.training.matching import BACKGROUND, IGNORED, AnchorMatches, in_region, paired_iou
 
 CANDIDATES = 9  # cells a level; the paper's k, for which 7 to 17 make no difference
 INSIDE = 0.01  # least distance in pixels of a positive anchor's centre from the sides of its object, as in the authors' code
 
 
-def match_adaptively(anchors: Tensor, targets: Targets, *, size_hw: tuple[int, int], num_anchors: int) -> Matches:
+def match_adaptively(anchors: Tensor, targets: Targets, *, size_hw: tuple[int, int], num_anchors: int) -> AnchorMatches:
     """Assign objects to anchors by the statistics of their overlaps.
 
     The candidates of an object are, on each level, the anchors of the nine cells nearest to its centre, or of all cells where a level has
@@ -45,7 +45,7 @@ def match_adaptively(anchors: Tensor, targets: Targets, *, size_hw: tuple[int, i
     is_region = (labels >= 0) & targets.is_ignored
     # One image at a time bounds the memory by A x M. The number of rounds is a shape, not a value, so the device is not waited for.
     is_excused = torch.stack([in_region(anchors, one, is_region=is_one) for one, is_one in zip(boxes, is_region, strict=True)])
-    return Matches(
+    return AnchorMatches(
         torch.where(is_positive, labels.gather(1, rows), torch.where(is_excused, IGNORED, BACKGROUND)),
         torch.where(is_positive[..., None], boxes.gather(1, rows[..., None].expand(-1, -1, 4)), anchors),
     )

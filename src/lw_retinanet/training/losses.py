@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lw_retinanet.boxes import decode, encode
 from lw_retinanet.conventions import BoxRule
-from lw_retinanet.training.matching import IGNORED, Matches, paired_iou
+from lw_retinanet.training.matching import IGNORED, AnchorMatches, paired_iou
 
 ALPHA = 0.25
 GAMMA = 2.0
@@ -62,7 +62,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, qualities: Tensor, *, bet
 
 
 @torch.no_grad()
-def box_qualities(deltas: Tensor, anchors: Tensor, matches: Matches, *, rule: BoxRule = BoxRule()) -> Tensor:
+def box_qualities(deltas: Tensor, anchors: Tensor, matches: AnchorMatches, *, rule: BoxRule = BoxRule()) -> Tensor:
     """How well each predicted box fits: the ``qualities`` of :func:`quality_focal_loss`. No gradient flows through them.
 
     Args:
@@ -132,7 +132,9 @@ def _parts(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
     return rows.split(max(1, _CACHED_PAIRS // (rows if like is None else like).shape[-1]))
 
 
-def box_loss(deltas: Tensor, anchors: Tensor, matches: Matches, *, kind: BoxLoss, rule: BoxRule = BoxRule(), beta: float = BETA) -> Tensor:
+def box_loss(
+    deltas: Tensor, anchors: Tensor, matches: AnchorMatches, *, kind: BoxLoss, rule: BoxRule = BoxRule(), beta: float = BETA
+) -> Tensor:
     """Loss of the boxes of positive anchors.
 
     Args:

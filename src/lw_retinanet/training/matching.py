@@ -15,7 +15,7 @@ BACKGROUND_IOU = 0.4
 CROWD_COVERAGE = 0.5
 
 
-class Matches(NamedTuple):
+class AnchorMatches(NamedTuple):
     """What each anchor should predict.
 
     Args:
@@ -37,7 +37,7 @@ class Matches(NamedTuple):
         return self.is_positive.sum(dim=1)
 
 
-def match(anchors: Tensor, targets: Targets) -> Matches:
+def match(anchors: Tensor, targets: Targets) -> AnchorMatches:
     """Assign objects to anchors.
 
     An anchor is positive from IoU 0.5 with its best object, background below 0.4, and ignored in between. The best anchors of an object
@@ -56,7 +56,7 @@ def match(anchors: Tensor, targets: Targets) -> Matches:
         _match_image(anchors, boxes, labels, is_ignored)
         for boxes, labels, is_ignored in zip(targets.boxes, targets.labels, targets.is_ignored, strict=True)
     ]
-    return Matches(torch.stack([labels for labels, _ in rows]), torch.stack([boxes for _, boxes in rows]))
+    return AnchorMatches(torch.stack([labels for labels, _ in rows]), torch.stack([boxes for _, boxes in rows]))
 
 
 def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, is_ignored: Tensor) -> tuple[Tensor, Tensor]:

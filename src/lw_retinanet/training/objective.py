@@ -9,10 +9,10 @@ from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.structures import Predictions, Targets
 from lw_retinanet.training.atss import match_adaptively
 from lw_retinanet.training.losses import box_loss, box_qualities, focal_loss, quality_focal_loss
-from lw_retinanet.training.matching import Matches, match
+from lw_retinanet.training.matching import AnchorMatches, match
 
 
-def assign(size_hw: tuple[int, int], targets: Targets, *, config: TrainConfig, rule: AnchorRule) -> tuple[Tensor, Matches]:
+def assign(size_hw: tuple[int, int], targets: Targets, *, config: TrainConfig, rule: AnchorRule) -> tuple[Tensor, AnchorMatches]:
     """Anchors of a batch, and what each of them should predict.
 
     Args:
@@ -30,7 +30,9 @@ def assign(size_hw: tuple[int, int], targets: Targets, *, config: TrainConfig, r
     return anchors, match(anchors, targets)
 
 
-def label_losses(predictions: Predictions, anchors: Tensor, matches: Matches, *, config: TrainConfig, conventions: Conventions) -> Tensor:
+def label_losses(
+    predictions: Predictions, anchors: Tensor, matches: AnchorMatches, *, config: TrainConfig, conventions: Conventions
+) -> Tensor:
     """Class and box loss of predictions.
 
     All boxes weigh the same. The authors of ATSS weigh them by centerness, those of generalized focal loss by their scores, and both divide

@@ -17,7 +17,7 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Predictions
 from lw_retinanet.training.distillation import distillation
 from lw_retinanet.training.distributed import World
-from lw_retinanet.training.matching import Matches
+from lw_retinanet.training.matching import AnchorMatches
 from lw_retinanet.training.objective import assign, label_losses
 
 LOSS_PARTS = ("classification", "bbox_regression", "distillation")
@@ -120,7 +120,7 @@ def accumulate_gradients(
     return StepResult(losses=world.sum(totals), num_positive=num_positive)
 
 
-def _match(batch: Batch, device: torch.device, config: TrainConfig, conventions: Conventions) -> tuple[Tensor, Matches]:
+def _match(batch: Batch, device: torch.device, config: TrainConfig, conventions: Conventions) -> tuple[Tensor, AnchorMatches]:
     assert batch.targets is not None
     size_hw = (batch.images.shape[2], batch.images.shape[3])
     return assign(size_hw, batch.targets.to(device), config=config, rule=conventions.anchors)
