@@ -151,7 +151,7 @@ def train(
     Example:
         >>> import lw_retinanet as lw
         >>> small = {"model": {"backbone": "resnet18", "head_width": 64}, "data": {"image_size": 64, "workers": 0}}
-        >>> run = lw.train("my_data", model="lw-v3", config=small, out="runs/new", train={"steps": 2, "batch_size": 2})
+        >>> run = lw.train("my_data", model="lw-v3", config=small, out="runs/new", train={"steps": 2, "batch_size": 2, "precision": "fp32"})
         >>> run.metrics.images
         24
         >>> sorted(path.name for path in run.folder.iterdir() if path.suffix)

@@ -28,7 +28,7 @@ def test_json_and_files(cli: Any, tmp_path: Path) -> None:
     [
         (("lw-v3", "--against", "torchvison"), "did you mean torchvision?"),
         (("lw-v3", "--precision", "fp16"), "--precision fp16: expected fp32, bf16, all"),
-        (("lw-v3", "--images", "nowhere"), "folder of pictures nowhere does not exist"),
+        (("lw-v3", "--images", "nowhere"), "folder of images nowhere does not exist"),
         (("lw-v3", "--size", "8"), "size must be from 32"),
         (("lw-v3", "--threads", "100000"), "--threads 100000: this process may use"),
         (("lw-v3", "--backbone", "resnet19"), "resnet19"),

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lw_retinanet.errors import ConfigError, nearest
+
 if TYPE_CHECKING:
     from lw_retinanet.devices import Precision
 
@@ -51,8 +53,6 @@ def one_of(known: Sequence[Word], text: str, option: str) -> Word:
     Raises:
         ConfigError: if it is none of them.
     """
-    from lw_retinanet.errors import ConfigError, nearest
-
     for word in known:
         if text == word:
             return word
@@ -65,9 +65,5 @@ def checked_precision(text: str) -> "Precision":
     Raises:
         ConfigError: if it is none.
     """
-    from typing import get_args
-
-    from lw_retinanet.devices import Precision
-
-    known: tuple[Precision, ...] = get_args(Precision)
+    known: tuple[Precision, ...] = ("fp32", "bf16", "auto")
     return one_of(known, text, "precision")

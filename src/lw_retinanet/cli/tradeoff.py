@@ -5,22 +5,23 @@ from pathlib import Path
 
 import typer
 
+from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.files import existing, output_folder
+
 
 def tradeoff_command(
     experiment: Path = typer.Argument(..., help="YAML file: variants, scales, seeds, regime (configs/tradeoff has examples)."),
     out: Path = typer.Option(..., help="Folder for runs and results; an interrupted experiment in it is continued."),
     data: Path | None = typer.Option(None, help="Data set [default: the file's]."),
     trunk: Path | None = typer.Option(None, help="Trained model file or run folder to start from [default: the file's]."),
-    only: list[str] = typer.Option([], help="ExperimentRow to run, for example lw-v3@416; may be repeated [default: all]."),
+    only: list[str] = typer.Option([], help="Row to run, for example lw-v3@416; may be repeated [default: all]."),
     report_only: bool = typer.Option(False, "--report-only", help="Run nothing; make table, figures and report from the finished runs."),
     latency: bool = typer.Option(True, help="Measure milliseconds of every row, side by side, when all is done."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Compare lighter heads with smaller images: same recipe, same counter, several seeds, with intervals."""
-    from lw_retinanet.cli.console import print_json, with_bar
     from lw_retinanet.devices import choose_device
-    from lw_retinanet.files import existing, output_folder
     from lw_retinanet.tradeoff.experiment import open_experiment
     from lw_retinanet.tradeoff.results import write_all
     from lw_retinanet.tradeoff.runner import Runner
@@ -31,7 +32,6 @@ def tradeoff_command(
     existing(Path(plan.data), "data set")
     cells = plan.chosen(only)
     output_folder(out)
-
     runner = Runner(plan, out, device=choose_device(device), progress=with_bar)
     if not report_only:
         runner.run(cells)
