@@ -164,17 +164,18 @@ def test_lighten_says_what_it_takes(full: Path) -> None:
         lw.lighten(7)  # type: ignore[call-overload]
 
 
-# What Python calls an option, where the name differs; options that choose what is printed or planned have no parameter.
+# The command of each function, and the parameters whose option has another name.
 COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
     "train": ("train", {}),
     "evaluate": ("evaluate", {}),
     "predict": ("predict", {}),
+    "export": ("export", {}),
     "convert": ("convert", {"overrides": "set_"}),
     "profile": ("profile", {}),
     "compare": ("compare", {}),
 }
 # Python's own: nested settings, and a caller's bar.
-PYTHON_ONLY = {"train": {"train", "progress"}, "evaluate": {"progress"}, "predict": set(), "compare": {"progress"}}
+PYTHON_ONLY = {"train": {"train", "progress"}, "evaluate": {"progress"}, "predict": set(), "compare": {"progress"}, "export": {"progress"}}
 COMMAND_ONLY = {"train": {"settings", "dry_run", "processes", "measure", "json"}}
 
 

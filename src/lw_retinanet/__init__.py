@@ -21,6 +21,7 @@ _HOMES = {
     "convert": "api",
     "create": "api",
     "evaluate": "api",
+    "export": "api",
     "from_pretrained": "interop.hugging_face",
     "from_torchvision": "weights.foreign.torchvision_model",
     "lighten": "api",
@@ -43,6 +44,7 @@ __all__ = [
     "convert",
     "create",
     "evaluate",
+    "export",
     "from_pretrained",
     "from_torchvision",
     "lighten",
@@ -54,7 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lw_retinanet.api import compare, convert, create, evaluate, lighten, load, predict, profile, train
+    from lw_retinanet.api import compare, convert, create, evaluate, export, lighten, load, predict, profile, train
     from lw_retinanet.conventions import Conventions
     from lw_retinanet.detection.detector import Detector
     from lw_retinanet.detection.result import Result

@@ -14,11 +14,13 @@ from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.paired import Comparison
+from lw_retinanet.exporting.manifest import ExportPrecision
 from lw_retinanet.files import output_folder
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.jobs.compare import run_comparison
 from lw_retinanet.jobs.convert import run_conversion
 from lw_retinanet.jobs.evaluate import run_evaluation
+from lw_retinanet.jobs.export import Exported, run_export
 from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.jobs.predict import Collection
@@ -415,6 +417,81 @@ def compare(
         (0.0, 24)
     """
     return run_comparison(Path(detections_a), Path(detections_b), Path(data), split=split, draws=draws, seed=seed, progress=progress)
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    format: str | None = None,  # noqa: A002
+    precision: ExportPrecision = "fp32",
+    calibrate: str | Path | None = None,
+    calibration_images: int = 300,
+    validate: str | Path | None = None,
+    gate_images: int | None = None,
+    max_drop: float = 0.5,
+    allow_drop: bool = False,
+    symmetric: bool = False,
+    end_to_end: bool = False,
+    half_weights: bool = False,
+    head: Literal["light", "full"] = "light",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a model for ONNX Runtime, OpenVINO or Triton, after comparing it with PyTorch.
+
+    Args:
+        model: A model file or run folder.
+        out: The file to write: ``.onnx``, or ``.xml`` for OpenVINO (its weights go beside it as ``.bin``); or a new folder for Triton.
+        format: ``onnx``, ``openvino`` or ``triton``; None takes the one that the suffix of ``out`` belongs to.
+        precision: ``fp32``, ``bf16`` (OpenVINO) or ``int8``, which needs ``calibrate``.
+        calibrate: For int8: a data set or a folder with calibration images.
+        calibration_images: The largest number of calibration images.
+        validate: For int8: the data set whose ``val`` gives the AP; None takes ``calibrate``.
+        gate_images: For int8: the largest number of validation images; None takes all.
+        max_drop: The points of AP that int8 may cost.
+        allow_drop: Write the int8 file even if it costs more, and flag it.
+        symmetric: int8 ranges around zero, as TensorRT needs them (ONNX).
+        end_to_end: Decoding and NMS inside the file (ONNX).
+        half_weights: Store weights in fp16 (OpenVINO).
+        head: The head of a lightened model: ``light``, or ``full`` for the one it had before.
+        seed: Seed for the choice of images.
+        progress: Wraps the validation images, for instance to show a bar.
+
+    Returns:
+        The file, its manifest, how it was compared with PyTorch and, for int8, what it costs.
+
+    Raises:
+        InputError: for settings that do not go with the model, the data or one another.
+        MissingExtraError: if a package is not installed; the message names the extra.
+        ExportError: if the file does not answer as the model does, or int8 costs too much. Nothing is written then.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> exported = lw.export("runs/mine", "mine.onnx")
+        >>> exported.agreement.missing  # detections of PyTorch that the file does not give
+        0
+        >>> lw.load("mine.onnx").class_names
+        ('disc', 'checker', 'star', 'ring')
+    """
+    return run_export(
+        model,
+        out,
+        format=format,
+        precision=precision,
+        calibrate=calibrate,
+        calibration_images=calibration_images,
+        validate=validate,
+        gate_images=gate_images,
+        max_drop=max_drop / 100,
+        allow_drop=allow_drop,
+        symmetric=symmetric,
+        end_to_end=end_to_end,
+        half_weights=half_weights,
+        head=head,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def _path(value: str | Path | None) -> Path | None:
