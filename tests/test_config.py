@@ -162,3 +162,12 @@ def test_an_empty_file_or_section_is_no_surprise(tmp_path: Path) -> None:
 def test_settings_cannot_change_under_a_run() -> None:
     with pytest.raises(ValidationError):
         Config().train.epochs = 3
+
+
+def test_every_setting_is_described() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    sections = {part.split("\n", 1)[0]: part for part in page.split("\n## ")}
+    for name in setting_names():
+        section, setting = name.split(".")
+        rows = [row.split("|")[1] for row in sections[section].splitlines() if row.startswith("|")]
+        assert any(f"`{setting}`" in row for row in rows), name

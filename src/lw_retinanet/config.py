@@ -57,21 +57,7 @@ class _Settings(BaseModel):
 
 
 class ModelConfig(_Settings):
-    """What to build.
-
-    Args:
-        preset: Name of the head, see :func:`lw_retinanet.heads.plan_of`.
-        backbone: A name from :data:`~lw_retinanet.backbones.BACKBONES`, or ``timm:NAME``.
-        backbone_weights: ``none``, ``imagenet`` (torchvision's or timm's, downloaded or from its cache) or a file.
-        head_width: Channels of the pyramid and of the head's towers.
-        anchors: Anchors of each cell: ``nine`` (RetinaNet), or ``one`` square of eight strides (ATSS).
-        norm: Normalisation of the backbone; ``auto`` is ``frozen`` with pretrained weights, else ``batch``.
-        stride_in: Convolution of a bottleneck that has the stride; ``auto`` is what the weights file says, ``3x3`` without one.
-        init: Initialisation of the head; None takes the recipe's.
-        start: Model file or run folder whose weights training starts from. It decides the architecture, so no other setting of this section
-            can be given. Classes that the data set also has, by name, are kept. The recipe's ``train.rate`` is made for ImageNet weights;
-            a lower one changes the file's weights less.
-    """
+    """What to build; docs/settings.md describes every setting."""
 
     preset: Preset = "lw-v3"
     backbone: str = "resnet50"
@@ -104,18 +90,7 @@ class ModelConfig(_Settings):
 
 
 class DataConfig(_Settings):
-    """How images are prepared.
-
-    Args:
-        image_size: Side in pixels that ``resize`` refers to; None is 640, or the rule of the file of ``model.start``.
-        resize: ``long_side`` scales the longer side to ``image_size``; ``short_side`` the shorter one, unless the longer one would exceed
-            ``max_size`` (the paper's rule).
-        max_size: Largest longer side in pixels, for ``short_side`` only.
-        workers: Number of loader processes. Results do not depend on it.
-        augment: ``none``, ``flip``, ``jitter`` (flip and scale) or ``full`` (and colours); None takes the recipe's.
-        jitter: Range of the scale factor of ``jitter`` and ``full``.
-        group_by_shape: Make batches of either portrait or landscape images, so that little is padded.
-    """
+    """How images are prepared; docs/settings.md describes every setting."""
 
     image_size: int | None = Field(default=None, ge=32, le=4096)
     resize: Resize = "long_side"
@@ -143,40 +118,7 @@ class DataConfig(_Settings):
 
 
 class TrainConfig(_Settings):
-    """How to train. A field that is None takes the recipe's value; :meth:`Config.resolved` fills it in.
-
-    Args:
-        recipe: ``default`` for your own data (AdamW, cosine, EMA), ``paper`` for the paper's training (SGD, steps).
-        epochs: Passes over the training images.
-        steps: Optimiser steps, instead of ``epochs``.
-        base_steps: Instead of ``epochs``, with ``schedule: paper``: steps of a full model at 16 images a step (90000 in the paper). The
-            number of steps grows if a step has fewer images, and with the reduction of MACs.
-        batch_size: Images of one forward pass in one process.
-        accumulate: Forward passes of one step. The result is that of a batch that many times larger.
-        optimiser: ``adamw`` or ``sgd`` (momentum 0.9).
-        rate: Peak learning rate. The paper's recipe computes 0.01 x images of a step / 16.
-        backbone_rate: Factor on the rate for the backbone.
-        weight_decay: Decay of weights, but not of biases and norms.
-        schedule: ``cosine``; ``steps`` (a tenth at 2/3, a hundredth at 8/9); or ``paper`` (``steps``, with epochs times the MACs ratio).
-        warmup_steps: Steps of the linear increase from a thousandth of the rate.
-        clip: Largest norm of the gradient of all parameters; 0 does not clip.
-        ema: Decay of the moving average of the weights, which is evaluated and saved; 0 keeps no average.
-        assignment: How objects are assigned to anchors: by fixed overlaps of 0.5 and 0.4 (``iou``) or by a threshold of each object
-            (``atss``). None is ``atss`` with one anchor a cell, else ``iou``.
-        class_loss: ``focal``; or ``quality`` (quality focal loss), which trains scores to say also how well the box fits, and always uses
-            ``box_loss: giou``.
-        box_loss: ``smooth_l1`` (beta 0.11), ``l1`` or ``giou``.
-        box_weight: Factor on the box loss.
-        normaliser: Divide losses by the positive anchors of the whole step (``batch``), or of each image before averaging (``image``).
-        precision: ``auto`` is bf16 autocast if the device multiplies in bf16.
-        seed: Seed for weights, for the order of the images and for augmentation.
-        save_every: Steps between checkpoints; 0 saves at the end of every epoch.
-        evaluate_every: Epochs between evaluations; 0 evaluates at the end only.
-        freeze: Number of backbone stages that are not trained (1: the stem, 2: stem and C2, ...). None is 1 with pretrained weights or
-            ``model.start``, else 0.
-        teacher: Model file whose predictions are learned in addition to the labels (those of its full head, if it has two).
-        distill_weight: Weight of the teacher's loss beside that of the labels.
-    """
+    """How to train. :meth:`Config.resolved` replaces None by the recipe's value; docs/settings.md describes every setting."""
 
     recipe: Literal["default", "paper"] = "default"
     epochs: PositiveInt = 12

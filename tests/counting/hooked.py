@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lw_retinanet.conventions import LEVELS
-from lw_retinanet.counting.macs import BLOCKS, Cost, count_blocks, fpn_modules, layer_calls
+from lw_retinanet.counting.macs import BLOCKS, Cost, count_blocks, fpn_modules, staged_calls
 from lw_retinanet.models.backbone import TimmBackbone
 from lw_retinanet.models.build import meta_copy
 from lw_retinanet.models.head import Branch
@@ -92,9 +92,9 @@ def _watch_backbone(meter: _Meter, network: RetinaNet, size_hw: tuple[int, int])
             for module in modules:
                 meter.watch(module, _always(stage))
         return
-    calls = [call for call in layer_calls(network.backbone, size_hw)[0] if call.macs]
-    stages = iter([call.stage for call in calls])
-    for layer in dict.fromkeys(call.layer for call in calls):
+    calls = [(call.module, stage) for call, stage in staged_calls(network.backbone, size_hw)[0] if call.macs]
+    stages = iter([stage for _, stage in calls])
+    for layer in dict.fromkeys(layer for layer, _ in calls):
         meter.watch(layer, lambda: (next(stages), _WHOLE))
 
 

@@ -54,12 +54,12 @@ def measure_latency(
     calls: dict[tuple[str, str], Callable[[int], object]] = {}
     timed = {name: model.eval().to(place) for name, model in copy.deepcopy(dict(models)).items()}
     for name, model in timed.items():
-        calls[name, "fp32"] = _call(model, images[name])
+        calls[name, "fp32"] = _call(model, images[name], use_bf16=False)
     if uses_bf16("auto", place):
         # These are copies again, since channels_last would change the models above.
         for name, model in copy.deepcopy(timed).items():
             fast = model.to(memory_format=torch.channels_last)
-            calls[name, "bf16"] = _bf16_call(fast, images[name].contiguous(memory_format=torch.channels_last))
+            calls[name, "bf16"] = _call(fast, images[name].contiguous(memory_format=torch.channels_last), use_bf16=True)
     with torch.inference_mode(), exact_fp32():
         times = take_turns(calls, rounds=rounds, warm_up=warm_up, wait=waiting_for(place))
     result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
@@ -69,13 +69,9 @@ def measure_latency(
     return result
 
 
-def _call(model: nn.Module, images: Tensor) -> Callable[[int], object]:
-    return lambda _: model(images)
-
-
-def _bf16_call(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+def _call(model: nn.Module, images: Tensor, *, use_bf16: bool) -> Callable[[int], object]:
     def call(_: int) -> object:
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=use_bf16):
             return model(images)
 
     return call

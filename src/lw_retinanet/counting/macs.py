@@ -5,17 +5,18 @@ The tests count the same from an actual forward pass (tests/counting/hooked.py),
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.call_trace import Call, trace
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.models.backbone import Backbone, TimmBackbone
 from lw_retinanet.models.build import meta_copy
@@ -29,7 +30,6 @@ BLOCKS = (*STAGES, *LEVELS, *(f"D{level[1]}" for level in LEVELS))
 # Large enough that the maps of two strides never have the same size.
 _PROBE_SIZE = (512, 512)
 _STAGE_OF_STRIDE = {1: "C1", 2: "C1", 4: "C2", 8: "C3", 16: "C4", 32: "C5"}
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SAME_SIZE = (
     nn.Identity,
     nn.ReLU,
@@ -217,68 +217,24 @@ def _count_backbone(backbone: Backbone, size_hw: tuple[int, int], seen: set[int]
 
 
 def _count_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[dict[str, Cost], dict[str, Size]]:
-    calls, maps = layer_calls(meta_copy(backbone), size_hw)
+    calls, maps = staged_calls(meta_copy(backbone), size_hw)
     macs, params, claimed = dict.fromkeys(STAGES, 0), dict.fromkeys(STAGES, 0), set[int]()
-    for call in calls:
-        macs[call.stage] += call.macs
-        params[call.stage] += _claim(call.layer.parameters(recurse=False), claimed)
-    # Parameters that no layer's call has shown have no stride; they belong to C5.
+    for call, stage in calls:
+        macs[stage] += call.macs
+        params[stage] += _claim(call.module.parameters(recurse=False), claimed)
+    # Parameters that no call has shown have no stride; they belong to C5.
     params["C5"] += sum(parameter.numel() for parameter in backbone.parameters()) - sum(params.values())
     return {name: Cost(macs=macs[name], params=params[name]) for name in STAGES}, maps
 
 
-class LayerCall(NamedTuple):
-    """One call of a layer that has weights."""
-
-    layer: nn.Module
-    macs: int
-    stage: str
-
-
-def layer_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[list[LayerCall], dict[str, Size]]:
-    """The layers of any backbone in the order in which they run, and the shapes of C3..C5.
-
-    Args:
-        backbone: The backbone on the meta device.
-        size_hw: Height and width of the input.
-    """
-    stages, stage = [], "C1"
-    for _, _, side in _run(backbone, _PROBE_SIZE)[0]:
+def staged_calls(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[list[tuple[Call, str]], dict[str, Size]]:
+    """All module calls of a backbone on the meta device with their stages, and the shapes of C3..C5."""
+    probe, real = (trace(backbone, torch.empty((1, 3, *size), device="meta")) for size in (_PROBE_SIZE, size_hw))
+    stage, stages = "C1", dict[int, str]()
+    for call in probe.calls:
         # Layers without a map of their own (squeeze and excitation, norms) belong to the stage of the layer before them.
-        stage = _STAGE_OF_STRIDE.get(round(_PROBE_SIZE[0] / side), stage) if side else stage
-        stages.append(stage)
-    calls, maps = _run(backbone, size_hw)
-    return [LayerCall(layer, macs, stage) for (layer, macs, _), stage in zip(calls, stages, strict=True)], maps
-
-
-def _run(backbone: Backbone, size_hw: tuple[int, int]) -> tuple[list[tuple[nn.Module, int, int]], dict[str, Size]]:
-    """(layer, MACs, height of a convolution's map or 0) of every call, and the shapes of C3..C5."""
-    calls: list[tuple[nn.Module, int, int]] = []
-
-    def record(layer: nn.Module, _: tuple[object, ...], output: object) -> None:
-        macs = side = 0
-        if isinstance(layer, _CONVS):
-            assert isinstance(output, Tensor)
-            macs = output.numel() * (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
-            side = output.shape[2] if isinstance(layer, nn.Conv2d) else 0
-        elif isinstance(layer, nn.Linear):
-            assert isinstance(output, Tensor)
-            macs = output.numel() * layer.in_features
-        calls.append((layer, macs, side))
-
-    handles = [layer.register_forward_hook(record) for layer in _layers(backbone)]
-    try:
-        with torch.no_grad():
-            outputs = backbone(torch.empty((1, 3, *size_hw), device="meta"))
-    except RuntimeError as error:
-        raise ConfigError(f"the backbone cannot take an input of {size_hw[0]} x {size_hw[1]}, use another size ({error})") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, {name: Size(*maps.shape[1:]) for name, maps in outputs.items()}
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    for layer in module.modules():
-        if isinstance(layer, (*_CONVS, nn.Linear)) or next(layer.parameters(recurse=False), None) is not None:
-            yield layer
+        if isinstance(call.module, nn.Conv2d) and call.output_side:
+            stage = _STAGE_OF_STRIDE.get(round(_PROBE_SIZE[0] / call.output_side), stage)
+        stages |= {id(each): stage for each in call.chain()}  # a module with layers inside belongs to the last one's stage
+    maps = {name: Size(*each.shape[1:]) for name, each in real.output.items()}
+    return [(counted, stages[id(call)]) for call, counted in zip(probe.calls, real.calls, strict=True)], maps

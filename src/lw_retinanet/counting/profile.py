@@ -10,7 +10,7 @@ from torch import nn
 
 from lw_retinanet.conventions import AnchorRule
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
-from lw_retinanet.counting.macs import Cost, count_blocks, count_head, pyramid_sizes
+from lw_retinanet.counting.macs import Cost, count_head
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.head import Head
@@ -133,7 +133,12 @@ class Profile:
 
 
 def profile(
-    model: nn.Module, *, name: str, size_hw: tuple[int, int], latency_ms: Mapping[str, Mapping[str, float]] | None = None
+    model: nn.Module,
+    *,
+    name: str,
+    size_hw: tuple[int, int],
+    cost: DetectorCost | None = None,
+    latency_ms: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Profile:
     """Count a detector. The network is not run, so it may be on the meta device.
 
@@ -141,39 +146,27 @@ def profile(
         model: A network of this package or a detector of torchvision. For the latter the gain over an original head is not known.
         name: Name for the table and the JSON.
         size_hw: Height and width of the network input in pixels, padding included.
+        cost: The model's cost at this size, if it is counted already.
         latency_ms: Measured times to show with the count.
 
     Raises:
         ConfigError: If the size is too small for the network, or the network is of a kind that cannot be counted.
     """
-    if not isinstance(model, RetinaNet):
-        return profile_of(count_detector(model, size_hw), model, name=name, size_hw=size_hw)
-    blocks = count_blocks(model, size_hw)
-    original_head = count_head(with_head(model, HeadPlan()).head, pyramid_sizes(model, size_hw))
-    return Profile(
-        name=name,
-        size_hw=size_hw,
-        num_classes=model.num_classes,
-        layers=_layers(model),
-        blocks=blocks,
-        original_d3_macs=original_head["D3"].macs,
-        original_macs=sum((original_head.get(block) or cost).macs for block, cost in blocks.items()),
-        remarks=_anchor_remarks(model.conventions.anchors.num_anchors),
-        latency_ms=latency_ms,
-    )
-
-
-def profile_of(cost: DetectorCost, model: nn.Module, *, name: str, size_hw: tuple[int, int]) -> Profile:
-    """The profile of another library's detector that is counted already."""
+    cost = cost or count_detector(model, size_hw)
+    original, remarks = dict(cost.blocks), cost.remarks
+    if isinstance(model, RetinaNet):
+        original |= count_head(with_head(model, HeadPlan()).head, cost.levels)
+        remarks = _anchor_remarks(model.conventions.anchors.num_anchors)
     return Profile(
         name=name,
         size_hw=size_hw,
         num_classes=cost.num_classes,
         layers=_layers(model),
         blocks=cost.blocks,
-        original_d3_macs=cost.blocks["D3"].macs if "D3" in cost.blocks else 0,
-        original_macs=cost.macs,
-        remarks=cost.remarks,
+        original_d3_macs=original["D3"].macs if "D3" in original else 0,
+        original_macs=sum(block.macs for block in original.values()),
+        remarks=remarks,
+        latency_ms=latency_ms,
     )
 
 
