@@ -142,7 +142,7 @@ def _page(full: QuickstartModel, light: QuickstartModel, *, seconds: float) -> s
         "",
         "![training images with their boxes](pictures/data/contact_sheet.jpg)",
         "",
-        f"Everything took {seconds:.0f} s. Next: `lw-retinanet train YOUR_DATA --set model.backbone_weights=imagenet`.",
+        f"Everything took {seconds:.0f} s. Next: `lw-retinanet train YOUR_DATA` with the setting `model.backbone_weights=imagenet`.",
         "",
     ]
     return "\n".join(lines)
