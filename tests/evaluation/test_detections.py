@@ -155,7 +155,7 @@ def test_columns_of_different_lengths_are_refused() -> None:
 
 def test_importing_evaluation_loads_nothing_heavy() -> None:
     code = (
-        "import sys, lw_retinanet.evaluation.tables, lw_retinanet.evaluation.pr_picture;"
+        "import sys, lw_retinanet.evaluation.report;"
         "print([name for name in ('torch', 'matplotlib', 'hotcoco', 'rich') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -12,9 +12,13 @@ from lw_retinanet.errors import ConfigError, DataError, InputError
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.evaluation.match_tables import METRICS, match
-from lw_retinanet.evaluation.paired import Comparison, Interval, bootstrap, compare, drawn_scores
+from lw_retinanet.evaluation.paired import Comparison, Estimate, Interval, compare, drawn_scores
 
 FEW = 100  # draws
+
+
+def bootstrap(records: Records, detections: DetectionTable | list[DetectionTable], *, seed: int = 0) -> dict[str, Estimate]:
+    return drawn_scores(records, detections, draws=FEW, seed=seed).estimates()
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def test_pairing_pays(records: Records) -> None:
     a = detector(records, 1)
     b = concatenate([a, detector(records, 5, recall=0.0, false=10)])
     paired = compare(records, a, b, draws=FEW).ap
-    alone = bootstrap(records, a, draws=FEW)["AP"]
+    alone = bootstrap(records, a)["AP"]
     assert alone.low < alone.value < alone.high
     assert paired.high - paired.low < 0.5 * (alone.high - alone.low)
 
@@ -135,7 +139,7 @@ def test_pairing_pays(records: Records) -> None:
 def test_the_estimate_of_one_is_that_of_the_comparison(records: Records) -> None:
     # Against nothing found at all, the difference is the AP itself.
     a = detector(records, 1)
-    estimates = bootstrap(records, a, draws=FEW, seed=7)
+    estimates = bootstrap(records, a, seed=7)
     against_none = compare(records, DetectionTable.empty(), a, draws=FEW, seed=7)
     assert list(estimates) == list(against_none.metrics)
     for name, estimate in estimates.items():
@@ -145,8 +149,8 @@ def test_the_estimate_of_one_is_that_of_the_comparison(records: Records) -> None
 
 def test_runs_widen_the_interval_and_average_the_values(records: Records) -> None:
     good, bad = detector(records, 1, recall=1.0, false=0), detector(records, 2, recall=0.2)
-    single = bootstrap(records, good, draws=FEW)["AP"], bootstrap(records, bad, draws=FEW)["AP"]
-    both = bootstrap(records, [good, bad], draws=FEW)["AP"]
+    single = bootstrap(records, good)["AP"], bootstrap(records, bad)["AP"]
+    both = bootstrap(records, [good, bad])["AP"]
     assert both.value == pytest.approx((single[0].value + single[1].value) / 2, abs=1e-12)
     # A draw is the good run twice with a chance of a quarter, and so the bad one: the ends reach into the two runs' own intervals.
     assert both.low <= single[1].high
@@ -239,7 +243,7 @@ def test_scores_drawn_once_pair_as_the_comparison_does(records: Records) -> None
     a = drawn_scores(records, [good, bad], draws=FEW, seed=5)
     b = drawn_scores(records, [third, good], draws=FEW, seed=5)
     assert b.against(a) == compare(records, [good, bad], [third, good], draws=FEW, seed=5).metrics
-    assert a.estimates() == bootstrap(records, [good, bad], draws=FEW, seed=5)
+    assert a.estimates() == bootstrap(records, [good, bad], seed=5)
     assert a.draws.shape == (FEW, 6)
 
 

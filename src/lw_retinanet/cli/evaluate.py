@@ -23,7 +23,7 @@ def evaluate_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics."""
-    from lw_retinanet.evaluation.tables import class_table, summary_table
+    from lw_retinanet.evaluation.report import class_table, summary_table
     from lw_retinanet.jobs.evaluate import run_evaluation
 
     metrics = run_evaluation(

@@ -47,7 +47,7 @@ def train_command(
         else:
             print("\n".join([*plan.lines(), "dry run: nothing was written"]))
         return
-    from lw_retinanet.evaluation.tables import class_table, summary_table
+    from lw_retinanet.evaluation.report import class_table, summary_table
     from lw_retinanet.jobs.train import train_request
 
     run = train_request(request, device=device, progress=with_bar)

@@ -1,8 +1,8 @@
-"""COCO's twelve numbers: what pycocotools computes, after the checks that it leaves out."""
+"""COCO's twelve numbers, as pycocotools computes them, with checks of the input that pycocotools leaves out."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,52 @@ from lw_retinanet.evaluation.detections import DetectionTable, check_detections
 RECALL_LEVELS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 """The 101 recall values at which COCO reads the precision."""
 
-_IOU_50, _IOU_75 = 0, 5  # positions in 0.50, 0.55 .. 0.95
-_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
+AREA_NAMES = ("all", "small", "medium", "large")
+"""Ranges of object area, in the order of hotcoco's axis."""
+
 # COCO ignores boxes outside 0..1e5^2 square pixels in every area range: the way to say "ignore" without "crowd".
 _IGNORED_AREA = 1e11
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassMetrics:
-    """The numbers of one class; ``AP`` and ``AP50`` are -1 where it has no box to find.
+class SummaryNumber(NamedTuple):
+    """One of COCO's twelve numbers.
 
     Args:
-        images: images with at least one box of the class.
-        boxes: boxes to find, ignored ones not counted.
+        name: Attribute of :class:`Metrics`.
+        iou: Position in the IoUs 0.50, 0.55 .. 0.95, or None for the mean over all ten.
+        area: Position in ``AREA_NAMES``.
+        limit: Position in ``max_detections``.
+    """
+
+    name: str
+    iou: int | None = None
+    area: int = 0
+    limit: int = 2
+
+
+SUMMARY = (
+    SummaryNumber("AP"),
+    SummaryNumber("AP50", iou=0),
+    SummaryNumber("AP75", iou=5),
+    SummaryNumber("APs", area=1),
+    SummaryNumber("APm", area=2),
+    SummaryNumber("APl", area=3),
+    SummaryNumber("AR1", limit=0),
+    SummaryNumber("AR10", limit=1),
+    SummaryNumber("AR100"),
+    SummaryNumber("ARs", area=1),
+    SummaryNumber("ARm", area=2),
+    SummaryNumber("ARl", area=3),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """The numbers of one class. ``AP`` and ``AP50`` are -1 if the class has no box to find.
+
+    Args:
+        images: Number of images with at least one box of the class.
+        boxes: Number of boxes to find, without the ignored ones.
     """
 
     name: str
@@ -36,22 +69,19 @@ class ClassMetrics:
     images: int
     boxes: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Metrics:
-    """COCO's twelve numbers in 0..1, or -1 where there is nothing to find.
+    """COCO's twelve numbers, each in 0..1, or -1 where there is nothing to find.
 
     Args:
-        AP, AP50, AP75: average precision over IoU 0.50, 0.55 .. 0.95, and at one IoU.
-        APs, APm, APl, ARs, ARm, ARl: of boxes of up to 32^2, up to 96^2, and more square pixels.
-        AR1, AR10, AR100: recall with as many detections an image as ``max_detections`` says.
-        max_detections: detections kept an image and class, best first; the largest holds for all but the first two recalls.
-        images: images scored, those without boxes included.
-        per_class: one entry a class, in the data set's order.
-        precision50: (K, 101) precision at IoU 0.5 at each of ``RECALL_LEVELS``; -1 for a class without boxes.
+        AP, AP50, AP75: Average precision over IoU 0.50, 0.55 .. 0.95, and at one IoU.
+        APs, APm, APl, ARs, ARm, ARl: For boxes of up to 32^2, up to 96^2, and more square pixels.
+        AR1, AR10, AR100: Recall with at most as many detections in an image as ``max_detections`` says.
+        max_detections: Limits on the detections of one image and class, best first. All numbers but the first two recalls use the last.
+        images: Number of scored images, including those without boxes.
+        per_class: One entry for each class, in the order of the data set.
+        precision50: (K, 101) precision at IoU 0.5 for each of ``RECALL_LEVELS``; -1 for a class without boxes.
     """
 
     AP: float
@@ -73,72 +103,64 @@ class Metrics:
 
     @cached_property
     def mean_precision50(self) -> NDArray[np.float64]:
-        """(101,) mean of ``precision50`` over the classes that have boxes; -1 if none has."""
+        """(101,) mean of ``precision50`` over the classes that have boxes; -1 if no class has any."""
         scored = self.precision50[self.precision50[:, 0] > -1]
         return scored.mean(axis=0) if len(scored) else np.full(len(RECALL_LEVELS), -1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able: the twelve numbers, ``per_class``, ``images``. The recalls are named by ``max_detections``: AR1, AR10, AR100."""
-        few, some, many = (f"AR{limit}" for limit in self.max_detections)
+        """Plain values for JSON. The keys of the recalls name the limits in ``max_detections``: AR1, AR10, AR100."""
+        recalls = dict(zip(("AR1", "AR10", "AR100"), self.max_detections, strict=True))
         return {
-            **{key: getattr(self, key) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")},
-            few: self.AR1,
-            some: self.AR10,
-            many: self.AR100,
-            **{key: getattr(self, key) for key in ("ARs", "ARm", "ARl")},
-            "per_class": [entry.as_dict() for entry in self.per_class],
+            **{f"AR{recalls[name]}" if name in recalls else name: getattr(self, name) for name, *_ in SUMMARY},
+            "per_class": [dict(vars(entry)) for entry in self.per_class],
             "images": self.images,
         }
 
 
 def evaluate(records: Records, detections: DetectionTable, *, max_detections: tuple[int, int, int] = (1, 10, 100)) -> Metrics:
-    """Score detections against ground truth by COCO's rules, to pycocotools' numbers.
+    """Score detections against ground truth by COCO's rules. The numbers are those of pycocotools, with these differences:
 
-    Unlike pycocotools: annotation ids play no part, so 0 and repeats do no harm; no detections score 0; a ``max_detections`` that
-    ends elsewhere than at 100 gives real APs; boxes or scores that are not finite are refused, never matched.
+    - Annotation ids are not used, so ids that are 0 or repeated do no harm.
+    - A table without detections scores 0.
+    - The APs are correct also if ``max_detections`` does not end with 100.
+    - Boxes and scores that are not finite are refused.
 
-    Equal scores rank by image id, then by row, so the order in which images were scored changes nothing.
+    Detections with equal scores rank by image id, then by row, so the result does not depend on the order of the images.
 
-    ``is_crowd`` means COCO's crowd (overlap is intersection over the detection's area). ``is_difficult`` means VOC's rule: a detection
-    whose best match is a difficult box, by plain IoU, is neither right nor wrong, and neither are further detections of the same box.
+    ``is_crowd`` has COCO's meaning: the overlap is the intersection divided by the area of the detection. ``is_difficult`` has VOC's
+    meaning: a detection whose best match (by ordinary IoU) is a difficult box counts as neither right nor wrong, and so do further
+    detections of that box.
 
     Args:
-        max_detections: three increasing limits on the detections of an image and class.
+        max_detections: Three increasing limits on the detections of an image and class.
 
     Raises:
-        DataError: if a box or score is not finite or a detection's image or label is not one of ``records``.
-        ConfigError: if ``max_detections`` is not three increasing positive numbers.
+        DataError: If a box or score is not finite, or if the image or label of a detection is not in ``records``.
+        ConfigError: If ``max_detections`` is not three increasing positive numbers.
     """
     if len(max_detections) != 3 or not 0 < max_detections[0] < max_detections[1] < max_detections[2]:
         raise ConfigError(f"max_detections must be three increasing positive numbers such as (1, 10, 100), got {max_detections}")
     check_ground_truth(records)
     check_detections(detections, records)
     precision, recall = _precision_and_recall(records, detections, max_detections)
+    numbers: dict[str, Any] = {}
+    for name, iou, area, limit in SUMMARY:
+        values = precision if name.startswith("AP") else recall
+        numbers[name] = _mean(values[slice(None) if iou is None else iou, ..., area, limit])
     return Metrics(
-        AP=_mean(precision[:, :, :, _ALL, 2]),
-        AP50=_mean(precision[_IOU_50, :, :, _ALL, 2]),
-        AP75=_mean(precision[_IOU_75, :, :, _ALL, 2]),
-        APs=_mean(precision[:, :, :, _SMALL, 2]),
-        APm=_mean(precision[:, :, :, _MEDIUM, 2]),
-        APl=_mean(precision[:, :, :, _LARGE, 2]),
-        AR1=_mean(recall[:, :, _ALL, 0]),
-        AR10=_mean(recall[:, :, _ALL, 1]),
-        AR100=_mean(recall[:, :, _ALL, 2]),
-        ARs=_mean(recall[:, :, _SMALL, 2]),
-        ARm=_mean(recall[:, :, _MEDIUM, 2]),
-        ARl=_mean(recall[:, :, _LARGE, 2]),
+        **numbers,
         max_detections=max_detections,
         images=records.num_images,
-        per_class=_per_class(records, precision[..., _ALL, 2]),
-        precision50=precision[_IOU_50, :, :, _ALL, 2].T.copy(),
+        per_class=_per_class(records, precision[..., 0, 2]),
+        precision50=precision[0, :, :, 0, 2].T.copy(),
     )
 
 
 def check_ground_truth(records: Records) -> None:
-    """Refuse what would be scored without a word.
+    """Refuse annotations that cannot be scored correctly.
 
     Raises:
-        DataError: for a box or area that is not finite, naming its annotation.
+        DataError: For a box or area that is not finite; the message names its annotation.
     """
     finite = np.isfinite(records.boxes_xywh).all(axis=1) & np.isfinite(records.areas)
     if not finite.all():
@@ -157,11 +179,14 @@ def _precision_and_recall(
     numbers = image_numbers(records)
     image_of_box = records.image_of_box
     voc_ignored = records.is_difficult & ~records.is_crowd
-    # An ignored box that is no crowd takes one detection; VOC's takes any number, so it is repeated once a detection it could meet.
+    # In COCO an ignored box that is no crowd can match one detection, in VOC any number. So each of VOC's ignored boxes is repeated, once
+    # for every detection of its image and class.
     copies = np.ones(records.num_boxes, dtype=np.int64)
     if voc_ignored.any():
-        met = _detections_beside(image_of_box[voc_ignored], records.labels[voc_ignored], detections, len(records.categories))
-        copies[voc_ignored] = np.minimum(met, max_detections[2])
+        cells = np.sort(detections.image * len(records.categories) + detections.labels)
+        cell = image_of_box[voc_ignored] * len(records.categories) + records.labels[voc_ignored]
+        num_detections = np.searchsorted(cells, cell, side="right") - np.searchsorted(cells, cell)
+        copies[voc_ignored] = np.minimum(num_detections, max_detections[2])
     rows = np.repeat(np.arange(records.num_boxes), copies)
     ground_truth = hotcoco.COCO.from_arrays(
         [{"id": number} for number in range(1, records.num_images + 1)],
@@ -185,7 +210,7 @@ def _precision_and_recall(
 
 
 def image_numbers(records: Records) -> NDArray[np.int64]:
-    """(I,) 1..I in the order of the data set's image ids, which settles ties between images as pycocotools does."""
+    """(I,) numbers 1..I in the order of the image ids. pycocotools orders equal scores of different images in this way."""
     ids = records.image_ids
     order = sorted(range(records.num_images), key=lambda row: (isinstance(ids[row], str), ids[row]))
     numbers = np.empty(records.num_images, dtype=np.int64)
@@ -193,20 +218,8 @@ def image_numbers(records: Records) -> NDArray[np.int64]:
     return numbers
 
 
-def _detections_beside(
-    image: NDArray[np.int64], labels: NDArray[np.int32], detections: DetectionTable, num_classes: int
-) -> NDArray[np.int64]:
-    """For each box, how many detections share its image and class."""
-    keys, counts = np.unique(detections.image * num_classes + detections.labels, return_counts=True)
-    wanted = image * num_classes + labels
-    if not len(keys):
-        return np.zeros(len(wanted), dtype=np.int64)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, counts[place], 0)
-
-
 def _per_class(records: Records, precision: NDArray[np.float64]) -> tuple[ClassMetrics, ...]:
-    """``precision``: (10 IoUs, 101 recalls, K)."""
+    """The numbers of every class; ``precision`` is (10 IoUs, 101 recalls, K)."""
     num_classes = len(records.categories)
     counted = ~records.is_ignored
     image_of_box = records.image_of_box
@@ -218,7 +231,7 @@ def _per_class(records: Records, precision: NDArray[np.float64]) -> tuple[ClassM
             name=category.name,
             category_id=category.id,
             AP=_mean(precision[:, :, label]),
-            AP50=_mean(precision[_IOU_50, :, label]),
+            AP50=_mean(precision[0, :, label]),
             images=int(images[label]),
             boxes=int(boxes[label]),
         )
@@ -227,6 +240,6 @@ def _per_class(records: Records, precision: NDArray[np.float64]) -> tuple[ClassM
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Mean over the entries that have something to find, -1 if none has."""
+    """Mean over the entries that are not -1 (nothing to find), or -1 if all are."""
     valid = values[values > -1]
     return float(np.mean(valid)) if valid.size else -1.0

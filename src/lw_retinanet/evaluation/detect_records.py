@@ -1,4 +1,4 @@
-"""A detector over a whole data set: pictures -> detection table."""
+"""Running detectors over a whole data set."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,18 @@ log = logging.getLogger(__name__)
 
 
 def detect_records(detector: Detector, records: Records, *, batch_size: int = 1, progress: Progress | None = None) -> DetectionTable:
-    """Run a detector over all pictures of a data set.
+    """Run a detector over all images of a data set.
 
     Args:
-        detector: whose classes are found among the data set's, by id and name; those that are not there are left out.
-        records: pictures to look at; their boxes are not used.
-        batch_size: pictures at a time; those of like shape come together, and none is padded for another, so answers do not depend on it.
-        progress: wraps the batches, for instance to show a bar; gets their number.
+        detector: Its classes are matched with those of the data set by id and name. Detections of other classes are left out.
+        records: The images; their boxes are not used.
+        batch_size: Images in a batch. Images of similar shape go together, and none is padded to the size of another, so the results do not
+            depend on it.
+        progress: Wraps the batches, for instance to show a bar.
 
     Raises:
-        DataError: if no class of the model is in the data set, or a picture has another size than its annotation says.
-        ImageError: for a picture that is missing or cannot be read.
+        DataError: If no class of the model is in the data set, or if an image has another size than its annotation says.
+        ImageError: If an image is missing or cannot be read.
     """
     return detect_records_together([detector], records, batch_size=batch_size, progress=progress)[0]
 
@@ -38,17 +39,12 @@ def detect_records(detector: Detector, records: Records, *, batch_size: int = 1,
 def detect_records_together(
     detectors: Sequence[Detector], records: Records, *, batch_size: int = 1, progress: Progress | None = None
 ) -> list[DetectionTable]:
-    """Run several detectors over a data set side by side: every picture is decoded once, and goes through all before the next one.
+    """Run several detectors over a data set and decode every image only once.
 
-    Args:
-        detectors: at least one; each has classes of its own, see :func:`detect_records`.
-        records, batch_size, progress: as there.
+    The parameters and errors are those of :func:`detect_records`, with at least one detector.
 
     Returns:
-        One table a detector, the same as it would have alone.
-
-    Raises:
-        DataError, ImageError: as there.
+        For each detector, the table that :func:`detect_records` would give.
     """
     if not detectors:
         raise ValueError("give at least one detector")
@@ -69,22 +65,22 @@ def detect_records_together(
 
 
 def _shapes(records: Records, batch_size: int) -> NDArray[np.float64]:
-    """(images,) what to sort by: with several at a time height over width, since equal ones are resized to the same size."""
+    """(I,) keys to sort the images by. For batches: height / width, since images with equal ratios are resized to the same size."""
     heights, widths = records.sizes_hw.T.astype(np.float64)
     return (heights > widths).astype(np.float64) if batch_size == 1 else heights / np.maximum(widths, 1)
 
 
 def _decoded(records: Records, batches: Sequence[NDArray[np.int64]]) -> Iterator[list[NDArray[np.uint8]]]:
-    """Pictures of each batch, read ahead of their turn."""
+    """The images of each batch, decoded ahead of time."""
     rows = [int(row) for batch in batches for row in batch]
-    images = read_ahead(rows, lambda row: _decoded_one(records, row), number=2 * max(map(len, batches), default=1))
+    images = read_ahead(rows, lambda row: _decode_one(records, row), number=2 * max(map(len, batches), default=1))
     for batch in batches:
         yield list(islice(images, len(batch)))
 
 
-def _decoded_one(records: Records, image: int) -> NDArray[np.uint8]:
-    picture = decode(records.path(image))
-    height, width = records.sizes_hw[image].tolist()
-    # Boxes of a picture that was resized, or turned, after it was annotated would count as misses without a word.
-    require_size(records.path(image), (picture.shape[0], picture.shape[1]), (height, width))
-    return picture
+def _decode_one(records: Records, row: int) -> NDArray[np.uint8]:
+    image = decode(records.path(row))
+    height, width = records.sizes_hw[row].tolist()
+    # If an image was resized or rotated after it was annotated, all of its boxes would count as misses.
+    require_size(records.path(row), (image.shape[0], image.shape[1]), (height, width))
+    return image

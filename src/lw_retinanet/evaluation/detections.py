@@ -1,4 +1,4 @@
-"""Detections of a whole data set as flat arrays, and the COCO results file they are read from and written to."""
+"""Detections of a whole data set as flat arrays, read from and written to COCO results files."""
 
 import json
 import math
@@ -21,10 +21,10 @@ _KEYS = ("image_id", "category_id", "bbox", "score")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DetectionTable:
-    """D detections in any order; among equal scores of one image and class the earlier row ranks higher.
+    """D detections in any order. Of two equal scores in one image and class, the earlier row ranks higher.
 
     Args:
-        image: (D,) int64 row number of the image in its ``Records``, 0..I-1 (not the data set's image id).
+        image: (D,) int64 row of the image in its ``Records``, 0..I-1 (not the image id of the data set).
         boxes_xywh: (D, 4) float64 x, y, width, height in pixels of the original image.
         scores: (D,) float64.
         labels: (D,) int32 index into the ``categories`` of the ``Records``.
@@ -46,6 +46,7 @@ class DetectionTable:
 
     @classmethod
     def empty(cls) -> Self:
+        """A table without detections."""
         return cls.from_arrays([], np.zeros((0, 4)), [], [])
 
     @classmethod
@@ -60,36 +61,24 @@ class DetectionTable:
 
     @classmethod
     def from_image(cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> Self:
-        """The detections of one image, as a detector gives them.
-
-        Args:
-            image: row number of the image in its ``Records``.
-            boxes: (M, 4) xyxy pixels of the original image.
-            scores: (M,).
-            labels: (M,) 0..K-1.
-        """
+        """The detections of the image in row ``image`` of its ``Records``; ``boxes`` are (M, 4) xyxy pixels of the original image."""
         boxes_xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
         boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
         return cls.from_arrays(np.full(len(boxes_xywh), image), boxes_xywh, scores, labels)
 
 
 def concatenate(tables: Sequence[DetectionTable]) -> DetectionTable:
-    """All rows of the tables, in order; no tables give an empty table."""
+    """All rows of the tables, in order. No tables give an empty table."""
     if not tables:
         return DetectionTable.empty()
-    return DetectionTable(
-        image=np.concatenate([table.image for table in tables]),
-        boxes_xywh=np.concatenate([table.boxes_xywh for table in tables]),
-        scores=np.concatenate([table.scores for table in tables]),
-        labels=np.concatenate([table.labels for table in tables]),
-    )
+    return DetectionTable(**{name: np.concatenate([vars(table)[name] for table in tables]) for name in vars(tables[0])})
 
 
 def check_detections(detections: DetectionTable, records: Records) -> None:
-    """Refuse what scoring or writing would get wrong in silence.
+    """Refuse detections that cannot be scored or written correctly.
 
     Raises:
-        DataError: if a box or score is not finite, or an image or label number is not one of ``records``.
+        DataError: If a box or score is not finite, or an image or label number is not one of ``records``.
     """
     for what, numbers, count in (
         ("image row", detections.image, records.num_images),
@@ -115,11 +104,11 @@ def read_results(path: Path, records: Records) -> DetectionTable:
     """Read detections from a COCO results file, or from a COCO annotation file whose boxes carry a ``score``.
 
     Args:
-        path: JSON, a list of ``{image_id, category_id, bbox, score}`` or an object that keeps this list as ``annotations``.
-        records: the data set the ids belong to.
+        path: JSON: a list of ``{image_id, category_id, bbox, score}``, or an object with such a list as ``annotations``.
+        records: The data set that the ids belong to.
 
     Raises:
-        DataError: naming the first detection that is malformed, not finite, or of an unknown image or class.
+        DataError: If a detection is malformed, not finite, or of an unknown image or class; the message names the first one.
     """
     entries, place = _entries(path)
     row_of_image = {image_id: row for row, image_id in enumerate(records.image_ids)}
@@ -149,13 +138,11 @@ def read_results(path: Path, records: Records) -> DetectionTable:
 
 
 def write_results(detections: DetectionTable, records: Records, path: Path) -> None:
-    """Write a COCO results file with the data set's own ids; reading it back gives the same table bit for bit.
-
-    The file appears whole or not at all; missing folders are made.
+    """Write a COCO results file with the ids of the data set, completely or not at all. Reading it gives the same table, bit for bit.
 
     Raises:
-        DataError: as ``check_detections``.
-        OutputError: if the file cannot be written.
+        DataError: See :func:`check_detections`.
+        OutputError: If the file cannot be written.
     """
     check_detections(detections, records)
     image_ids = [json.dumps(image_id) for image_id in records.image_ids]
@@ -188,7 +175,7 @@ def _entries(path: Path) -> tuple[list[Any], str]:
 
 
 def _fault(entry: Any, row_of_image: Mapping[Id, int], label_of_category: Mapping[Id, int]) -> str:
-    """What is wrong with an entry that could not be read, and what to do about it."""
+    """Say what is wrong with an entry that could not be read, and what to do about it."""
     if not isinstance(entry, dict):
         return f"expected an object with {', '.join(_KEYS)}, found {_kind(entry)}"
     missing = [key for key in _KEYS if key not in entry]
@@ -208,7 +195,7 @@ def _fault(entry: Any, row_of_image: Mapping[Id, int], label_of_category: Mappin
 
 
 def _finite(values: list[Any], per_entry: int, key: str, place: str) -> NDArray[np.float64]:
-    """Numbers as float64; strings, null and booleans, which NumPy would convert, are refused like NaN and infinity."""
+    """Numbers as float64. NaN and infinity are refused, and so are strings, null and booleans, which NumPy would convert."""
     if set(map(type, values)) <= {int, float}:
         with suppress(OverflowError):  # an integer too large for a float
             numbers = np.array(values, dtype=np.float64)

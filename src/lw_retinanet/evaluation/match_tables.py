@@ -1,10 +1,9 @@
-"""Which detections COCO's matching calls right, wrong or neither: worked out once, then scored for any weights of the images."""
+"""COCO's matching of detections with boxes, computed once, and the metrics of any weighting of the images that follow from it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,51 +12,56 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.evaluation.coco_metrics import RECALL_LEVELS, check_ground_truth, image_numbers
 from lw_retinanet.evaluation.detections import DetectionTable, check_detections
 
-IOU_LEVELS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
-"""The ten IoUs from which on a detection may be right."""
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
-AREA_RANGES: NDArray[np.float64] = np.array([[0.0, 1e10], [0.0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
-"""(4, 2) square pixels, both ends included: all, small, medium, large."""
+IOU_LEVELS: Floats = np.linspace(0.5, 0.95, 10)
+"""The ten IoUs that a right detection must reach."""
+
+AREA_RANGES: Floats = np.array([[0.0, 1e10], [0.0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
+"""(4, 2) ranges of area in square pixels, both ends included: all, small, medium, large."""
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""What ``MatchTable.scores`` gives, in this order; the names of ``coco_metrics.Metrics``."""
+"""The metrics that ``MatchTable.scores`` gives, in this order, under the names of ``coco_metrics.Metrics``."""
 
-_PAIRS_AT_ONCE = 1 << 22  # pairs of detection and box whose overlap is computed together: some 300 MB
+_PAIRS_AT_ONCE = 1 << 22  # pairs of detection and box whose overlaps are computed together; this takes some 300 MB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatchTable:
-    """The matches of one table of detections with one data set: D detections, N boxes, the K classes one after the other.
+    """The matches of D detections with the N boxes of a data set, sorted by class.
 
-    Matching looks at one image and class at a time, so nothing here depends on which other images are scored.
+    Every image and class is matched separately, so the matches do not depend on which images are scored.
 
     Args:
         num_images: I.
         detection_starts: (K + 1,) the detections of class k are the rows ``detection_starts[k]:detection_starts[k + 1]``.
-        detection_image: (D,) row of the image in the ``Records``; within a class by falling score, ties by image id and row.
-        is_right: (D, 4, 10) bool, by area range and IoU: found a box that counts.
-        is_ignored: (D, 4, 10) bool: neither right nor wrong.
-        box_starts: (K + 1,) likewise for the boxes.
+        detection_image: (D,) row of the image in the ``Records``. Within a class, detections are sorted by falling score, then by image
+            id and row.
+        is_right: (D, 4, 10) bool, by area range and IoU: the detection matches a box to find.
+        is_ignored: (D, 4, 10) bool: the detection is neither right nor wrong.
+        box_starts: (K + 1,) the boxes of class k are the rows ``box_starts[k]:box_starts[k + 1]``.
         box_image: (N,) row of the image of each box.
-        is_counted: (N, 4) bool: a box to find in the area range.
+        is_counted: (N, 4) bool: the box is one to find in the area range.
     """
 
     num_images: int
-    detection_starts: NDArray[np.int64]
-    detection_image: NDArray[np.int64]
-    is_right: NDArray[np.bool_]
-    is_ignored: NDArray[np.bool_]
-    box_starts: NDArray[np.int64]
-    box_image: NDArray[np.int64]
-    is_counted: NDArray[np.bool_]
+    detection_starts: Ints
+    detection_image: Ints
+    is_right: Bools
+    is_ignored: Bools
+    box_starts: Ints
+    box_image: Ints
+    is_counted: Bools
 
-    def scores(self, weights: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """COCO's six average precisions of the data set in which image i stands ``weights[:, i]`` times.
+    def scores(self, weights: NDArray[np.integer[Any]]) -> Floats:
+        """COCO's six average precisions of W data sets. In data set w, image i occurs ``weights[w, i]`` times.
 
-        The copies of a detection rank one directly after the other.
+        The copies of a detection rank directly after one another.
 
         Args:
-            weights: (W, I) whole numbers from 0; ones give the metrics of the data set itself.
+            weights: (W, I) whole numbers from 0. Ones give the metrics of the data set itself.
 
         Returns:
             (W, 6) in the order of ``METRICS``, each in 0..1, or NaN where there is nothing to find.
@@ -73,16 +77,14 @@ class MatchTable:
             classes[curve.area] += has_boxes
             sums[curve.area] += np.where(has_boxes[:, None], curve.average_precisions(copies, to_find), 0.0)
         with np.errstate(invalid="ignore"):
-            means = sums / classes[:, :, None]  # 0 / 0: NaN
+            means = sums / classes[:, :, None]  # 0 / 0 gives NaN
         over_ious = means.mean(axis=2)
         return np.stack([over_ious[0], means[0, :, 0], means[0, :, 5], *over_ious[1:]], axis=1)
 
     @cached_property
-    def _curves(self) -> tuple["_Curve", ...]:
-        """One a class and area range that has boxes to find."""
-        return tuple(self._make_curves())
-
-    def _make_curves(self) -> Iterator["_Curve"]:
+    def _curves(self) -> list["_Curve"]:
+        """One curve for each class and area range that has boxes to find."""
+        curves = []
         for label in range(len(self.box_starts) - 1):
             boxes = slice(*self.box_starts[label : label + 2])
             rows = slice(*self.detection_starts[label : label + 2])
@@ -90,44 +92,45 @@ class MatchTable:
                 box_image = self.box_image[boxes][self.is_counted[boxes, area]]
                 if len(box_image):
                     is_right, is_ignored = self.is_right[rows, area], self.is_ignored[rows, area]
-                    yield _curve(area, box_image, self.detection_image[rows], is_right, ~is_ignored)
+                    curves.append(_curve(area, box_image, self.detection_image[rows], is_right, ~is_ignored))
+        return curves
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Points:
-    """The right detections of one class, area range and IoU: no other point of the curve can raise the precision.
+class _Points(NamedTuple):
+    """The P right detections of one class, area range and IoU. Only at these can the precision rise.
 
     Args:
-        image: (P,) of each, by falling score.
-        usual: (P,) how many rows of the curve's ``usual_image`` rank no lower.
-        special_image, special_sign: detections that count here and not in ``usual_image`` (+1), or the other way round (-1).
-        special: (P,) how many of these rank no lower.
+        image: (P,) image of each detection, by falling score.
+        usual: (P,) how many rows of the curve's ``usual_image`` rank at least as high.
+        special_image, special_sign: Detections that count here but not in ``usual_image`` (+1), or the other way round (-1).
+        special: (P,) how many of these special detections rank at least as high.
     """
 
-    image: NDArray[np.int64]
-    usual: NDArray[np.int64]
-    special_image: NDArray[np.int64]
+    image: Ints
+    usual: Ints
+    special_image: Ints
     special_sign: NDArray[np.int32]
-    special: NDArray[np.int64]
+    special: Ints
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Curve:
+class _Curve(NamedTuple):
     """Precision against recall of one class and area range.
 
     Args:
-        box_image: images of the boxes to find.
-        usual_image: images of the detections, right or wrong, that count at the highest IoU: almost the same ones at every IoU, so one
-            running sum serves all ten.
+        area: Row of ``AREA_RANGES``.
+        box_image: Images of the boxes to find.
+        usual_image: Images of the detections, right or wrong, that count at the highest IoU. At the other IoUs almost the same ones
+            count, so one running sum serves all ten.
+        points: The right detections at each IoU.
     """
 
     area: int
-    box_image: NDArray[np.int64]
-    usual_image: NDArray[np.int64]
-    points: tuple[_Points, ...]
+    box_image: Ints
+    usual_image: Ints
+    points: list[_Points]
 
-    def average_precisions(self, weights: NDArray[np.int32], to_find: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(W, 10) average precision at each IoU; ``to_find``: (W,) boxes to find."""
+    def average_precisions(self, weights: NDArray[np.int32], to_find: Ints) -> Floats:
+        """(W, 10) average precision at each IoU; ``to_find`` is the (W,) number of boxes to find."""
         result = np.zeros((len(weights), len(self.points)))
         usual = _running(weights.take(self.usual_image, axis=1))
         levels = _levels_reached(to_find)
@@ -141,7 +144,7 @@ class _Curve:
                 counted += _running(weights.take(points.special_image, axis=1) * points.special_sign).take(points.special, axis=1)
             precision = right / np.maximum(counted, 1)
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            # Each point is read at the recall levels that it is the first to reach.
+            # COCO reads each point at the recall levels that it is the first to reach.
             reached = levels.take(right + row_starts)
             reached[:, 1:] -= reached[:, :-1].copy()
             result[:, place] = np.einsum("ij,ij->i", reached, envelope)
@@ -149,13 +152,13 @@ class _Curve:
 
 
 def match(records: Records, detections: DetectionTable, *, max_detections: int = 100) -> MatchTable:
-    """Match detections with boxes by COCO's rules, and VOC's for difficult boxes, as ``coco_metrics.evaluate`` does.
+    """Match detections with boxes by the rules of :func:`~lw_retinanet.evaluation.coco_metrics.evaluate`.
 
     Args:
-        max_detections: kept an image and class, best first.
+        max_detections: Number of detections of an image and class that are used, best first.
 
     Raises:
-        DataError: as ``coco_metrics.evaluate``.
+        DataError: If ``evaluate`` would refuse the records or detections.
     """
     check_ground_truth(records)
     check_detections(detections, records)
@@ -177,7 +180,9 @@ def match(records: Records, detections: DetectionTable, *, max_detections: int =
     is_outside = ~_is_within(detections.boxes_xywh[order, 2] * detections.boxes_xywh[order, 3])
     is_ignored = found_ignored | (is_outside[:, :, None] & ~found)
 
-    by_score = np.lexsort((-detections.scores[order], detections.labels[order]))  # the order so far is by image id
+    by_score = np.lexsort(
+        (-detections.scores[order], detections.labels[order])
+    )  # stable, so equal scores stay in the order of the image ids
     by_label = np.argsort(records.labels, kind="stable")
     return MatchTable(
         num_images=records.num_images,
@@ -192,18 +197,12 @@ def match(records: Records, detections: DetectionTable, *, max_detections: int =
 
 
 def _matches(
-    cell: NDArray[np.int64],
-    detections_xywh: NDArray[np.float64],
-    box_cell: NDArray[np.int64],
-    boxes_xywh: NDArray[np.float64],
-    records: Records,
-    box_order: NDArray[np.int64],
-    is_counted: NDArray[np.bool_],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which detections find a box that counts, and which an ignored one: two of (D, 4, 10) bool.
+    cell: Ints, detections_xywh: Floats, box_cell: Ints, boxes_xywh: Floats, records: Records, box_order: Ints, is_counted: Bools
+) -> tuple[Bools, Bools]:
+    """Which detections match a box to find, and which match an ignored box: two arrays of (D, 4, 10) bool.
 
-    A cell is one image and class. Detections come by cell and falling score, boxes by cell in the order of ``records``. All cells are
-    matched side by side: first the best detection of each that overlaps any box, then the second best, and so on.
+    A cell is one image and class. Detections are sorted by cell and falling score, boxes by cell in the order of ``records``. All cells are
+    matched at the same time: first the best detection of each that overlaps a box, then the second best, and so on.
     """
     is_crowd = records.is_crowd[box_order]
     takes_many = records.is_ignored[box_order]
@@ -224,7 +223,7 @@ def _matches(
         counts = is_counted[met, :, None]
         runs = np.flatnonzero(np.diff(detection[rows], prepend=-1))
         place = np.arange(stop - start, dtype=np.int32)[:, None, None]
-        # The last place is the best overlap, and among equal ones the last box, as in COCO; a box that counts goes before an ignored one.
+        # The last place has the best overlap, and of equal overlaps the last box, as in COCO. A box to find wins over an ignored one.
         best = np.maximum.reduceat(np.where(can_match & counts, place, -1), runs, axis=0)
         best_ignored = np.maximum.reduceat(np.where(can_match & ~counts, place, -1), runs, axis=0)
         is_found, is_found_ignored = best >= 0, (best < 0) & (best_ignored >= 0)
@@ -236,18 +235,12 @@ def _matches(
     return found, found_ignored
 
 
-def _overlapping(
-    cell: NDArray[np.int64],
-    detections_xywh: NDArray[np.float64],
-    box_cell: NDArray[np.int64],
-    boxes_xywh: NDArray[np.float64],
-    is_crowd: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Every pair of one cell that overlaps by the lowest IoU level or more: rows of detection and box, and the IoU; by detection."""
+def _overlapping(cell: Ints, detections_xywh: Floats, box_cell: Ints, boxes_xywh: Floats, is_crowd: Bools) -> tuple[Ints, Ints, Floats]:
+    """All pairs in a cell that reach the lowest IoU level, sorted by detection: rows of the detections, rows of the boxes, IoUs."""
     first = np.searchsorted(box_cell, cell, side="left")
     num_boxes = np.searchsorted(box_cell, cell, side="right") - first
     ends = np.cumsum(num_boxes)
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     start = 0
     while start < len(cell):
         done = ends[start] - num_boxes[start]
@@ -259,14 +252,15 @@ def _overlapping(
         near = iou >= IOU_LEVELS[0]
         parts.append((detection[near], box[near], iou[near]))
         start = stop
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     detections, boxes, ious = zip(*parts, strict=True)
     return np.concatenate(detections), np.concatenate(boxes), np.concatenate(ious)
 
 
-def _iou(detections_xywh: NDArray[np.float64], boxes_xywh: NDArray[np.float64], is_crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Row by row, by the operations of COCO's own code, so that a level met exactly is met here too; a crowd's is over the detection."""
+def _iou(detections_xywh: Floats, boxes_xywh: Floats, is_crowd: Bools) -> Floats:
+    """IoU of each row; for a crowd, the intersection over the detection's area.
+
+    The operations are those of COCO's own code, so that an IoU exactly on a level gives the same result.
+    """
     low = np.maximum(detections_xywh[:, :2], boxes_xywh[:, :2])
     high = np.minimum(detections_xywh[:, :2] + detections_xywh[:, 2:], boxes_xywh[:, :2] + boxes_xywh[:, 2:])
     sides = np.maximum(high - low, 0.0)
@@ -276,23 +270,21 @@ def _iou(detections_xywh: NDArray[np.float64], boxes_xywh: NDArray[np.float64], 
     return np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
 
 
-def _is_within(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(M, 4) bool: in which area ranges each of M areas lies."""
+def _is_within(areas: Floats) -> Bools:
+    """(M, 4) bool: the area ranges that each of M areas lies in."""
     return (areas[:, None] >= AREA_RANGES[:, 0]) & (areas[:, None] <= AREA_RANGES[:, 1])
 
 
-def _rank_in_run(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rank_in_run(values: Ints) -> Ints:
     """0, 1, 2 .. within each run of equal values."""
     rows = np.arange(len(values))
     starts = np.where(np.diff(values, prepend=values[:1] - 1) != 0, rows, 0)
     return rows - np.maximum.accumulate(starts)
 
 
-def _curve(
-    area: int, box_image: NDArray[np.int64], image: NDArray[np.int64], is_right: NDArray[np.bool_], counts: NDArray[np.bool_]
-) -> _Curve:
-    """``image``: (D,), ``is_right`` and ``counts``: (D, 10), of the class's detections by falling score."""
-    last = int(np.flatnonzero(is_right.any(axis=1)).max(initial=-1)) + 1  # what ranks below the last right one changes nothing
+def _curve(area: int, box_image: Ints, image: Ints, is_right: Bools, counts: Bools) -> _Curve:
+    """The curve from (D,) ``image`` and (D, 10) ``is_right`` and ``counts`` of the detections of a class, by falling score."""
+    last = int(np.flatnonzero(is_right.any(axis=1)).max(initial=-1)) + 1  # detections below the last right one change nothing
     image, is_right, counts = image[:last], is_right[:last], counts[:last]
     is_usual = counts[:, -1]
     num_usual = np.cumsum(is_usual, dtype=np.int64)
@@ -309,18 +301,18 @@ def _curve(
                 special=np.searchsorted(special, hits, side="right"),
             )
         )
-    return _Curve(area=area, box_image=box_image, usual_image=image[is_usual], points=tuple(points))
+    return _Curve(area=area, box_image=box_image, usual_image=image[is_usual], points=points)
 
 
 def _running(values: NDArray[np.int32]) -> NDArray[np.int32]:
-    """(W, M + 1): sums of the first 0, 1 .. M columns."""
+    """(W, M + 1) sums of the first 0, 1 .. M columns."""
     sums = np.zeros((len(values), values.shape[1] + 1), dtype=np.int32)
     np.cumsum(values, axis=1, dtype=np.int32, out=sums[:, 1:])
     return sums
 
 
-def _levels_reached(to_find: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(W, max + 1): how many of the 101 recall levels are reached when so many boxes (the column) of ``to_find`` are found."""
+def _levels_reached(to_find: Ints) -> Floats:
+    """(W, max + 1) how many of the 101 recall levels are reached if as many boxes as the column says, of ``to_find``, are found."""
     boxes = np.maximum(to_find, 1)[:, None]
     needed = np.ceil(RECALL_LEVELS * boxes - 1e-6).astype(np.int64)
     needed += needed / boxes < RECALL_LEVELS  # in floating point, as COCO compares: 7 of 20 do not reach the level 0.35

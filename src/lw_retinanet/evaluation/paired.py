@@ -1,4 +1,4 @@
-"""Is B better than A? AP differences with an interval, from the same images drawn again and again for both."""
+"""Is detector B better than detector A? Differences in AP with an interval, from a paired bootstrap over images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from lw_retinanet.evaluation.match_tables import METRICS, MatchTable, match
 from lw_retinanet.progress import Progress, tracked
 
 MIN_IMAGES = 20
-"""Fewer images say too little about the next one for an interval."""
+"""Fewer images are too few for an interval."""
 
 MIN_DRAWS = 100
-"""Fewer draws leave two or less beyond either end of the interval."""
+"""With fewer draws, two or less would lie beyond either end of the interval."""
 
 Runs = DetectionTable | Sequence[DetectionTable]
 
@@ -33,9 +33,9 @@ class Interval:
     """One metric of two detectors, in 0..1.
 
     Args:
-        a, b: on all images, the mean over runs if there are several.
+        a, b: The metric on all images; the mean over the runs if there are several.
         difference: ``b`` minus ``a``.
-        low, high: the 95 % interval of the difference.
+        low, high: Ends of the 95 % interval of the difference.
     """
 
     a: float
@@ -56,13 +56,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """One detector's metrics on all images and in each draw: what a comparison needs of it, so that many can be compared in pairs.
+    """The metrics of one detector on all images and in each draw. Any two of these can be compared.
 
     Args:
-        values: (6,) on all images in the order of ``METRICS``, the mean over runs if there are several; NaN where there is nothing to find.
-        draws: (D, 6) the same in each draw of the images and, if there are several, of the runs.
-        images: of the data set.
-        seed: of the draws; row d of two sets of draws is the same images where images and seed are the same.
+        values: (6,) metrics on all images in the order of ``METRICS``; the mean over the runs if there are several. NaN where there is
+            nothing to find.
+        draws: (D, 6) the same in each draw.
+        images: Number of images of the data set.
+        seed: Seed of the draws. For the same images and seed, draw d always consists of the same images.
     """
 
     values: NDArray[np.float64]
@@ -71,7 +72,7 @@ class Drawn:
     seed: int
 
     def estimates(self) -> dict[str, Estimate]:
-        """Value and 95 % interval by name; without the metrics for which there is nothing to find."""
+        """Value and 95 % interval by name, without the metrics for which there is nothing to find."""
         estimates = {}
         for place, name in enumerate(METRICS):
             if np.isfinite(self.values[place]):
@@ -80,10 +81,10 @@ class Drawn:
         return estimates
 
     def against(self, other: "Drawn") -> dict[str, Interval]:
-        """This one minus ``other``, draw by draw, by name; without the metrics for which there is nothing to find.
+        """This detector minus ``other``, draw by draw, by name, without the metrics for which there is nothing to find.
 
         Raises:
-            InputError: if the draws are not of the same images.
+            InputError: If the draws do not consist of the same images.
         """
         if (self.images, self.seed, len(self.draws)) != (other.images, other.seed, len(other.draws)):
             raise InputError(
@@ -104,10 +105,10 @@ class Comparison:
     """Two detectors on the same images.
 
     Args:
-        metrics: by name, AP, AP50, AP75, APs, APm, APl; without those for which the data set has nothing to find.
-        images: of the data set.
-        draws: times that the images were drawn.
-        runs_a, runs_b: tables of detections of either.
+        metrics: AP, AP50, AP75, APs, APm, APl by name, without those for which the data set has nothing to find.
+        images: Number of images of the data set.
+        draws: How many times the images were drawn.
+        runs_a, runs_b: Number of runs of either detector.
     """
 
     metrics: Mapping[str, Interval]
@@ -118,11 +119,11 @@ class Comparison:
 
     @property
     def ap(self) -> Interval:
+        """The interval of AP."""
         return self.metrics["AP"]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able: the numbers of AP, and below ``metrics`` the others, None where there is nothing to find."""
-        others = {name: self.metrics.get(name) for name in METRICS if name != "AP"}
+        """Plain values for JSON: the numbers of AP, and below ``metrics`` the other metrics, None where there is nothing to find."""
         return {
             "difference": self.ap.difference,
             "low": self.ap.low,
@@ -133,16 +134,16 @@ class Comparison:
             "ap_b": self.ap.b,
             "runs_a": self.runs_a,
             "runs_b": self.runs_b,
-            "metrics": {name: dict(vars(interval)) if interval else None for name, interval in others.items()},
+            "metrics": {name: dict(vars(self.metrics[name])) if name in self.metrics else None for name in METRICS if name != "AP"},
         }
 
     def lines(self) -> list[str]:
-        """A table for people, AP in points (0..100), and what it rests on."""
+        """A table for people, with AP in points (0..100), and a line that says what it is based on."""
         rows = [f"{'':<5}{'A':>7}{'B':>7}{'B - A':>8}   95 % interval"]
         for name in METRICS:
             if entry := self.metrics.get(name):
-                shift = f"{_points(entry.difference):>8}   {_points(entry.low)} .. {_points(entry.high)}"
-                rows.append(f"{name:<5}{100 * entry.a:>7.2f}{100 * entry.b:>7.2f}{shift}")
+                a, b, difference, low, high = (100 * value for value in (entry.a, entry.b, entry.difference, entry.low, entry.high))
+                rows.append(f"{name:<5}{a:>7.2f}{b:>7.2f}{difference:>+8.2f}   {low:+.2f} .. {high:+.2f}")
             else:
                 rows.append(f"{name:<5}{'-':>7}{'-':>7}{'-':>8}   nothing to find")
         runs = f", {self.runs_a} runs of A and {self.runs_b} of B" if max(self.runs_a, self.runs_b) > 1 else ""
@@ -158,47 +159,35 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Metrics of B minus those of A, each with a 95 % interval: the paired percentile bootstrap over images.
+    """Metrics of B minus those of A, each with a 95 % interval from the paired percentile bootstrap over images.
 
-    A draw takes as many images as there are, with replacement, the same ones for A and B, and scores both by COCO's rules: much of
-    what makes one set of images harder than another is common to both, so the interval of the difference is far narrower than the two
-    detectors' own. A class that a draw leaves without boxes does not count in it; a draw without anything to find is left out.
+    A draw takes as many images as there are, with replacement. The images are the same for A and B, and both are scored by COCO's rules.
+    A set of images that is hard for A is mostly hard for B, too, so the interval of the difference is much narrower than the intervals of
+    the two detectors. A class without boxes in a draw does not count in that draw; a draw without anything to find is left out.
 
-    With several runs of each (seeds of one recipe) a draw takes runs with replacement too, and their mean. With equally many, run i of A
-    goes with run i of B. The interval then speaks of the recipe; of few runs it is somewhat too narrow, by sqrt(1 - 1 / runs) in the
-    part that comes from them.
+    If there are several runs of each detector (seeds of one recipe), a draw also takes runs with replacement and averages over them. If A
+    and B have equally many, run i of A is paired with run i of B. The interval then describes the recipe. With few runs its part that comes
+    from the runs is too narrow, by sqrt(1 - 1 / runs).
 
     Args:
-        detections_a, detections_b: one table of detections, or one a run.
-        draws: at least 100.
-        seed: 0 or more; the same seed gives the same draws for any detections of the data set.
-        progress: wraps the blocks of draws, for instance to show a bar; gets their number.
+        detections_a, detections_b: One table of detections, or one for each run.
+        draws: Number of draws, at least 100.
+        seed: Seed of the draws, 0 or more. The same seed gives the same draws for any detections of the data set.
+        progress: Wraps the blocks of draws, for instance to show a bar.
 
     Raises:
-        InputError: if there are fewer than 20 images, or ``draws`` or ``seed`` is out of range.
-        DataError: as ``coco_metrics.evaluate``, or if the data set has nothing to find.
+        InputError: If there are fewer than 20 images, or if ``draws`` or ``seed`` is out of range.
+        DataError: See :func:`~lw_retinanet.evaluation.coco_metrics.evaluate`; or if the data set has nothing to find.
     """
     runs_a, runs_b = _as_runs(detections_a), _as_runs(detections_b)
     a, b = _drawn(records, [runs_a, runs_b], draws, seed, progress)
     return Comparison(metrics=b.against(a), images=records.num_images, draws=draws, runs_a=len(runs_a), runs_b=len(runs_b))
 
 
-def bootstrap(
-    records: Records, detections: Runs, *, draws: int = 1000, seed: int = 0, progress: Progress | None = None
-) -> dict[str, Estimate]:
-    """The metrics of one detector with their 95 % intervals, by name; without those for which there is nothing to find.
-
-    Two such intervals that overlap say nothing about a difference: that is what ``compare`` is for.
-
-    Args and errors are those of ``compare``.
-    """
-    return drawn_scores(records, detections, draws=draws, seed=seed, progress=progress).estimates()
-
-
 def drawn_scores(records: Records, detections: Runs, *, draws: int = 1000, seed: int = 0, progress: Progress | None = None) -> Drawn:
-    """Score one detector on all images and in every draw, once, for any number of comparisons later: ``b.against(a)`` is ``compare(a, b)``.
+    """Score one detector on all images and in every draw, for any number of comparisons: ``b.against(a)`` is ``compare(a, b)``.
 
-    Args and errors are those of ``compare``.
+    The parameters and errors are those of :func:`compare`.
     """
     return _drawn(records, [_as_runs(detections)], draws, seed, progress)[0]
 
@@ -213,7 +202,7 @@ def _as_runs(detections: Runs) -> list[DetectionTable]:
 def _drawn(
     records: Records, detectors: Sequence[Sequence[DetectionTable]], draws: int, seed: int, progress: Progress | None
 ) -> list[Drawn]:
-    """Each detector's runs scored together: a draw's images are drawn once for all."""
+    """The draws of several detectors, each with its runs. The images of a draw are drawn once for all."""
     full, drawn = _scores(records, [run for runs in detectors for run in runs], draws, seed, progress)
     ends = np.cumsum([len(runs) for runs in detectors])[:-1]
     return [
@@ -252,23 +241,19 @@ def _score_all(tables: Sequence[MatchTable], weights: NDArray[np.int64]) -> NDAr
 
 
 def _image_weights(num_images: int, draws: range, seed: int) -> NDArray[np.int64]:
-    """(W, I) how often each image is in each draw; a draw depends on its number and the seed alone."""
+    """(W, I) how often each image is in each draw. A draw depends only on its number and the seed."""
     chosen = (np.random.default_rng((seed, _IMAGES, draw)).integers(num_images, size=num_images) for draw in draws)
     return np.stack([np.bincount(images, minlength=num_images) for images in chosen]).astype(np.int64, copy=False)
 
 
 def _mean_of_runs(drawn: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """(draws, 6) from (R, draws, 6): in each draw the mean over R runs taken with replacement, the same for any two sets of R."""
+    """(draws, 6) from (R, draws, 6): in each draw, the mean over R runs taken with replacement. R and the seed decide the choice."""
     num_runs, draws = drawn.shape[:2]
     chosen = np.random.default_rng((seed, _RUNS, num_runs)).integers(num_runs, size=(num_runs, draws))
     return np.take_along_axis(drawn, chosen[:, :, None], axis=0).mean(axis=0)
 
 
 def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Both ends by one rule, so that turning all signs swaps them exactly."""
+    """Both ends of the interval, by one rule, so that changing all signs swaps them exactly."""
     finite = values[np.isfinite(values)]
     return float(np.percentile(finite, _TAIL)), -float(np.percentile(-finite, _TAIL))
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.2f}"

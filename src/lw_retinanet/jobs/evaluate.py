@@ -14,7 +14,7 @@ from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import read_results, write_results
-from lw_retinanet.evaluation.write import write_metrics
+from lw_retinanet.evaluation.report import write_metrics
 from lw_retinanet.files import existing, output_folder
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress

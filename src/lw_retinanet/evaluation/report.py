@@ -1,47 +1,61 @@
-"""Precision over recall at IoU 0.5 as a picture: a line a class, and their mean."""
+"""Metrics for people: the twelve lines of pycocotools, a line for each class, the precision-recall figure, and the files of a folder."""
 
-import io
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lw_retinanet.errors import ConfigError
-from lw_retinanet.evaluation.coco_metrics import RECALL_LEVELS, ClassMetrics, Metrics
-from lw_retinanet.files import write_bytes
+from lw_retinanet.drawing import save_figure
+from lw_retinanet.evaluation.coco_metrics import AREA_NAMES, RECALL_LEVELS, SUMMARY, ClassMetrics, Metrics
+from lw_retinanet.files import write_text
+from lw_retinanet.tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_LINES = 12
-
+_MAX_LINES = 12
 # Okabe and Ito's colours that any kind of colour vision tells apart, without black (the mean) and yellow (faint on white).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DASHES = ("solid", (0, (4, 1.5)))
-_FORMATS = ("png", "pdf", "svg", "jpg")
 
 
-def save_pr_picture(metrics: Metrics, path: Path, *, title: str | None = None) -> None:
-    """Draw the precision-recall curves at IoU 0.5 and write them to ``path`` (150 dpi), whole or not at all.
-
-    Of more than 12 classes those with the most boxes are drawn; the mean is always over all classes that have boxes.
-
-    Raises:
-        ConfigError: if the name does not end in .png, .pdf, .svg or .jpg.
-    """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in _FORMATS:
-        raise ConfigError(f"{path}: a picture's name must end in {', '.join(f'.{known}' for known in _FORMATS)}")
-    picture = io.BytesIO()
+def write_metrics(metrics: Metrics, out: Path, *, title: str | None = None) -> None:
+    """Write ``metrics.json`` and ``pictures/precision_recall.png`` into a folder."""
+    write_text(out / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # names beyond the font: a box is drawn
-        pr_figure(metrics, title=title).savefig(picture, format=kind, dpi=150)
-    write_bytes(path, picture.getvalue())
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # the font draws a box instead
+        save_figure(lambda: pr_figure(metrics, title=title), out / "pictures" / "precision_recall.png")
+
+
+def summary_table(metrics: Metrics) -> str:
+    """The twelve lines that pycocotools prints, character for character, without a final line break."""
+    titles = {"AP": "Average Precision", "AR": "Average Recall"}
+    lines = []
+    for name, iou, area, limit in SUMMARY:
+        kind, ious = name[:2], "0.50:0.95" if iou is None else f"{0.5 + 0.05 * iou:.2f}"
+        lines.append(
+            f" {titles[kind]:<18} ({kind}) @[ IoU={ious:<9} | area={AREA_NAMES[area]:>6} | "
+            f"maxDets={metrics.max_detections[limit]:>3} ] = {getattr(metrics, name):0.3f}"
+        )
+    return "\n".join(lines)
+
+
+def class_table(metrics: Metrics) -> str:
+    """One aligned line for each class, in the order of the data set, under a heading. A class without boxes to find shows ``-``."""
+    rows: list[tuple[str, ...]] = [("class", "images", "boxes", "AP", "AP50")]
+    for entry in metrics.per_class:
+        numbers = (f"{value:.3f}" if value > -1 else "-" for value in (entry.AP, entry.AP50))
+        rows.append((" ".join(entry.name.split()), f"{entry.images:,}", f"{entry.boxes:,}", *numbers))
+    return "\n".join(aligned(rows))
 
 
 def pr_figure(metrics: Metrics, *, title: str | None = None) -> "Figure":
-    """The same picture as a matplotlib figure that no ``pyplot`` window manager knows of."""
+    """Draw the precision-recall curves at IoU 0.5: a line for each class, and their mean.
+
+    Of more than 12 classes those with the most boxes are drawn. The mean is always over all classes that have boxes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,9 +97,9 @@ def pr_figure(metrics: Metrics, *, title: str | None = None) -> "Figure":
 
 
 def _drawn_classes(metrics: Metrics) -> tuple[int, list[int]]:
-    """How many classes have boxes, and the labels of those to draw, in the data set's order."""
+    """Number of classes that have boxes, and the labels of those to draw, in the order of the data set."""
     scored = [label for label, entry in enumerate(metrics.per_class) if entry.AP50 > -1]
-    return len(scored), sorted(sorted(scored, key=lambda label: -metrics.per_class[label].boxes)[:MAX_LINES])
+    return len(scored), sorted(sorted(scored, key=lambda label: -metrics.per_class[label].boxes)[:_MAX_LINES])
 
 
 def _legend_line(ap50: float, entry: ClassMetrics | None) -> str:
