@@ -14,13 +14,14 @@ EXAMPLES = re.findall(r"<!-- from (\S+) -->\n```python\n(.*?)```", TEXT, flags=r
 
 @pytest.mark.parametrize(("file", "code"), EXAMPLES, ids=[file for file, _ in EXAMPLES])
 def test_examples_come_from_tests(file: str, code: str) -> None:
-    assert code in (ROOT / file).read_text(encoding="utf-8")
+    # One of them is the text of a module inside the test, where the backslash of a line break is doubled.
+    assert code in (ROOT / file).read_text(encoding="utf-8").replace(r"\\n", r"\n")
 
 
 def test_all_three_are_there() -> None:
-    assert re.findall(r"tests/[a-z/]*test_add_\w+\.py", TEXT) == [
+    assert [file for file, _ in EXAMPLES] == [
         "tests/test_add_block.py",
-        "tests/data/test_add_format.py",
+        "tests/data/formats/test_add_format.py",
         "tests/exporting/test_add_target.py",
     ]
 

@@ -172,7 +172,6 @@ def place(path: Path, node: ast.stmt | ast.expr) -> str:
     return f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}"
 
 
-@pytest.mark.xfail(reason="not yet everywhere", strict=False)
 def test_functions_fit_on_a_screen() -> None:
     lengths = {
         f"{place(path, node)} {node.name}": (node.end_lineno or 0) - node.lineno + 1
