@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from lw_retinanet.drawing import class_colour, contact_sheet, draw_boxes
 
-NAMES = ("disc", "square", "a class with a name much longer than any picture is wide")
+NAMES = ("disc", "square", "a class with a name much longer than any image is wide")
 
 
 def grey(height: int, width: int) -> NDArray[np.uint8]:
@@ -45,7 +45,7 @@ def test_a_tag_at_the_border_moves_inside() -> None:
     boxes=st.lists(st.lists(st.floats(-200, 200) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=4, max_size=4), max_size=4),
     zoom=st.integers(1, 3),
 )
-def test_any_boxes_on_any_picture(height: int, width: int, boxes: list[list[float]], zoom: int) -> None:
+def test_any_boxes_on_any_image(height: int, width: int, boxes: list[list[float]], zoom: int) -> None:
     count = len(boxes)
     crowd = [index % 2 == 0 for index in range(count)]
     drawn = draw_boxes(grey(height, width), boxes, list(range(count)), NAMES, scores=[0.5] * count, crowd=crowd, zoom=zoom)

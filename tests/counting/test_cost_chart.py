@@ -66,8 +66,8 @@ def test_the_file_is_written_whole_and_the_same_twice(name: str, profiles: list[
     assert path.read_bytes() == first
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     if name.endswith("png"):
-        with Image.open(path) as picture:
-            assert picture.width > 1000
+        with Image.open(path) as figure:
+            assert figure.width > 1000
     else:
         assert ">lw-v3: " in path.read_text()
 

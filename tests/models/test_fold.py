@@ -37,7 +37,7 @@ def make(plan: str = "both-v1-bn", *, backbone: str = "resnet18", norm: Norm = "
     return with_statistics(model)
 
 
-def pictures(dtype: torch.dtype = torch.float32) -> Tensor:
+def random_images(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
@@ -47,7 +47,7 @@ def num_norms(model: nn.Module) -> int:
 
 @torch.no_grad()
 def assert_same_answers(model: RetinaNet, other: RetinaNet, tolerance: float, *, full_head: bool = False) -> None:
-    images = pictures(next(model.parameters()).dtype)
+    images = random_images(next(model.parameters()).dtype)
     for old, new in zip(copy.deepcopy(model).eval()(images, full_head=full_head), other(images, full_head=full_head), strict=True):
         assert float((old - new).abs().max()) < tolerance * float(old.abs().max())
 

@@ -135,12 +135,12 @@ def test_what_boxes_are_clipped_to(clip_to: str, legacy: bool, expected: list[fl
     assert (result.boxes[0, 1:] == 0).all()
 
 
-def test_padding_cannot_be_clipped_to_in_the_picture() -> None:
+def test_padding_cannot_be_clipped_to_in_the_image() -> None:
     with pytest.raises(ValueError, match="frame=picture has no padding to clip to"):
         OutputRule(frame="picture", clip_to="padded_minus_one")
 
 
-def test_back_to_the_picture_by_two_factors_or_by_one() -> None:
+def test_back_to_the_image_by_two_factors_or_by_one() -> None:
     # 50 x 93 pixels at the scale 64 / 93 are 34.4 x 64, rounded to 34 x 64: the sides' ratios are 50 / 34 and 93 / 64, the scale 93 / 64.
     predictions = silent(1, 1)
     say(predictions, 0, 0, 0, 0.9, [10, 10, 30, 30])
@@ -153,7 +153,7 @@ def test_back_to_the_picture_by_two_factors_or_by_one() -> None:
             assert detect(predictions, **arguments).boxes[0, 0].tolist() == pytest.approx([10, 10, 30, 30], abs=1e-4)
 
 
-def test_suppression_in_picture_pixels_sees_what_clipping_there_leaves() -> None:
+def test_suppression_in_image_pixels_sees_what_clipping_there_leaves() -> None:
     # Of inclusive corners the overlap depends on the scale: columns 0..9 and 0..5 are 6 of 10; at half size 0..4.5 and 0..2.5, 3.5 of 5.5.
     rule = BoxRule(legacy_plus_one=True)
     counts = []
@@ -184,7 +184,7 @@ def test_the_last_level_may_have_a_threshold_of_its_own() -> None:
 @pytest.mark.parametrize("order", ["before_nms", "after_nms"])
 def test_boxes_that_clipping_empties(order: str) -> None:
     predictions = silent(2, 2)
-    say(predictions, 0, 0, 0, 0.9, [100, 10, 120, 30])  # right of the picture
+    say(predictions, 0, 0, 0, 0.9, [100, 10, 120, 30])  # right of the image
     say(predictions, 0, 1, 1, 0.8, [10, 10, 30, 30])
     say(predictions, 0, 2, 1, 0.7, [10, -30, 30, -10])  # above it
     say(predictions, 0, 3, 0, 0.6, [40, 10, 60, 30])

@@ -20,22 +20,22 @@ from lw_retinanet.structures import Detections, Predictions
 
 SIZE = (32, 64)
 ANCHORS = AnchorRule(octave_scales=(0.5,), aspect_ratios=(0.5, 2.0))
-PICTURES = ((50, 93), (20, 41))
+IMAGES_HW = ((50, 93), (20, 41))
 Row = tuple[float, int, list[float]]
 
 
-def literal(logits: Tensor, deltas: Tensor, picture_hw: tuple[int, int], rules: Conventions) -> list[Row]:
+def literal(logits: Tensor, deltas: Tensor, image_hw: tuple[int, int], rules: Conventions) -> list[Row]:
     """One image: sigmoid of all, threshold, the best of each level, decode, clip, NMS of each class, scale."""
     output, plus_one = rules.output, float(rules.boxes.legacy_plus_one)
-    input_hw = resized_size(picture_hw, rules.input)
+    input_hw = resized_size(image_hw, rules.input)
     scores = logits.double().sigmoid().float()
     decoded = decode(deltas, make_anchors(SIZE, ANCHORS, torch.device("cpu")), rules.boxes)
     if output.scale_back == "uniform":
-        factor = max(picture_hw) / rules.input.size
+        factor = max(image_hw) / rules.input.size
         factors = torch.tensor([factor] * 4)
     else:
-        factors = torch.tensor([picture_hw[1] / input_hw[1], picture_hw[0] / input_hw[0]] * 2)
-    frame_hw = picture_hw if output.frame == "picture" else input_hw
+        factors = torch.tensor([image_hw[1] / input_hw[1], image_hw[0] / input_hw[0]] * 2)
+    frame_hw = image_hw if output.frame == "picture" else input_hw
     limit_hw = SIZE if output.clip_to == "padded_minus_one" else frame_hw
     limits = torch.tensor([limit_hw[1], limit_hw[0]] * 2) - (0 if output.clip_to == "picture" else 1)
     pixel = torch.tensor([0.0, 0, plus_one, plus_one])
@@ -86,7 +86,7 @@ def random_case(seed: int) -> tuple[Predictions, Conventions]:
     def pick(*values: Any) -> Any:
         return values[int(torch.randint(len(values), (), generator=random))]
 
-    shape = (len(PICTURES), sum(anchors_per_level(SIZE, ANCHORS)), pick(1, 3))
+    shape = (len(IMAGES_HW), sum(anchors_per_level(SIZE, ANCHORS)), pick(1, 3))
     logits = torch.randn(shape, generator=random) * pick(1.0, 3.0) - pick(0.0, 2.0, 4.0)
     deltas = torch.randn(*shape[:2], 4, generator=random) * pick(0.1, 0.5)
     if pick(True, False):
@@ -124,18 +124,18 @@ def test_equal_to_the_straightforward_order(hundred: int, monkeypatch: pytest.Mo
     found = 0
     for seed in range(100 * hundred, 100 * hundred + 100):
         predictions, rules = random_case(seed)
-        sizes_hw = torch.tensor([resized_size(picture_hw, rules.input) for picture_hw in PICTURES])
+        sizes_hw = torch.tensor([resized_size(image_hw, rules.input) for image_hw in IMAGES_HW])
 
         def run() -> Detections:
-            return detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=PICTURES)  # noqa: B023
+            return detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=IMAGES_HW)  # noqa: B023
 
         results = [run()]
         with monkeypatch.context() as patch:  # what runs where waiting for the device would cost
             patch.setattr(postprocess, "best_candidates", _fixed)
             patch.setattr(postprocess, "suppress", suppress_fixed)
             results.append(run())
-        for image, picture_hw in enumerate(PICTURES):
-            expected = literal(predictions.logits[image], predictions.deltas[image], picture_hw, rules)
+        for image, image_hw in enumerate(IMAGES_HW):
+            expected = literal(predictions.logits[image], predictions.deltas[image], image_hw, rules)
             count = len(expected)
             found += count
             for result in results:
@@ -164,8 +164,8 @@ def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(postprocess, "_on_host", watched)
     for seed in range(50):
         predictions, rules = random_case(seed)
-        sizes_hw = torch.tensor([resized_size(picture_hw, rules.input) for picture_hw in PICTURES])
-        expected = detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=PICTURES)
+        sizes_hw = torch.tensor([resized_size(image_hw, rules.input) for image_hw in IMAGES_HW])
+        expected = detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=IMAGES_HW)
         there = Predictions(predictions.logits.cuda(), predictions.deltas.cuda())
         make_anchors(SIZE, ANCHORS, there.logits.device)  # kept from one call to the next
         postprocess._last_pixel(there.logits.device)
@@ -173,7 +173,7 @@ def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> No
         copied.clear()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = detect(there, size_hw=SIZE, sizes_hw=sizes_there, conventions=rules, images_hw=PICTURES)
+            found = detect(there, size_hw=SIZE, sizes_hw=sizes_there, conventions=rules, images_hw=IMAGES_HW)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert copied == [True]

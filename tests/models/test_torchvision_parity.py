@@ -1,4 +1,4 @@
-"""The same weights in torchvision's RetinaNet, v1 and v2, and in ours: the same numbers at every stage, pictures to boxes."""
+"""The same weights in torchvision's RetinaNet, v1 and v2, and in ours: the same numbers at every stage, images to boxes."""
 
 import json
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ Pair = tuple[TorchvisionRetinaNet, RetinaNet]
 
 
 def with_their_weights(theirs: TorchvisionRetinaNet, conventions: Conventions, version: str) -> RetinaNet:
-    """Our network with torchvision's weights, for pictures of SHORT_SIDE."""
+    """Our network with torchvision's weights, for images of SHORT_SIDE."""
     rule = conventions.input.model_copy(update={"size": SHORT_SIDE})
     ours = build(PLANS[version], num_classes=NUM_CLASSES, backbone="resnet50", conventions=conventions.model_copy(update={"input": rule}))
     state = {our_key(key): tensor for key, tensor in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -151,7 +151,7 @@ def double_pair(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
 
 
 def random_images() -> list[Tensor]:
-    """Two pictures of different width, so that one is padded; the short side is SHORT_SIDE, so that neither side is resized."""
+    """Two images of different width, so that one is padded; the short side is SHORT_SIDE, so that neither side is resized."""
     random = torch.Generator().manual_seed(1)
     small = [torch.rand(1, 3, 10, width // 16, generator=random) for width in (224, 192)]
     smooth = [nn.functional.interpolate(image, scale_factor=16, mode="bilinear")[0] for image in small]
@@ -160,7 +160,7 @@ def random_images() -> list[Tensor]:
 
 
 def real_images(shared: Path, count: int) -> list[tuple[Tensor, list[list[float]], list[int]]]:
-    """Pictures of the aquarium at SHORT_SIDE with their boxes (xyxy) and labels."""
+    """Images of the aquarium at SHORT_SIDE with their boxes (xyxy) and labels."""
     folder = shared / "data" / "aquarium"
     table = json.loads((folder / "val.json").read_text())
     ids = sorted(category["id"] for category in table["categories"])
@@ -169,11 +169,11 @@ def real_images(shared: Path, count: int) -> list[tuple[Tensor, list[list[float]
         objects = [a for a in table["annotations"] if a["image_id"] == entry["id"] and min(a["bbox"][2:]) > 8]
         if not objects:
             continue
-        picture = pil_to_tensor(Image.open(folder / "images" / entry["file_name"]).convert("RGB"))
-        scale = SHORT_SIDE / min(picture.shape[1:])
-        size = [max(SHORT_SIDE, round(side * scale)) for side in picture.shape[1:]]
+        image = pil_to_tensor(Image.open(folder / "images" / entry["file_name"]).convert("RGB"))
+        scale = SHORT_SIDE / min(image.shape[1:])
+        size = [max(SHORT_SIDE, round(side * scale)) for side in image.shape[1:]]
         boxes = [[scale * v for v in (x, y, x + w, y + h)] for x, y, w, h in (a["bbox"] for a in objects)]
-        found.append((resize_image(picture, size), boxes, [ids.index(a["category_id"]) for a in objects]))
+        found.append((resize_image(image, size), boxes, [ids.index(a["category_id"]) for a in objects]))
         if len(found) == count:
             break
     return found
@@ -290,34 +290,34 @@ def test_detections(pair: Pair) -> None:
     require_equal_detections(pair, random_images())
 
 
-def odd_pictures() -> list[NDArray[np.uint8]]:
+def odd_images() -> list[NDArray[np.uint8]]:
     """Smooth shapes under noise, of sizes that are enlarged, reduced and limited by the long side."""
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for height, width in ((97, 131), (333, 250), (160, 217)):
         coarse = Image.fromarray(random.integers(0, 256, (8, 11, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float64)
-        pictures.append(np.clip(smooth + random.normal(0, 30, smooth.shape), 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(smooth + random.normal(0, 30, smooth.shape), 0, 255).astype(np.uint8))
+    return images
 
 
-def require_same_answers(theirs: TorchvisionRetinaNet, ours: RetinaNet, pictures: list[NDArray[np.uint8]]) -> None:
-    """Each picture alone, as it is, through both."""
+def require_same_answers(theirs: TorchvisionRetinaNet, ours: RetinaNet, images: list[NDArray[np.uint8]]) -> None:
+    """Each image alone, as it is, through both."""
     detector = Detector.of_model(ours, tuple(Category(id=number, name=str(number)) for number in range(NUM_CLASSES)))
-    for picture in pictures:
+    for image in images:
         with torch.no_grad():
-            want = {key: values.numpy() for key, values in theirs([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])[0].items()}
-        found = detector.predict_arrays([picture])[0]
+            want = {key: values.numpy() for key, values in theirs([torch.from_numpy(image).permute(2, 0, 1).float() / 255])[0].items()}
+        found = detector.predict_arrays([image])[0]
         assert len(found) == len(want["scores"]) >= 100
         free = np.ones(len(found), bool)
         for box, score, label in zip(want["boxes"], want["scores"], want["labels"], strict=True):
             fits = free & (found.labels == label) & (abs(found.scores - score) < 1e-5) & (abs(found.boxes - box) < 0.05).all(axis=1)
-            assert fits.any(), f"{picture.shape}: no detection of class {label} at {box} with score {score:.6f}"
+            assert fits.any(), f"{image.shape}: no detection of class {label} at {box} with score {score:.6f}"
             free[np.flatnonzero(fits)[0]] = False
 
 
-def test_pictures_of_any_size_through_the_detector(pair: Pair) -> None:
-    require_same_answers(*pair, odd_pictures())
+def test_images_of_any_size_through_the_detector(pair: Pair) -> None:
+    require_same_answers(*pair, odd_images())
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_pictures_of_any_size_through_the_detector(pair: Pair) -> None:
 def test_models_as_torchvision_makes_them(version: str, make: Any, conventions: Conventions) -> None:
     theirs = make(weights=None, weights_backbone=None, num_classes=NUM_CLASSES, min_size=SHORT_SIDE)
     _fill(theirs)
-    require_same_answers(theirs.eval(), with_their_weights(theirs, conventions, version), odd_pictures()[:1])
+    require_same_answers(theirs.eval(), with_their_weights(theirs, conventions, version), odd_images()[:1])
 
 
 def test_the_epsilon_of_the_norms_tells(pair: Pair) -> None:
@@ -363,7 +363,7 @@ def test_gradients_in_double_precision(double_pair: Pair, count: int) -> None:
 
 
 @pytest.mark.real
-def test_real_pictures(pair: Pair, shared: Path) -> None:
+def test_real_images(pair: Pair, shared: Path) -> None:
     found = real_images(shared, 4)
     assert len(found) == 4
     for image, _, _ in found:
@@ -374,6 +374,6 @@ def test_real_pictures(pair: Pair, shared: Path) -> None:
 
 
 @pytest.mark.real
-def test_gradients_on_real_pictures(double_pair: Pair, shared: Path) -> None:
+def test_gradients_on_real_images(double_pair: Pair, shared: Path) -> None:
     for image, boxes, labels in real_images(shared, 2):
         require_equal_losses_and_gradients(double_pair, [image], [boxes], [labels], tolerance=1e-4)
