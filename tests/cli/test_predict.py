@@ -26,7 +26,7 @@ def test_json_has_the_form_of_the_contract(cli: Any, lively: Path, data: Path, t
     assert not list(tmp_path.iterdir())  # JSON alone writes no files
 
 
-def test_pictures_are_drawn_and_listed(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
+def test_images_are_drawn_and_listed(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
     outcome = cli("predict", lively, data / "images", "--out", tmp_path / "new" / "out")
     assert outcome.code == 0
     files = {path.name for path in (tmp_path / "new" / "out").iterdir()}
@@ -50,7 +50,7 @@ def test_without_out_and_json_there_is_a_folder_predictions(
         assert names == ["predictions.json", "results.json", "train_0001.jpg", "train_0002.jpg"]
 
 
-def test_pictures_of_one_name_from_two_folders(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_from_two_folders(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.jpg").write_bytes((data / "images" / "val_0001.jpg").read_bytes())
@@ -80,7 +80,7 @@ def test_a_lightened_model_answers_with_either_head(cli: Any, full_and_light: tu
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_an_unreadable_picture_in_the_middle(cli: Any, lively: Path, data: Path, as_json: bool, tmp_path: Path) -> None:
+def test_an_unreadable_image_in_the_middle(cli: Any, lively: Path, data: Path, as_json: bool, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / "in" / name).write_bytes((data / "images" / "val_0001.jpg").read_bytes())
@@ -108,7 +108,7 @@ def test_originals_are_never_drawn_over(
     assert "choose another folder" in line
     before = folder_state(tmp_path / "photos")
     assert cli("predict", lively, ".").code == 0
-    # The second time the results of the first are among the pictures.
+    # The second time the results of the first are among the images.
     cli.refuses("predict", lively, ".", unchanged=tmp_path)
     assert folder_state(tmp_path / "photos") == before
 

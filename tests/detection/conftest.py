@@ -8,7 +8,7 @@ from lw_retinanet.detection.detector import Detector
 
 @pytest.fixture(scope="session")
 def detector() -> Detector:
-    """Random weights, but scores spread around a half, so that every picture has detections; class ids with gaps and a string."""
+    """Random weights, but scores spread around a half, so that every image has detections; class ids with gaps and a string."""
     import torch
 
     from lw_retinanet.config import ModelConfig

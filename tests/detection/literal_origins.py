@@ -1,4 +1,4 @@
-"""What each framework does between a picture and its boxes, one number after the other, written from the tables of their conventions.
+"""What each framework does between an image and its boxes, one number after the other, written from the tables of their conventions.
 
 Slow on purpose, in double precision, and sharing nothing with the package: a second opinion. A framework is three functions: ``*_size``
 and ``*_input`` make the network's input of a picture, ``*_boxes`` the detections of the head's maps.
@@ -29,14 +29,14 @@ class Maps(NamedTuple):
 
 
 class Sized(NamedTuple):
-    """Height and width of the resized picture, and the scale that led to them."""
+    """Height and width of the resized image, and the scale that led to them."""
 
     size_hw: tuple[int, int]
     scale: float
 
 
 class Prepared(NamedTuple):
-    """Network input (3, H, W), height and width of the picture inside it, and the scale that the framework remembers."""
+    """Network input (3, H, W), height and width of the image inside it, and the scale that the framework remembers."""
 
     values: Array
     size_hw: tuple[int, int]
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One detection as the framework writes it into a results file: x, y, width, height in the picture."""
+    """One detection as the framework writes it into a results file: x, y, width, height in the image."""
 
     label: int
     score: float

@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_kind_of_source_gives_one_result_a_picture(detector: Detector, folder: Path) -> None:
+def test_every_kind_of_source_gives_one_result_a_image(detector: Detector, folder: Path) -> None:
     assert [result.file for result in detector.predict(folder)] == [str(folder / name) for name in ("a.png", "b.png", "deep/c.png")]
     assert [result.file for result in detector.predict(f"{folder}/?.png")] == [str(folder / "a.png"), str(folder / "b.png")]
     opened, array = Image.open(folder / "b.png"), noise(40, 60, 3, seed=0)
@@ -80,7 +80,7 @@ def test_grey_is_the_same_as_three_equal_channels(detector: Detector) -> None:
         same(result, expected, atol=0)
 
 
-def test_transparent_pil_pictures_lie_on_white_as_files_do(detector: Detector, tmp_path: Path) -> None:
+def test_transparent_pil_images_lie_on_white_as_files_do(detector: Detector, tmp_path: Path) -> None:
     pixels = noise(48, 64, 4)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     from_file, from_pil = detector.predict([tmp_path / "a.png", Image.fromarray(pixels)])
@@ -99,12 +99,12 @@ def test_transparent_pil_pictures_lie_on_white_as_files_do(detector: Detector, t
         ("nothing/*.jpg", "no file matches"),
     ],
 )
-def test_what_is_no_picture_is_refused(detector: Detector, source: Any, message: str) -> None:
+def test_what_is_no_image_is_refused(detector: Detector, source: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         detector.predict(source)
 
 
-def test_a_pil_picture_whose_file_is_cut_off_is_an_image_error(detector: Detector, tmp_path: Path) -> None:
+def test_a_pil_image_whose_file_is_cut_off_is_an_image_error(detector: Detector, tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
     Image.fromarray(noise(64, 64, 3)).save(path)
     path.write_bytes(path.read_bytes()[:1500])
@@ -113,7 +113,7 @@ def test_a_pil_picture_whose_file_is_cut_off_is_an_image_error(detector: Detecto
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_boxes_are_in_the_picture_as_displayed(detector: Detector, as_file: bool, tmp_path: Path) -> None:
+def test_boxes_are_in_the_image_as_displayed(detector: Detector, as_file: bool, tmp_path: Path) -> None:
     # Stored lying on its side, to be turned by 90 degrees clockwise: what is shown is 40 wide and 64 high.
     shown = noise(64, 40, 3)
     exif = Image.Exif()
@@ -139,7 +139,7 @@ def test_a_batch_equals_one_by_one(detector: Detector) -> None:
         assert (result.boxes.max(axis=0) <= [image.shape[1], image.shape[0]] * 2).all()
 
 
-def test_boxes_come_back_at_the_pictures_own_scale(detector: Detector) -> None:
+def test_boxes_come_back_at_the_images_own_scale(detector: Detector) -> None:
     small = noise(32, 64, 3)
     # Twice the size by repeating pixels, which the antialiased reduction to 64 undoes nearly; so boxes double.
     large = small.repeat(2, axis=0).repeat(2, axis=1)
@@ -262,7 +262,7 @@ def test_files_in_batches_keep_their_order_and_their_errors(detector: Detector, 
             same(outcome, detector.predict(file)[0])
 
 
-def test_one_pil_picture_may_come_twice(detector: Detector, folder: Path) -> None:
+def test_one_pil_image_may_come_twice(detector: Detector, folder: Path) -> None:
     with Image.open(folder / "a.png") as opened:
         one, two = detector.predict([opened, opened], batch_size=2)
     same(one, two, atol=1e-6)

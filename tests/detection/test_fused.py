@@ -109,7 +109,7 @@ def test_shapes_that_come_no_more_make_room() -> None:
         return {shape[2] for shape in fused.packed}
 
     assert sees(1, 2, 3, 4, 5) == {1, 2, 3, 4, 5}
-    # Pictures of two sizes in turns: laying out weights anew for each would take longer than not having them laid out.
+    # Images of two sizes in turns: laying out weights anew for each would take longer than not having them laid out.
     assert sees(*(1, 2, 3, 4, 5, 6, 7, 8, 9, 10) * 10) == {1, 2, 3, 4, 5}
     assert sees(*(6, 7, 8, 9, 10) * 10) == {6, 7, 8, 9, 10}
     forget_shapes(nn.Sequential(fused))

@@ -117,7 +117,7 @@ def test_a_detector_answers_as_its_origin(origin: str, size_hw: tuple[int, int])
 
 
 def test_origins_differ_where_it_matters() -> None:
-    # One picture, one network: were the conventions ignored, all would answer alike.
+    # One image, one network: were the conventions ignored, all would answer alike.
     answers = [
         Detector.of_model(cast(RetinaNet, Recorded(scaled_down(origin))), CATEGORIES).predict(picture((97, 131)))[0] for origin in ORIGINS
     ]
@@ -137,12 +137,12 @@ def test_origins_differ_where_it_matters() -> None:
         ("caffe2", (800, 1067)),
     ],
 )
-def test_size_of_a_vga_picture(origin: str, expected: tuple[int, int]) -> None:
+def test_size_of_a_vga_image(origin: str, expected: tuple[int, int]) -> None:
     assert resized_size((480, 640), ORIGINS[origin].input) == expected
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_sizes_of_many_pictures(origin: str) -> None:
+def test_sizes_of_many_images(origin: str) -> None:
     sides = np.random.default_rng(0).integers(30, 1500, (500, 2)).tolist()
     rule = ORIGINS[origin].input
     for height, width in [[97, 97], [480, 640], [427, 640], [600, 1000], [1000, 600], [425, 320], *sides]:

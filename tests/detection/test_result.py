@@ -45,7 +45,7 @@ def test_coco_results_have_corners_as_width_and_height_and_the_data_sets_ids(res
     json.dumps(result.to_coco("a"))
 
 
-def test_the_drawing_has_boxes_and_leaves_the_picture_alone(result: Result) -> None:
+def test_the_drawing_has_boxes_and_leaves_the_image_alone(result: Result) -> None:
     drawn = result.plot()
     assert drawn.shape == result.image.shape
     assert (result.image == 90).all()

@@ -18,7 +18,7 @@ from lw_retinanet.weights.model_file import load_model, make_record, save_model
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ResNet-18, 16 channels, a full and a light head that answer differently; scores spread, so that pictures have detections."""
+    """ResNet-18, 16 channels, a full and a light head that answer differently; scores spread, so that images have detections."""
     torch.manual_seed(0)
     conventions = Conventions(input=InputRule(size=96))
     full = build(HeadPlan(), num_classes=3, backbone="resnet18", width=16, norm="batch", init="fan_in", conventions=conventions).eval()
@@ -52,7 +52,7 @@ def model(model_file: Path) -> RetinaNet:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up data set of 8 training and 24 validation pictures."""
+    """A made-up data set of 8 training and 24 validation images."""
     return make_sample(tmp_path_factory.mktemp("sample") / "shapes", num_train=8, num_val=24, size=64)
 
 

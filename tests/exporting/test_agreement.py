@@ -22,7 +22,7 @@ def raw(model: RetinaNet) -> RawGraph:
 
 
 def quieter(model: RetinaNet) -> RetinaNet:
-    """The model with its class offsets so low that it finds nothing in a plain picture."""
+    """The model with its class offsets so low that it finds nothing in a plain image."""
     import copy
 
     made = copy.deepcopy(model)

@@ -77,7 +77,7 @@ def test_nan_is_no_detection(model: RetinaNet) -> None:
     assert found.boxes.isfinite().all()
 
 
-def test_boxes_of_the_original_picture_are_refused(model: RetinaNet) -> None:
+def test_boxes_of_the_original_image_are_refused(model: RetinaNet) -> None:
     with pytest.raises(InputError, match="export raw outputs instead"):
         EndToEnd(changed(model, {"output": {"frame": "picture"}}))
 

@@ -131,7 +131,7 @@ def test_int8_needs_a_validation_split(model_file: Path, sample: Path, tmp_path:
         run_export(model_file, tmp_path / "small.onnx", precision="int8", calibrate=sample, validate=tmp_path)
 
 
-def test_the_same_pictures_on_both_sides_are_warned_of(
+def test_the_same_images_on_both_sides_are_warned_of(
     model_file: Path, sample: Path, tmp_path: Path, fake: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     fake()

@@ -19,7 +19,7 @@ def records_of(draw_records: Callable[..., Records], root: Path, number: int) ->
 
 
 def found(records: Records, *, missed: int) -> DetectionTable:
-    """The box of every picture but the first ``missed``."""
+    """The box of every image but the first ``missed``."""
     images = list(range(missed, records.num_images))
     return DetectionTable.from_arrays(images, [[2.0, 2, 20, 20]] * len(images), [0.9] * len(images), [0] * len(images))
 
@@ -46,7 +46,7 @@ def test_a_missed_tenth_costs_a_tenth(draw_records: Callable[..., Records], tmp_
     assert "AP 100.00 -> 90.10, -9.90 (95 % interval" in accuracy.line()
 
 
-def test_a_gain_passes_and_few_pictures_have_no_interval(draw_records: Callable[..., Records], tmp_path: Path) -> None:
+def test_a_gain_passes_and_few_images_have_no_interval(draw_records: Callable[..., Records], tmp_path: Path) -> None:
     records = records_of(draw_records, tmp_path, 10)
     accuracy = gate_of(records, found(records, missed=5), 0.0).score(found(records, missed=4))
     assert accuracy.passes

@@ -28,8 +28,8 @@ def test_worst_layer_comes_first_in_decibels(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_energies_are_summed_over_pictures() -> None:
-    # Picture 1: signal 9, noise 0; picture 2: signal 1, noise 1. 10 log10(10 / 1) = 10 dB, not the mean of infinity and 0.
+def test_energies_are_summed_over_images() -> None:
+    # Image 1: signal 9, noise 0; image 2: signal 1, noise 1. 10 log10(10 / 1) = 10 dB, not the mean of infinity and 0.
     answers = {0: (3.0, 3.0), 1: (1.0, 0.0)}
     inputs = [{"images": np.array([number])} for number in answers]
     rows = layer_errors(

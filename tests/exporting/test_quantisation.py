@@ -1,4 +1,4 @@
-"""int8: giving way until the gate is passed; ranges from pictures; what stays in float."""
+"""int8: giving way until the gate is passed; ranges from images; what stays in float."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_calibration_gives_what_the_network_gets(sample: Path, calibration: Cali
     assert len(list(calibration.inputs(("images",), count=2))) == 2
 
 
-def test_pictures_that_are_in_both_sets_are_found_by_content(sample: Path, calibration: Calibration, tmp_path: Path) -> None:
+def test_images_that_are_in_both_sets_are_found_by_content(sample: Path, calibration: Calibration, tmp_path: Path) -> None:
     val = Dataset.open(sample).read("val")
     assert calibration.shared_with(val) == 0
     copies = tmp_path / "copies"
@@ -94,7 +94,7 @@ def test_pictures_that_are_in_both_sets_are_found_by_content(sample: Path, calib
     assert Calibration(copies, InputRule(size=64), count=10).shared_with(val) == 3
 
 
-def test_a_picture_that_is_gone_is_named(sample: Path, tmp_path: Path) -> None:
+def test_a_image_that_is_gone_is_named(sample: Path, tmp_path: Path) -> None:
     import shutil
 
     copied = tmp_path / "data"

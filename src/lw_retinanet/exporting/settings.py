@@ -14,23 +14,7 @@ from lw_retinanet.exporting.targets import target_class, target_classes
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What is asked for.
-
-    Args:
-        format: A key of :data:`lw_retinanet.exporting.targets.TARGETS`: ``onnx``, ``openvino``, or ``triton``, which is a folder around an
-            ONNX file that gives boxes.
-        precision: ``fp32``, ``bf16`` (OpenVINO) or ``int8``.
-        end_to_end: Boxes after NMS instead of logits and deltas (ONNX).
-        half_weights: Store weights in fp16 (OpenVINO).
-        head: Which head of a lightened model to export: ``light`` or ``full``.
-        calibrate: For int8: data set or folder with calibration images.
-        calibration_images: Largest number of calibration images, drawn at random.
-        validate: For int8: data set for the gate; None takes ``calibrate``.
-        gate_images: Number of validation images for the gate, drawn at random; None takes all.
-        max_drop: AP that int8 may cost, in 0..1.
-        allow_drop: Write the int8 file even if it costs more, and flag it.
-        symmetric: int8 ranges around zero, as TensorRT needs them (ONNX).
-        seed: Seed of the random draws.
+    """What is asked for. The fields are the parameters of :func:`lw_retinanet.export`, but ``max_drop`` is AP in 0..1.
 
     Raises:
         ConfigError: For an unknown format, precision or head.

@@ -107,14 +107,11 @@ def run_export(
 ) -> Exported:
     """Export a model file or run folder.
 
-    Nothing appears at ``out`` before the network has been compared with the model and, for int8, has passed the gate.
+    Nothing appears at ``out`` before the network has been compared with the model and, for int8, has passed the gate. ``OUT-report.json``
+    goes beside it, and for int8 ``OUT-layers.csv``.
 
     Args:
-        model: Model file or run folder.
-        out: ``.onnx``, ``.xml`` (its weights go beside it as ``.bin``), or a new folder for Triton. ``OUT-report.json`` goes beside it, and
-            for int8 ``OUT-layers.csv``.
-        format: ``onnx``, ``openvino`` or ``triton``; None takes the one that the suffix of ``out`` belongs to.
-        progress: Shows how far the gate is.
+        model, out, format, progress: As for :func:`lw_retinanet.export`.
         settings: Other fields of :class:`~lw_retinanet.exporting.settings.ExportSettings`.
 
     Raises:
