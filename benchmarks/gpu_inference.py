@@ -25,9 +25,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lw_retinanet.benchmarking.entries import give_scores, made_up_network
-from lw_retinanet.benchmarking.gpu_cost import waits_and_peak
-from lw_retinanet.benchmarking.machine import machine
-from lw_retinanet.benchmarking.pictures import made_up_pictures
+from lw_retinanet.benchmarking.images import made_up_images
+from lw_retinanet.benchmarking.machine import machine, waits_and_peak
 from lw_retinanet.benchmarking.realistic import CANDIDATES
 from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.counting.rounds import summary, take_turns
@@ -62,7 +61,7 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: no CUDA device here; --device cpu --size 128 --backbone resnet18 tries the script", file=sys.stderr)
         return 2
-    pictures = made_up_pictures(a.size)
+    images = made_up_images(a.size)
     result: dict[str, Any] = {
         "what": "inference in bf16, pictures on the device",
         "machine": machine(device),
@@ -78,11 +77,11 @@ def main() -> int:
     categories = tuple(Category(id=number, name=f"class_{number}") for number in range(a.classes))
     for preset in a.presets:
         network = made_up_network(preset, size=a.size, num_classes=a.classes, backbone=a.backbone).to(device)
-        give_scores(network, pictures, candidates=a.candidates)
+        give_scores(network, images, candidates=a.candidates)
         for compiled in (False, True) if a.compile else (False,):
             detector = Detector.of_model(network, categories, device=device, precision="bf16", compile=compiled)
             for batch in a.batches:
-                inputs = detector.prepare([pictures.decoded(number % len(pictures.files)) for number in range(batch)])
+                inputs = detector.prepare([images.decoded(number % len(images.files)) for number in range(batch)])
                 macs = sum(cost.macs for cost in count_blocks(network, inputs.size_hw).values())
                 about = {"preset": preset, "compiled": compiled, "batch": batch, "gmacs": macs / 1e9}
                 measured = measure(detector, inputs, device, a.rounds)

@@ -27,8 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from lw_retinanet.benchmarking.gpu_cost import waits_and_peak
-from lw_retinanet.benchmarking.machine import IDLE_LOAD, machine, pinned_threads
+from lw_retinanet.benchmarking.machine import IDLE_LOAD, machine, pinned_threads, waits_and_peak
 from lw_retinanet.benchmarking.realistic import make_realistic
 from lw_retinanet.config import TrainConfig, parse_config
 from lw_retinanet.conventions import Conventions

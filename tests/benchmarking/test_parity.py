@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.benchmarking.networks import network, pictures
+from tests.benchmarking.networks import images, network
 from tests.exporting.fakes import CATEGORIES, exported_runtime
 from torch import Tensor
 
@@ -24,13 +24,13 @@ def exported(
 
 
 def variant(reference: Detector, detector: Detector, precision: str) -> object:
-    return check_variant(reference, detector, pictures(), name="B", against="A", precision=precision)
+    return check_variant(reference, detector, images(), name="B", against="A", precision=precision)
 
 
 def test_torchvision_with_the_same_weights_passes() -> None:
     model = network()
-    parity = check_torchvision(torchvision_twin(model), model, pictures(), name="mine", full_head=False)
-    assert (parity.pictures, parity.missing) == (4, 0)
+    parity = check_torchvision(torchvision_twin(model), model, images(), name="mine", full_head=False)
+    assert (parity.images, parity.missing) == (4, 0)
     assert parity.detections > 40
     assert parity.logits is not None
     assert parity.logits < 1e-4
@@ -42,9 +42,9 @@ def test_the_full_head_of_a_lightened_model_is_what_is_compared() -> None:
     model = network()
     light, _ = lighten_copy(model, plan_of("lw-v3"))
     twin = torchvision_twin(light)
-    assert check_torchvision(twin, light, pictures(), name="light", full_head=True).detections > 40
+    assert check_torchvision(twin, light, images(), name="light", full_head=True).detections > 40
     with pytest.raises(ParityError, match=r"light does not answer as torchvision does.*logits differ"):
-        check_torchvision(twin, light, pictures(), name="light", full_head=False)
+        check_torchvision(twin, light, images(), name="light", full_head=False)
 
 
 @pytest.mark.parametrize("part", ["head.classification_head.cls_logits.bias", "head.regression_head.bbox_reg.weight"])
@@ -54,15 +54,15 @@ def test_another_weight_is_noticed(part: str) -> None:
     with torch.no_grad():
         twin.get_parameter(part).mul_(1.001)
     with pytest.raises(ParityError, match="nothing was timed"):
-        check_torchvision(twin, model, pictures(), name="mine", full_head=False)
+        check_torchvision(twin, model, images(), name="mine", full_head=False)
 
 
 def test_other_post_processing_is_noticed() -> None:
     model = network()
     twin = torchvision_twin(model)
     twin.nms_thresh = 0.3  # the networks agree, the boxes do not
-    with pytest.raises(ParityError, match="have no partner"):
-        check_torchvision(twin, model, pictures(), name="mine", full_head=False)
+    with pytest.raises(ParityError, match="have no match"):
+        check_torchvision(twin, model, images(), name="mine", full_head=False)
 
 
 @pytest.mark.parametrize("outputs", ["raw", "detections"])
@@ -86,7 +86,7 @@ def test_a_file_that_drops_detections_is_noticed() -> None:
     def first_half(name: str, values: Tensor) -> Tensor:
         return values // 2 if name == "counts" else values
 
-    with pytest.raises(ParityError, match="have no partner"):
+    with pytest.raises(ParityError, match="have no match"):
         variant(Detector.of_model(model, CATEGORIES), exported(model, "detections", change=first_half), "fp32")
 
 
@@ -105,7 +105,7 @@ def test_rounded_boxes_have_to_be_found_again() -> None:
     parity: Any = variant(reference, exported(model, "detections", "int8"), "int8")
     assert parity.rms is None
     assert parity.share > 0.9
-    assert f"at least {parity.share:.0%} of the detections of a picture shared (4 pictures)" in parity.line()
+    assert f"at least {parity.share:.0%} of the detections of an image shared (4 images)" in parity.line()
 
     def elsewhere(name: str, values: Tensor) -> Tensor:
         return values + 1000 if name == "boxes" else values

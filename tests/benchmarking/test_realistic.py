@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests.benchmarking.networks import network, pictures
+from tests.benchmarking.networks import images, network
 from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn, ssdlite320_mobilenet_v3_large
 
-from lw_retinanet.benchmarking.contender import as_picture
+from lw_retinanet.benchmarking.contender import image_tensor
 from lw_retinanet.benchmarking.realistic import make_detector_realistic, make_realistic, scale_layers
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
@@ -36,12 +36,12 @@ def test_as_many_candidates_as_asked_for(preset: str) -> None:
     model = network(preset, candidates=100)
     detector = Detector.of_model(model, ())
     with torch.inference_mode():
-        predictions = detector.network(detector.prepare([pictures().decoded(0)]).images)
+        predictions = detector.network(detector.prepare([images().decoded(0)]).images)
     scores = predictions.logits.sigmoid()
     assert abs(int((scores > 0.05).sum()) - 100) <= 1
     assert scores.max() < 1
     assert 0.02 < float(predictions.deltas.std()) < 1  # boxes near their anchors
-    assert len(detector.predict_arrays([pictures().decoded(0)])[0]) > 10  # the old state of things: none
+    assert len(detector.predict_arrays([images().decoded(0)])[0]) > 10  # the old state of things: none
 
 
 def test_only_the_head_changes_where_that_is_asked_for() -> None:
@@ -61,7 +61,7 @@ def test_detectors_of_torchvision_have_something_to_suppress(kind: str) -> None:
         model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
     else:
         model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=4, min_size=96, max_size=96)
-    image = as_picture(pictures().decoded(0))
+    image = image_tensor(images().decoded(0))
     make_detector_realistic(model.eval(), image, candidates=200)
     with torch.inference_mode():
         found = model([image])[0]

@@ -9,8 +9,9 @@ from PIL import Image
 from lw_retinanet.benchmarking.chart import figure, save_chart
 from lw_retinanet.benchmarking.contender import Contender
 from lw_retinanet.benchmarking.parity import Parity
-from lw_retinanet.benchmarking.report import Measured, Report
+from lw_retinanet.benchmarking.report import report as report_of
 from lw_retinanet.benchmarking.tables import filled, latency_rows, lines, markdown, stage_rows
+from lw_retinanet.benchmarking.timing import Measured
 
 MACHINE = {
     "lw_retinanet": "9",
@@ -32,8 +33,8 @@ def measured(
         runtime="pytorch",
         precision=precision,
         how="",
-        run=lambda _: [],
-        by_stage=None,
+        run=lambda _files, _clock: [],
+        has_stages=False,
         input_hw=(64, 96),
         **{"macs": 2_000_000_000, "params": 3_000_000, **others},
     )
@@ -41,17 +42,17 @@ def measured(
 
 
 def report(*rows: Measured, shipped: str | None = None) -> dict[str, Any]:
-    parity = Parity(name="a", against="b", pictures=4, detections=7, logits=1e-6)
-    made = Report(
+    parity = Parity(name="a", against="b", images=4, detections=7, logits=1e-6)
+    made = report_of(
+        rows,
         machine=MACHINE,
         settings={"batch_size": 2, "rounds": 5},
-        pictures="some",
-        parities=(parity,),
-        measured=rows,
+        images="some",
+        parities=[parity],
+        remarks=["remark."],
         shipped=shipped,
-        remarks=("remark.",),
     )
-    return json.loads(json.dumps(made.as_dict()))
+    return json.loads(json.dumps(made))
 
 
 def against_torchvision() -> dict[str, Any]:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from tests.weights.model_files import write_model
 
-from lw_retinanet.benchmarking import counterpart, run, timing
+from lw_retinanet.benchmarking import run, timing, torchvision_contenders
 from lw_retinanet.benchmarking.parity import ParityError
-from lw_retinanet.benchmarking.run import BenchmarkSettings, benchmark
+from lw_retinanet.benchmarking.run import benchmark
+from lw_retinanet.benchmarking.settings import BenchmarkSettings
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.counting.rounds import take_turns
 from lw_retinanet.data.records import Category
@@ -32,7 +33,7 @@ def rows_of(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_presets_against_torchvision() -> None:
-    result = benchmark(["lw-v3", "retinanet"], BenchmarkSettings(against_torchvision=True, precision="bf16", **SMALL)).as_dict()
+    result = benchmark(["lw-v3", "retinanet"], BenchmarkSettings(against_torchvision=True, precision="bf16", **SMALL))
     rows = rows_of(result)
     assert list(rows) == [
         "torchvision as shipped fp32",
@@ -56,7 +57,7 @@ def test_presets_against_torchvision() -> None:
 
 
 def test_a_light_model_alone_meets_another_network(model_file: Path) -> None:
-    result = benchmark(["lw-v3"], BenchmarkSettings(against_torchvision=True, **SMALL)).as_dict()
+    result = benchmark(["lw-v3"], BenchmarkSettings(against_torchvision=True, **SMALL))
     assert result["parity"] == []
     assert any("torchvision's network is another one, so there is no parity to check" in remark for remark in result["remarks"])
     assert len(rows_of(result)) == 3
@@ -64,14 +65,15 @@ def test_a_light_model_alone_meets_another_network(model_file: Path) -> None:
 
 def test_a_file_keeps_its_own_size_and_weights(model_file: Path) -> None:
     settings = BenchmarkSettings(**{**SMALL, "size": None}, against_torchvision=True)
-    result = benchmark([str(model_file), "lw-v3"], settings).as_dict()
+    result = benchmark([str(model_file), "lw-v3"], settings)
     rows = rows_of(result)
     assert rows["mine.safetensors fp32"]["input_hw"] == rows["lw-v3 fp32"]["input_hw"] == [64, 64]
     assert result["parity"][0]["name"] == "mine.safetensors"
     assert not any("mine" in remark for remark in result["remarks"] if "Random weights" in remark)
-    assert rows_of(benchmark([str(model_file)], BenchmarkSettings(**{**SMALL, "size": 96})).as_dict())["mine.safetensors fp32"][
-        "input_hw"
-    ] == [96, 96]
+    assert rows_of(benchmark([str(model_file)], BenchmarkSettings(**{**SMALL, "size": 96})))["mine.safetensors fp32"]["input_hw"] == [
+        96,
+        96,
+    ]
 
 
 def test_nothing_is_timed_when_the_answers_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +84,7 @@ def test_nothing_is_timed_when_the_answers_differ(monkeypatch: pytest.MonkeyPatc
         torch.nn.init.zeros_(twin.head.classification_head.cls_logits.weight)
         return twin
 
-    monkeypatch.setattr(counterpart, "torchvision_twin", other)
+    monkeypatch.setattr(torchvision_contenders, "torchvision_twin", other)
     monkeypatch.setattr(run, "timed", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(ParityError, match="retinanet does not answer as torchvision does"):
         benchmark(["retinanet"], BenchmarkSettings(against_torchvision=True, **SMALL))
@@ -91,13 +93,13 @@ def test_nothing_is_timed_when_the_answers_differ(monkeypatch: pytest.MonkeyPatc
 def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PEERS", ("ssdlite320_mobilenet_v3_large",))
     monkeypatch.setattr(run, "contender_presets", lambda: ["lw-v3"])
-    result = benchmark([], BenchmarkSettings(peers=True, **SMALL)).as_dict()
+    result = benchmark([], BenchmarkSettings(peers=True, **SMALL))
     rows = rows_of(result)
     peer = rows["ssdlite320_mobilenet_v3_large fp32"]
     assert (peer["family"], peer["input_hw"]) == ("peer", [320, 320])
     assert peer["macs"] > 0
     assert peer["times_as_fast"][0]["than"] == "lw-v3 fp32"
-    assert any("Not all networks see inputs of one size" in remark for remark in result["remarks"])
+    assert any("Not all networks get inputs of one size" in remark for remark in result["remarks"])
 
 
 @pytest.mark.slow
@@ -106,7 +108,7 @@ def test_exported_files_meet_their_model(model_file: Path) -> None:
     pytest.importorskip("onnxruntime")
     exported = run_export(model_file, model_file.with_name("mine.onnx"), format="onnx").file
     names = [str(exported), str(model_file)]
-    result = benchmark(names, BenchmarkSettings(**SMALL)).as_dict()
+    result = benchmark(names, BenchmarkSettings(**SMALL))
     rows = rows_of(result)
     assert (rows["mine.onnx fp32"]["runtime"], rows["mine.onnx fp32"]["macs"]) == ("onnx", rows["mine.safetensors fp32"]["macs"])
     assert set(rows["mine.onnx fp32"]["stages"]["milliseconds"]) == {"decode", "preprocess", "network", "post-processing"}
@@ -122,7 +124,7 @@ def test_exported_files_meet_their_model(model_file: Path) -> None:
 def test_openvino_copies_answer_as_their_networks() -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    result = benchmark(["lw-v3"], BenchmarkSettings(openvino=True, **SMALL)).as_dict()
+    result = benchmark(["lw-v3"], BenchmarkSettings(openvino=True, **SMALL))
     rows = rows_of(result)
     assert list(rows) == ["lw-v3 fp32", "lw-v3 openvino fp32", "lw-v3 openvino int8"]
     assert [(parity["name"], parity["against"]) for parity in result["parity"]] == [
@@ -158,19 +160,19 @@ def test_files_are_held_against_what_is_exact_whatever_comes_first(model_file: P
         run_export(model_file, model_file.with_name(name), format="openvino", half_weights=name == "half.xml").file
         for name in ("half.xml", "whole.xml")
     )
-    result = benchmark([str(half), str(whole)], BenchmarkSettings(**{**SMALL, "precision": "bf16"})).as_dict()
+    result = benchmark([str(half), str(whole)], BenchmarkSettings(**{**SMALL, "precision": "bf16"}))
     assert result["parity"] == []
     assert sum("nothing else here has its weights in fp32" in remark for remark in result["remarks"]) == 2
-    result = benchmark([str(half), str(model_file)], BenchmarkSettings(**{**SMALL, "precision": "bf16"})).as_dict()
+    result = benchmark([str(half), str(model_file)], BenchmarkSettings(**{**SMALL, "precision": "bf16"}))
     # PyTorch's network in fp32, though it is timed in bf16.
     pairs = [(parity["name"], parity["against"]) for parity in result["parity"]]
     assert pairs == [("mine.safetensors bf16", "mine.safetensors fp32"), ("half.xml bf16", "mine.safetensors fp32")]
-    result = benchmark([str(half), str(whole)], BenchmarkSettings(**SMALL)).as_dict()
+    result = benchmark([str(half), str(whole)], BenchmarkSettings(**SMALL))
     assert [(parity["name"], parity["against"]) for parity in result["parity"]] == [("whole.xml fp32", "half.xml fp32")]
     assert 0 < result["parity"][0]["rms"] < 0.01  # weights in fp16 are allowed their rounding
 
 
-def test_pictures_of_several_sizes_are_prepared_for_before_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_several_sizes_are_prepared_for_before_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     for number, size in enumerate([(64, 48), (64, 48), (48, 64), (64, 64)]):
@@ -190,7 +192,7 @@ def test_pictures_of_several_sizes_are_prepared_for_before_the_clock_runs(tmp_pa
 
     monkeypatch.setattr(timing, "take_turns", turns)
     monkeypatch.setattr(Detector, "predict_arrays", watched)
-    report = benchmark(["lw-v3"], BenchmarkSettings(images=tmp_path, **{**SMALL, "rounds": 8})).as_dict()
+    report = benchmark(["lw-v3"], BenchmarkSettings(images=tmp_path, **{**SMALL, "rounds": 8}))
     assert set(shapes[: before[0]]) == {(48, 64, 3), (64, 48, 3), (64, 64, 3)}
     assert before[0] == 3
     assert report["contenders"][0]["stages"]["whole"] > 0

@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.benchmarking.networks import network, pictures
+from tests.benchmarking.networks import images, network
 
-from lw_retinanet.benchmarking.contender import detector_by_stage, torchvision_by_stage
+from lw_retinanet.benchmarking.contender import detector_run, torchvision_run
 from lw_retinanet.benchmarking.stages import STAGES, StageClock, in_order
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.weights.foreign.torchvision_twin import torchvision_twin
@@ -51,9 +51,9 @@ def test_a_stage_ends_with_an_error() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_part_of_our_network_is_seen_in_the_copy_that_runs(precision: str) -> None:
     detector = Detector.of_model(network("lw-v3"), (), precision=precision)  # type: ignore[arg-type]
-    detector.predict_arrays([pictures().decoded(0)])  # the first run compares the fused copy with the plain one
+    detector.predict_arrays([images().decoded(0)])  # the first run compares the fused copy with the plain one
     clock = StageClock(clock=ticking())
-    detector_by_stage(detector)(pictures().batch(0, 1), clock)
+    detector_run(detector)(images().batch(0, 1), clock)
     assert list(in_order(clock.milliseconds)) == [stage for stage in STAGES if stage != "anchors"]
     # Two branches run on every level, and a tick ends each.
     assert [clock.milliseconds[f"D{level}"] for level in range(3, 8)] == pytest.approx([2] * 5)
@@ -73,7 +73,7 @@ def test_levels_of_torchvisions_head_are_told_by_turn() -> None:
     twin = torchvision_twin(network())
     for _ in range(2):  # the turn begins anew
         clock = StageClock(clock=ticking())
-        torchvision_by_stage(twin, device=torch.device("cpu"))(pictures().batch(0, 1), clock)
+        torchvision_run(twin)(images().batch(0, 1), clock)
         assert list(in_order(clock.milliseconds)) == list(STAGES)
         # Two towers and two predictions run on every level.
         assert [clock.milliseconds[f"D{level}"] for level in range(3, 8)] == pytest.approx([4] * 5)

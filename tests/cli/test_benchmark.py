@@ -30,7 +30,7 @@ def test_json_and_files(cli: Any, tmp_path: Path) -> None:
         (("lw-v3", "--precision", "fp16"), "--precision fp16: expected fp32, bf16, all"),
         (("lw-v3", "--images", "nowhere"), "folder of images nowhere does not exist"),
         (("lw-v3", "--size", "8"), "size must be from 32"),
-        (("lw-v3", "--threads", "100000"), "--threads 100000: this process may use"),
+        (("lw-v3", "--threads", "100000"), "threads must be from 1 to"),
         (("lw-v3", "--backbone", "resnet19"), "resnet19"),
         (("nothing.safetensors",), "is no preset, model file, exported file or run folder"),
         ((), "name what to measure"),

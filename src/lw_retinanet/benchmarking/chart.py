@@ -1,4 +1,4 @@
-"""A measurement as a picture: arithmetic against time for all, and where the time goes."""
+"""The report of a measurement as a figure: MACs against time, and the stages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,12 +30,12 @@ _STAGE_COLOURS = {
     "post-processing": "#009E73",
 }
 assert set(_STAGE_COLOURS) == set(STAGES)
-_WIDE = 5.0  # times as many MACs, from which a logarithmic axis has enough numbers on it
-_NAMES = 0.5  # of the width with points, for the names to the right of the last ones
+_WIDE = 5.0  # ratio of the largest MACs to the smallest from which a logarithmic axis shows enough numbers
+_NAMES = 0.5  # of the width with points, for the names to the right of the last points
 
 
 def save_chart(result: Mapping[str, Any], path: Path) -> None:
-    """Write :func:`figure` to ``path``, whole or not at all; its ending (.png, .svg, .pdf) is the format."""
+    """Write :func:`figure` to ``path``, completely or not at all; the suffix (.png, .svg, .pdf) decides the format."""
     save_figure(lambda: figure(result), path)
 
 
@@ -43,7 +43,7 @@ def figure(result: Mapping[str, Any]) -> "Figure":
     """MACs against milliseconds, and a bar of stages for every contender whose stages were seen.
 
     Args:
-        result: as :meth:`~lw_retinanet.benchmarking.report.Report.as_dict` gives it.
+        result: What :func:`~lw_retinanet.benchmarking.report.report` returns.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def figure(result: Mapping[str, Any]) -> "Figure":
     made.suptitle(
         f"{result['what']}: {machine['processor']} ({machine['device']}), {machine['threads']} threads", fontsize=11, parse_math=False
     )
-    made.draw_without_rendering()  # only then is it known where everything is
+    made.draw_without_rendering()  # this fixes the positions that the names need
     _name_points(panels[0], counted)
     return made
 
@@ -84,7 +84,7 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
     macs = [row["macs"] for row in rows]
     is_wide = bool(macs) and max(macs) > _WIDE * min(macs)
     axes.set(xscale="log" if is_wide else "linear", yscale="log")
-    axes.set(xlabel="GMACs a picture", ylabel="milliseconds a call, median and its 95 % interval")
+    axes.set(xlabel="GMACs per image", ylabel="milliseconds a call, median and its 95 % interval")
     axes.margins(x=0.1, y=0.1)
     ends = axes.transScale.transform([(end, 1.0) for end in axes.get_xlim()])[:, 0]
     ends[1] += _NAMES * (ends[1] - ends[0])
@@ -99,7 +99,7 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
 
 
 def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
-    """Names beside their points; one that would stand on another, or on a point, moves down, and a line shows whose it is."""
+    """Write names beside their points. A name that would cover another name or a point moves down; a line leads to its point."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -117,7 +117,7 @@ def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
             row["name"], place, xytext=(9, -2), textcoords="offset points", fontsize=7, parse_math=False, arrowprops=line, in_layout=False
         )
         name.update_positions(renderer)
-        while (box := Text.get_window_extent(name)).count_overlaps(taken):  # of the words, without the line
+        while (box := Text.get_window_extent(name)).count_overlaps(taken):  # of the text, without the line
             x, y = name.get_position()
             name.set_position((x, y - 1))
             name.update_positions(renderer)
@@ -125,7 +125,7 @@ def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
 
 
 def _plain(value: float, _: float) -> str:
-    """Numbers as they are written, of small ones only 1, 2 and 5, which have room."""
+    """Label only ticks that begin with 1, 2 or 5, since there is no room for all."""
     digits = f"{value:.0e}"[0]
     return f"{value:g}" if digits in "125" else ""
 

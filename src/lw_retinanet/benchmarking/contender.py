@@ -1,7 +1,7 @@
-"""One network in one runtime and precision, as a measurement sees it: encoded pictures in, boxes out."""
+"""One network in one runtime and precision, as a measurement sees it: encoded images in, boxes out."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +14,31 @@ from lw_retinanet.benchmarking.stages import StageClock
 from lw_retinanet.data.images import decode
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.pipeline import in_groups
-from lw_retinanet.exporting.matches import Detected
 from lw_retinanet.models.postprocess import detect
+
+Run = Callable[[Sequence[bytes], StageClock | None], object]
+"""Finds the boxes in encoded images. If there is a clock, it is told when each stage begins and ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What takes part.
+    """A network that takes part in a measurement.
 
     Args:
-        name: in tables; no two have the same.
-        model: what the user named, or torchvision's builder.
+        name: Unique name for tables.
+        model: What the user named, or torchvision's builder.
         family: ``ours``, ``torchvision`` (the RetinaNet that ours are compared with) or ``peer``.
         runtime: ``pytorch``, ``onnx``, ``openvino`` or ``torchvision``.
         precision: ``fp32``, ``bf16`` or ``int8``.
-        how: it is run, in a few words.
-        run: pictures of one call -> an answer each.
-        by_stage: the same, telling a clock where it is; None where that cannot be seen.
-        macs: of one picture; None if not counted.
-        params: None if not counted.
-        input_hw: height and width of the network's input, as of the first picture.
-        candidates: (anchor, class) pairs of that picture over the score threshold, which post-processing has to deal with; None if unknown.
-        accuracy: AP, where the file says it.
-        remarks: sentences for the reader.
+        how: How the network is run, in a few words.
+        run: One call.
+        has_stages: Whether ``run`` can tell a clock about its stages.
+        macs: MACs for one image; None if not counted.
+        params: Number of parameters; None if not counted.
+        input_hw: Height and width of the network's input for the first image.
+        candidates: Number of (anchor, class) pairs of that image over the score threshold, which post-processing works on; None if unknown.
+        accuracy: AP, if the file states it.
+        remarks: Sentences for the reader.
     """
 
     name: str
@@ -45,8 +47,8 @@ class Contender:
     runtime: str
     precision: str
     how: str
-    run: Callable[[Sequence[bytes]], list[Detected]]
-    by_stage: Callable[[Sequence[bytes], StageClock], object] | None
+    run: Run
+    has_stages: bool = True
     macs: int | None
     params: int | None
     input_hw: tuple[int, int]
@@ -55,32 +57,33 @@ class Contender:
     remarks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """All that is plain."""
-        left_out = ("run", "by_stage", "input_hw", "remarks")
+        """Plain values for JSON."""
+        left_out = ("run", "has_stages", "input_hw", "remarks")
         values = {name: value for name, value in vars(self).items() if name not in left_out}
         return {**values, "input_hw": list(self.input_hw), "remarks": list(self.remarks)}
 
 
-def run_detector(detector: Detector) -> Callable[[Sequence[bytes]], list[Detected]]:
-    """JPEG to boxes by a detector of this package, of whatever runtime."""
+def detector_run(detector: Detector) -> Run:
+    """From encoded images to boxes with a detector of this package, in any runtime.
 
-    def run(files: Sequence[bytes]) -> list[Detected]:
-        results = detector.predict_arrays([decode(file) for file in files])
-        return [Detected(*map(torch.from_numpy, (result.boxes, result.scores, result.labels))) for result in results]
+    If the network itself gives boxes, post-processing belongs to the stage ``network``.
+    """
 
-    return run
+    def run(files: Sequence[bytes], clock: StageClock | None) -> object:
+        if clock is None:
+            return detector.predict_arrays([decode(file) for file in files])
+        with clock.stage("decode"):
+            images = [decode(file) for file in files]
+        # The same groups go through the network together as in ``predict_arrays``.
+        padded = in_groups(images, lambda image: detector.padded_hw((image.shape[0], image.shape[1])), staged(clock), size=len(images))
+        with torch.inference_mode():
+            return list(padded)
 
-
-def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClock], object]:
-    """The same, stage by stage. Boxes that the file itself finds have no post-processing: it is in the network."""
-    gives_boxes = detector.runtime.gives_boxes
-
-    @torch.inference_mode()
-    def run(files: Sequence[bytes], clock: StageClock) -> None:
+    def staged(clock: StageClock) -> Callable[[list[NDArray[np.uint8]]], list[NDArray[np.uint8]]]:
         def detected(group: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
             with clock.stage("preprocess"):
                 inputs = detector.prepare(group)
-            if gives_boxes:
+            if detector.runtime.gives_boxes:
                 with clock.stage("network"):
                     detector.detections(inputs, detector.conventions)
                 return group
@@ -96,65 +99,38 @@ def detector_by_stage(detector: Detector) -> Callable[[Sequence[bytes], StageClo
                 )
             return group
 
-        with clock.stage("decode"):
-            images = [decode(file) for file in files]
-        # Together goes through the network what the detector itself would send together.
-        list(in_groups(images, lambda image: detector.padded_hw((image.shape[0], image.shape[1])), detected, size=len(images)))
+        return detected
 
     return run
 
 
-def run_torchvision(
-    model: nn.Module, *, device: torch.device, bf16: bool = False, channels_last: bool = False
-) -> Callable[[Sequence[bytes]], list[Detected]]:
-    """JPEG to boxes by one of torchvision's detectors; pictures are read as for ours, since decoders are not what is compared.
+def torchvision_run(model: nn.Module, *, bf16: bool = False, channels_last: bool = False) -> Run:
+    """From encoded images to boxes with one of torchvision's detectors. Images are decoded as for ours: decoders are not compared.
 
     Args:
-        model: on the device, in evaluation mode and the memory format that it is to run in.
-        device: of the model.
-        bf16: under autocast.
-        channels_last: pictures are laid out so, too.
+        model: On its device, in evaluation mode and in the memory format that it runs in.
+        bf16: Run under autocast.
+        channels_last: Lay the images out in channels_last, too.
     """
+    device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def run(files: Sequence[bytes]) -> list[Detected]:
-        images = [_tensor(decode(file), device, channels_last) for file in files]
-        with _autocast(device, bf16):
-            found = model(images)
-        return [Detected(one["boxes"].float().cpu(), one["scores"].float().cpu(), one["labels"].cpu()) for one in found]
-
-    return run
-
-
-def torchvision_by_stage(
-    model: nn.Module, *, device: torch.device, bf16: bool = False, channels_last: bool = False
-) -> Callable[[Sequence[bytes], StageClock], object]:
-    """The same, stage by stage; arguments as for :func:`run_torchvision`."""
-
-    @torch.inference_mode()
-    def run(files: Sequence[bytes], clock: StageClock) -> None:
-        with clock.stage("decode"):
+    def run(files: Sequence[bytes], clock: StageClock | None) -> object:
+        stage: Callable[[str], AbstractContextManager[Any]] = clock.stage if clock else nullcontext
+        with stage("decode"):
             decoded = [decode(file) for file in files]
-        with clock.stage("preprocess"):
-            images = [_tensor(image, device, channels_last) for image in decoded]
-        with _autocast(device, bf16), clock.watching(model=model):
+        with stage("preprocess"):
+            images = [image_tensor(image, device, channels_last=channels_last) for image in decoded]
+        autocast: Any = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+        with autocast, clock.watching(model=model) if clock else nullcontext():
             found = model(images)
-        with clock.stage("post-processing"):
-            for one in found:
-                one["boxes"].cpu()
+        with stage("post-processing"):
+            return [(one["boxes"].float().cpu(), one["scores"].float().cpu(), one["labels"].cpu()) for one in found]
 
     return run
 
 
-def as_picture(image: NDArray[np.uint8]) -> Tensor:
+def image_tensor(image: NDArray[np.uint8], device: torch.device | str = "cpu", *, channels_last: bool = False) -> Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 in 0..1, as torchvision's detectors take it."""
-    return torch.from_numpy(image).permute(2, 0, 1).contiguous().float() / 255
-
-
-def _tensor(image: NDArray[np.uint8], device: torch.device, channels_last: bool) -> Tensor:
     moved = torch.from_numpy(image).permute(2, 0, 1).to(device)
     return (moved if channels_last else moved.contiguous()).float() / 255
-
-
-def _autocast(device: torch.device, bf16: bool) -> Any:
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

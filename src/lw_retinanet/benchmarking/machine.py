@@ -1,10 +1,11 @@
-"""What was measured on: versions, processor, threads; and holding on to these while something is measured."""
+"""The machine of a measurement: versions, processor, threads pinned to CPUs, and what a GPU says about a call."""
 
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,11 +18,11 @@ from lw_retinanet.devices import cpu_name
 from lw_retinanet.errors import InputError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnxruntime", "openvino")
-IDLE_LOAD = 0.2  # of a core; above it something else wants the machine too
+IDLE_LOAD = 0.2  # of a core; a higher load means that something else is running
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Versions, processor, threads and load, to be asked before the measurement makes a load of its own."""
+    """Versions, processor, threads and load. Ask before the measurement, which makes a load of its own."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "lw_retinanet": __version__,
@@ -45,21 +46,21 @@ def available_cpus() -> list[int]:
 
 @contextmanager
 def pinned_threads(number: int | None) -> Iterator[int]:
-    """Compute with so many threads, on as many CPUs and no others; afterwards all is as it was.
+    """Compute with this number of threads, on as many CPUs and no others. At the end the old settings return.
 
     Args:
-        number: None for as many as torch takes by itself, or as there are CPUs, if these are fewer.
+        number: Number of threads. None takes as many as torch takes by itself, or as there are CPUs if these are fewer.
 
     Yields:
-        The number.
+        The number of threads.
 
     Raises:
-        InputError: for more threads than CPUs.
+        InputError: If there are fewer CPUs than threads.
     """
     cpus, before = available_cpus(), torch.get_num_threads()
     number = min(before, len(cpus)) if number is None else number
     if not 1 <= number <= len(cpus):
-        raise InputError(f"--threads {number}: this process may use {len(cpus)} CPUs; more threads than that would wait for each other")
+        raise InputError(f"threads must be from 1 to {len(cpus)}, the number of CPUs that this process may use, got {number}")
     torch.set_num_threads(number)
     _pin(cpus[:number])
     try:
@@ -69,20 +70,38 @@ def pinned_threads(number: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+def waits_and_peak(call: Callable[[int], object], device: torch.device) -> dict[str, int]:
+    """For one call on a CUDA device: ``waits`` of the host for it, and ``peak_bytes`` allocated at a time beside those before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    mode: Any = torch.cuda.set_sync_debug_mode
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        mode("warn")
+        try:
+            call(0)
+        finally:
+            mode("default")
+    torch.cuda.synchronize(device)
+    waits = sum("synchronizing" in str(warning.message) for warning in seen)
+    return {"waits": waits, "peak_bytes": torch.cuda.max_memory_allocated(device) - before}
+
+
 def _pin(cpus: list[int]) -> None:
     if not hasattr(os, "sched_setaffinity"):
-        return  # macOS and Windows have no such call; there the number of threads has to do
+        return  # macOS and Windows have no such call; only the number of threads can be set there
     threads = Path("/proc/self/task")
-    # Threads that exist already keep their own masks; new ones take over their parent's.
+    # Threads that exist already keep their own masks; new threads inherit the mask of their parent.
     for thread in [int(path.name) for path in threads.iterdir()] if threads.is_dir() else [0]:
         try:
             os.sched_setaffinity(thread, cpus)
         except (ProcessLookupError, PermissionError):
-            continue  # has ended since, or is not ours to move
+            continue  # it has ended since, or it is not ours
 
 
 def _commit() -> str | None:
-    """Of the checkout that this package runs from, with a ``+`` where files differ from it; None where it was installed otherwise."""
+    """The commit of the checkout that this package runs from, with ``+`` if files differ from it; None if there is no checkout."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists() or (git := shutil.which("git")) is None:
         return None

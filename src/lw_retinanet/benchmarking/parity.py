@@ -1,4 +1,4 @@
-"""No comparison of times without one of answers: networks with the same weights must say the same before they are timed."""
+"""Networks with the same weights must give the same answers before they are timed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 
-from lw_retinanet.benchmarking.contender import as_picture, run_detector
-from lw_retinanet.benchmarking.pictures import Pictures
+from lw_retinanet.benchmarking.contender import image_tensor
+from lw_retinanet.benchmarking.images import BenchmarkImages
 from lw_retinanet.conventions import OutputRule
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import LwRetinaNetError
@@ -20,34 +20,34 @@ from lw_retinanet.weights.foreign.torchvision_twin import torchvision_convention
 LOGITS = 1e-4  # largest difference in fp32, relative to the largest value where that is above 1
 BOX_PIXELS, SCORE = 0.05, 1e-5
 EXPORTED_SCORE = 1e-4  # another runtime adds in another order
-MAX_MISSING = 0.01  # of the detections: two that tie in NMS may fall either way
-MOST_PICTURES = 4
+MAX_MISSING = 0.01  # share of the detections: NMS may decide either way between two with equal scores
+MAX_IMAGES = 4
 
 
 class ParityError(LwRetinaNetError):
     """Two networks of the same weights do not give the same answers, so their times cannot be compared."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Parity:
-    """What was compared.
+    """How near the answers of one network are to those of another.
 
     Args:
-        name: of the one whose answers were looked at.
-        against: whose answers they had to be.
-        pictures: how many.
-        detections: of the latter; 0 where only logits and deltas were compared.
-        missing: detections of either that the other does not have.
-        box: largest difference in pixels of those that both have.
-        score: largest difference of their scores.
-        logits: largest difference of logits and deltas relative to the largest value; None where boxes are all that comes out.
-        rms: root of the mean squared difference over the standard deviation, for rounded networks; else None.
-        share: of the detections of a picture that a rounded network has as well, the smallest; None where logits were compared.
+        name: The network that is compared.
+        against: The network whose answers it must give.
+        images: Number of images.
+        detections: Detections of ``against``; 0 if only logits and deltas were compared.
+        missing: Detections of either network without a match in the other.
+        box: Largest difference between matches in pixels.
+        score: Largest difference of scores between matches.
+        logits: Largest difference of logits and deltas relative to the largest value; None if only boxes can be compared.
+        rms: For rounded networks, the root of the mean squared difference over the standard deviation; else None.
+        share: For rounded networks that give only boxes, the smallest share of the detections of an image that are found; else None.
     """
 
     name: str
     against: str
-    pictures: int
+    images: int
     detections: int = 0
     missing: int = 0
     box: float = 0.0
@@ -57,155 +57,136 @@ class Parity:
     share: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        """Plain values for JSON."""
+        return {"pictures" if name == "images" else name: value for name, value in vars(self).items()}
 
     def line(self) -> str:
-        """For people."""
+        """One sentence for people."""
         parts = []
         if self.rms is not None:
             parts.append(f"relative error {self.rms:.2g}")
         elif self.logits is not None:
             parts.append(f"logits and deltas within {self.logits:.1g}")
         if self.share is not None:
-            parts.append(f"at least {self.share:.0%} of the detections of a picture shared")
+            parts.append(f"at least {self.share:.0%} of the detections of an image shared")
         if self.detections:
-            share = f", {self.missing} without partner" if self.missing else ""
-            parts.append(f"{self.detections} detections{share}, boxes within {self.box:.2g} px, scores within {self.score:.1g}")
-        return f"{self.name} answers as {self.against} does: {'; '.join(parts)} ({self.pictures} pictures)"
+            missing = f", {self.missing} without a match" if self.missing else ""
+            parts.append(f"{self.detections} detections{missing}, boxes within {self.box:.2g} px, scores within {self.score:.1g}")
+        return f"{self.name} answers as {self.against} does: {'; '.join(parts)} ({self.images} images)"
 
+    def compare_outputs(self, wanted: Tensor, given: Tensor, what: str, *, rms_limit: float | None = None) -> None:
+        """Compare logits or deltas: exactly, or as a whole if there is a limit for the relative error.
 
-@torch.inference_mode()
-def check_torchvision(twin: TorchvisionRetinaNet, model: RetinaNet, pictures: Pictures, *, name: str, full_head: bool) -> Parity:
-    """Compare torchvision's network with ours, in fp32: logits and deltas of the same input, and boxes under torchvision's conventions.
+        Raises:
+            ParityError: If they differ too much.
+        """
+        if wanted.shape != given.shape:
+            raise self.error(f"the {what} are {tuple(given.shape)}, not {tuple(wanted.shape)}")
+        if rms_limit is None:
+            difference = float((wanted - given).abs().max() / wanted.abs().max().clamp(min=1.0))
+            if not difference <= LOGITS:
+                raise self.error(f"the {what} differ by {difference:.2g} of the largest, more than {LOGITS:.0e}")
+            self.logits = max(self.logits or 0.0, difference)
+            return
+        rms = float((wanted - given).double().square().mean().sqrt() / wanted.double().std().clamp(min=1e-6))
+        if not rms <= rms_limit:
+            raise self.error(f"the {what} have a relative error of {rms:.2g}, more than {rms_limit}")
+        self.rms = max(self.rms or 0.0, rms)
 
-    Args:
-        twin: with the same weights, on the same device.
-        model: ours; its own anchors and resizing play no part.
-        pictures: the first few are used.
-        name: for the message.
-        full_head: compare the head that a lightened model had before.
-
-    Raises:
-        ParityError: if they differ by more than they may.
-    """
-    device = next(model.parameters()).device
-    same = RetinaNet(backbone=model.backbone, fpn=model.fpn, head=model.head, conventions=torchvision_conventions(model.conventions))
-    detector = Detector.of_model(same, (), device=device)
-    against = "torchvision"
-    used = min(MOST_PICTURES, len(pictures.files))
-    worst, total = 0.0, _Tally()
-    for number in range(used):
-        image = pictures.decoded(number)
-        inputs = detector.prepare([image])
-        ours = detector.network(inputs.images, full_head=full_head)
-        theirs = twin.head(list(twin.backbone(inputs.images).values()))
-        for what, one, other in (("logits", theirs["cls_logits"], ours.logits), ("deltas", theirs["bbox_regression"], ours.deltas)):
-            worst = max(worst, _require_close(one, other, what, name, against))
-        found = detector.detections(inputs, detector.conventions, full_head=full_head)
-        count = int(found.counts[0])
-        given = Detected(found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
-        wanted = twin([as_picture(image).to(device)])[0]
-        total.add(
-            Detected(wanted["boxes"].cpu(), wanted["scores"].cpu(), wanted["labels"].cpu()),
-            given,
-            score=SCORE,
-            rule=detector.conventions.output,
-        )
-    total.require(name, against, score=SCORE)
-    return Parity(name=name, against=against, pictures=used, logits=worst, **total.as_dict())
-
-
-@torch.inference_mode()
-def check_variant(reference: Detector, detector: Detector, pictures: Pictures, *, name: str, against: str, precision: str) -> Parity:
-    """Compare two detectors that come from the same weights.
-
-    Args:
-        reference: in fp32.
-        detector: another runtime, precision, or both.
-        pictures: the first few are used.
-        name: of the detector, for the message.
-        against: of the reference.
-        precision: of the detector: in fp32 it must give the same numbers; less than that (``bf16``, ``int8``; ``half`` for weights
-            in fp16) may not pass a limit as a whole.
-
-    Raises:
-        ParityError: if they differ by more than they may.
-    """
-    used = min(MOST_PICTURES, len(pictures.files))
-    has_logits = not (reference.runtime.gives_boxes or detector.runtime.gives_boxes)
-    is_exact = precision == "fp32"
-    worst, rms, total, shares = 0.0, 0.0, _Tally(), []
-    for number in range(used):
-        file = pictures.files[number]
-        if has_logits:
-            inputs = reference.prepare([pictures.decoded(number)])
-            pairs = zip(
-                ("logits", "deltas"), reference.network(inputs.images), detector.network(inputs.images.to(detector.device)), strict=True
-            )
-            for what, wanted, given in pairs:
-                wanted, given = wanted.float().cpu(), given.float().cpu()
-                if is_exact:
-                    worst = max(worst, _require_close(wanted, given, what, name, against))
-                else:
-                    rms = max(rms, _require_near(wanted, given, what, name, against, RMS_LIMITS[precision]))
-        if not is_exact and has_logits:
-            continue
-        wanted_boxes, given_boxes = run_detector(reference)([file])[0], run_detector(detector)([file])[0]
-        if is_exact:
-            total.add(wanted_boxes, given_boxes, score=EXPORTED_SCORE, rule=reference.conventions.output)
-        else:
-            shares.append(share_found(wanted_boxes, given_boxes))
-    if not is_exact:
-        share = min(shares, default=None)
-        if share is not None and share < MIN_SHARE:
-            raise ParityError(_message(name, against, f"of one picture they share only {share:.0%} of the detections"))
-        return Parity(name=name, against=against, pictures=used, rms=rms if has_logits else None, share=share)
-    total.require(name, against, score=EXPORTED_SCORE)
-    return Parity(name=name, against=against, pictures=used, logits=worst if has_logits else None, **total.as_dict())
-
-
-class _Tally:
-    """Detections of several pictures, and those that one of two lacks."""
-
-    def __init__(self) -> None:
-        self.detections = self.missing = 0
-        self.box = self.score = 0.0
-
-    def add(self, wanted: Detected, given: Detected, *, score: float, rule: OutputRule) -> None:
+    def compare_detections(self, wanted: Detected, given: Detected, *, score: float, rule: OutputRule) -> None:
+        """Count the detections of one image that have no match, and note how far matches are apart."""
         found = match_lists(wanted, given, most=rule.max_detections, box=BOX_PIXELS, score=score, threshold=rule.score_threshold)
         self.detections += len(wanted.scores)
         self.missing += found.missing
         self.box, self.score = max(self.box, found.box), max(self.score, found.score)
 
-    def require(self, name: str, against: str, *, score: float) -> None:
+    def require_matches(self, *, score: float) -> None:
+        """Raise a :class:`ParityError` if too many detections have no match."""
         if self.missing > max(1, MAX_MISSING * self.detections):
-            what = f"{self.missing} of {self.detections} detections have no partner (score within {score}, box within {BOX_PIXELS} pixels)"
-            raise ParityError(_message(name, against, what))
+            limits = f"score within {score}, box within {BOX_PIXELS} pixels"
+            raise self.error(f"{self.missing} of {self.detections} detections have no match ({limits})")
 
-    def as_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-
-def _require_close(wanted: Tensor, given: Tensor, what: str, name: str, against: str) -> float:
-    if wanted.shape != given.shape:
-        raise ParityError(_message(name, against, f"the {what} are {tuple(given.shape)}, not {tuple(wanted.shape)}"))
-    difference = float((wanted - given).abs().max() / wanted.abs().max().clamp(min=1.0))
-    if not difference <= LOGITS:
-        raise ParityError(_message(name, against, f"the {what} differ by {difference:.2g} of the largest, more than {LOGITS:.0e}"))
-    return difference
+    def error(self, what: str) -> ParityError:
+        """The error that says how the answers differ."""
+        return ParityError(
+            f"{self.name} does not answer as {self.against} does, although both should have the same weights: {what}; nothing was timed. "
+            "Export the file anew from this model, or measure the two apart"
+        )
 
 
-def _require_near(wanted: Tensor, given: Tensor, what: str, name: str, against: str, limit: float) -> float:
-    if wanted.shape != given.shape:
-        raise ParityError(_message(name, against, f"the {what} are {tuple(given.shape)}, not {tuple(wanted.shape)}"))
-    rms = float((wanted - given).double().square().mean().sqrt() / wanted.double().std().clamp(min=1e-6))
-    if not rms <= limit:
-        raise ParityError(_message(name, against, f"the {what} have a relative error of {rms:.2g}, more than {limit}"))
-    return rms
+@torch.inference_mode()
+def check_torchvision(twin: TorchvisionRetinaNet, model: RetinaNet, images: BenchmarkImages, *, name: str, full_head: bool) -> Parity:
+    """Compare torchvision's network with ours in fp32: logits and deltas of the same input, and boxes under torchvision's conventions.
+
+    Args:
+        twin: torchvision's network with the same weights, on the same device.
+        model: Our network. Its own anchors and image size are not used.
+        images: The first few are used.
+        name: Name of our network for messages.
+        full_head: Compare the head that a lightened model had before.
+
+    Raises:
+        ParityError: If the answers differ too much.
+    """
+    device = next(model.parameters()).device
+    same = RetinaNet(backbone=model.backbone, fpn=model.fpn, head=model.head, conventions=torchvision_conventions(model.conventions))
+    detector = Detector.of_model(same, (), device=device)
+    parity = Parity(name=name, against="torchvision", images=min(MAX_IMAGES, len(images.files)))
+    for number in range(parity.images):
+        image = images.decoded(number)
+        inputs = detector.prepare([image])
+        ours = detector.network(inputs.images, full_head=full_head)
+        theirs = twin.head(list(twin.backbone(inputs.images).values()))
+        parity.compare_outputs(theirs["cls_logits"], ours.logits, "logits")
+        parity.compare_outputs(theirs["bbox_regression"], ours.deltas, "deltas")
+        given = Detected.of_row(detector.detections(inputs, detector.conventions, full_head=full_head), 0)
+        found = twin([image_tensor(image).to(device)])[0]
+        wanted = Detected(found["boxes"].cpu(), found["scores"].cpu(), found["labels"].cpu())
+        parity.compare_detections(wanted, given, score=SCORE, rule=detector.conventions.output)
+    parity.require_matches(score=SCORE)
+    return parity
 
 
-def _message(name: str, against: str, what: str) -> str:
-    return (
-        f"{name} does not answer as {against} does, although both should have the same weights: {what}; nothing was timed. "
-        "Export the file anew from this model, or measure the two apart"
-    )
+@torch.inference_mode()
+def check_variant(reference: Detector, detector: Detector, images: BenchmarkImages, *, name: str, against: str, precision: str) -> Parity:
+    """Compare two detectors that come from the same weights.
+
+    Args:
+        reference: Detector in fp32.
+        detector: Detector in another runtime, another precision, or both.
+        images: The first few are used.
+        name: Name of the detector.
+        against: Name of the reference.
+        precision: Precision of the detector. In fp32 it must give the same numbers. For ``bf16``, ``int8`` and ``half`` (weights in
+            fp16) there is a limit for the relative error as a whole.
+
+    Raises:
+        ParityError: If the answers differ too much.
+    """
+    has_logits = not (reference.runtime.gives_boxes or detector.runtime.gives_boxes)
+    is_exact = precision == "fp32"
+    parity = Parity(name=name, against=against, images=min(MAX_IMAGES, len(images.files)))
+    for number in range(parity.images):
+        if has_logits:
+            inputs = reference.prepare([images.decoded(number)])
+            outputs = reference.network(inputs.images), detector.network(inputs.images.to(detector.device))
+            for what, wanted, given in zip(("logits", "deltas"), *outputs, strict=True):
+                limit = None if is_exact else RMS_LIMITS[precision]
+                parity.compare_outputs(wanted.float().cpu(), given.float().cpu(), what, rms_limit=limit)
+            if not is_exact:
+                continue
+        wanted_boxes, given_boxes = (_detected(each, images, number) for each in (reference, detector))
+        if is_exact:
+            parity.compare_detections(wanted_boxes, given_boxes, score=EXPORTED_SCORE, rule=reference.conventions.output)
+            continue
+        share = share_found(wanted_boxes, given_boxes)
+        parity.share = share if parity.share is None else min(parity.share, share)
+    if parity.share is not None and parity.share < MIN_SHARE:
+        raise parity.error(f"of one image they share only {parity.share:.0%} of the detections")
+    parity.require_matches(score=EXPORTED_SCORE)
+    return parity
+
+
+def _detected(detector: Detector, images: BenchmarkImages, number: int) -> Detected:
+    result = detector.predict_arrays([images.decoded(number)])[0]
+    return Detected(*map(torch.from_numpy, (result.boxes, result.scores, result.labels)))

@@ -1,12 +1,12 @@
-"""Random weights that say as much as trained ones: without boxes to decode and suppress, post-processing would seem to cost nothing.
+"""Random weights that give as many boxes as trained ones. Without boxes, post-processing would seem to cost nothing.
 
-A network that was never trained finds nothing, or everything. Here every layer is scaled to pass on numbers of standard deviation 1
-(Mishkin & Matas 2016, "All you need is a good init"), and then the classes' offset is moved until a given number of (anchor, class) pairs
-of one picture passes the model's own score threshold. Boxes lie around as chance has it: the work is real, the answers are not.
+A network that was never trained finds nothing, or everything. Here every layer is scaled so that its output has a standard deviation of 1
+(Mishkin & Matas 2016, "All you need is a good init"). Then the bias of the class prediction is set so that a given number of
+(anchor, class) pairs of one image pass the score threshold. The boxes are random: the work is real, the answers are not.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,8 @@ from lw_retinanet.errors import InputError
 from lw_retinanet.models.retinanet import RetinaNet
 
 CANDIDATES = 1000
-LOGIT_DEVIATION, DELTA_DEVIATION = 1.5, 0.2  # as those of a trained RetinaNet, about
-_FCOS_SCORE = 0.08  # of the class, with a centerness of 1/2, for the 0.2 that its geometric mean has to pass
+LOGIT_DEVIATION, DELTA_DEVIATION = 1.5, 0.2  # about those of a trained RetinaNet
+_FCOS_SCORE = 0.08  # with a centerness of 1/2, the geometric mean of the two then reaches FCOS's threshold of 0.2
 
 
 @torch.no_grad()
@@ -31,8 +31,8 @@ def scale_layers(part: nn.Module, run: Callable[[], object]) -> None:
     """Scale each convolution and linear layer in ``part``, in place, so that its output has a standard deviation of 1.
 
     Args:
-        part: of a model, or all of it.
-        run: puts a picture through the model. A layer that runs several times is scaled at the first.
+        part: A model or a part of one.
+        run: Sends an image through the model. A layer that runs several times is scaled the first time.
     """
     seen: set[nn.Module] = set()
 
@@ -48,74 +48,71 @@ def scale_layers(part: nn.Module, run: Callable[[], object]) -> None:
             layer.bias.div_(deviation)
         return output / deviation
 
-    handles = [layer.register_forward_hook(scale) for layer in part.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    try:
+    with _hooked((layer for layer in part.modules() if isinstance(layer, nn.Conv2d | nn.Linear)), scale):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
 def make_realistic(model: RetinaNet, images: Tensor, *, candidates: int = CANDIDATES, head_only: bool = False) -> None:
-    """Give a network with random weights realistic scores and boxes on one picture, in place.
+    """Give a network with random weights realistic scores and boxes on one image, in place.
 
     Args:
-        model: in evaluation mode.
+        model: Network in evaluation mode.
         images: (1, 3, H, W) normalised.
-        candidates: (anchor, class) pairs that shall pass the score threshold; at most a tenth of all there are.
-        head_only: leave backbone and pyramid as they are.
+        candidates: Number of (anchor, class) pairs that pass the score threshold, at most a tenth of all.
+        head_only: Leave the backbone and the pyramid as they are.
     """
     scale_layers(model.head if head_only else model, lambda: model(images))
     for branch, deviation in ((model.head.cls, LOGIT_DEVIATION), (model.head.bbox, DELTA_DEVIATION)):
         for predict in _predictions(branch):
             predict.weight.mul_(deviation)
-            _offset(predict).zero_()
+            _bias(predict).zero_()
     shift = _shift(model(images).logits.flatten(), _logit(model.conventions.output.score_threshold), candidates)
     for predict in _predictions(model.head.cls):
-        _offset(predict).fill_(shift)
+        _bias(predict).fill_(shift)
 
 
 @torch.no_grad()
 def make_detector_realistic(model: nn.Module, image: Tensor, *, candidates: int = CANDIDATES) -> None:
-    """The same for one of torchvision's detectors.
+    """Give one of torchvision's detectors realistic scores and boxes on one image, in place.
 
     Args:
         model: RetinaNet, FCOS, an SSD or an R-CNN, in evaluation mode.
         image: (3, H, W) in 0..1.
-        candidates: as above; for R-CNN of (proposal, class) pairs.
+        candidates: As for :func:`make_realistic`; for an R-CNN, (proposal, class) pairs.
 
     Raises:
-        InputError: for another kind.
+        InputError: If the model is of another kind.
     """
     scale_layers(model, lambda: model([image]))
     scores = _class_scores(model)
     for layer in (*scores.layers, *scores.boxes):
         layer.weight.mul_(LOGIT_DEVIATION if layer in scores.layers else DELTA_DEVIATION)
-        _offset(layer).zero_()
-    with _outputs(scores.layers) as outputs:
+        _bias(layer).zero_()
+    outputs: list[Tensor] = []
+    with _hooked(scores.layers, lambda _layer, _inputs, output: outputs.append(output)):
         model([image])
     rows = torch.cat([_in_rows(output, scores.columns) for output in outputs])
     if scores.has_background:
         shift = _background(rows, scores.threshold, candidates)
         for layer in scores.layers:
-            _offset(layer).view(-1, scores.columns)[:, 0] = shift
+            _bias(layer).view(-1, scores.columns)[:, 0] = shift
     else:
         shift = _shift(rows.flatten(), _logit(scores.threshold), candidates)
         for layer in scores.layers:
-            _offset(layer).fill_(shift)
+            _bias(layer).fill_(shift)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ClassScores:
-    """Layers of a detector that give classes and boxes.
+    """The layers of a detector that predict classes and boxes.
 
     Args:
-        layers: give ``columns`` classes an anchor.
-        boxes: layers of deltas that are to be small.
-        columns: K, with the background if there is one.
-        has_background: column 0 is that, and scores are a softmax; else each is a sigmoid.
-        threshold: that scores must pass.
+        layers: Layers that predict ``columns`` classes for each anchor.
+        boxes: Layers that predict deltas, which shall be small.
+        columns: Number of classes, with the background if there is one.
+        has_background: Whether column 0 is the background and scores are a softmax; else each score is a sigmoid.
+        threshold: Score that candidates must pass.
     """
 
     layers: Sequence[Any]
@@ -131,7 +128,7 @@ def _class_scores(model: Any) -> _ClassScores:
         is_fcos = isinstance(model, FCOS)
         return _ClassScores(
             layers=[head.classification_head.cls_logits],
-            boxes=[] if is_fcos else [head.regression_head.bbox_reg],  # FCOS multiplies by the stride, and takes what is positive
+            boxes=[] if is_fcos else [head.regression_head.bbox_reg],  # FCOS's deltas are positive multiples of the stride
             columns=head.classification_head.num_classes,
             has_background=False,
             threshold=_FCOS_SCORE if is_fcos else model.score_thresh,
@@ -142,7 +139,7 @@ def _class_scores(model: Any) -> _ClassScores:
             boxes=[_last(part) for part in model.head.regression_head.module_list],
             columns=model.head.classification_head.num_columns,
             has_background=True,
-            threshold=max(0.01, model.score_thresh),  # SSDLite's 0.001 is for COCO's AP
+            threshold=max(0.01, model.score_thresh),  # SSDLite's own 0.001 is meant for COCO's AP
         )
     if isinstance(model, GeneralizedRCNN):
         predictor = model.roi_heads.box_predictor
@@ -157,7 +154,7 @@ def _class_scores(model: Any) -> _ClassScores:
 
 
 def _predictions(branch: Any) -> list[Any]:
-    """The last layers of a branch, each once."""
+    """The prediction layers of a branch, each once."""
     return list(dict.fromkeys(_last(part) for part in (branch.shared_predict, *branch.own_predict.values()) if part is not None))
 
 
@@ -165,7 +162,7 @@ def _last(part: nn.Module) -> Any:
     return [layer for layer in part.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def _offset(layer: Any) -> Tensor:
+def _bias(layer: Any) -> Tensor:
     assert layer.bias is not None
     return layer.bias.data
 
@@ -176,13 +173,13 @@ def _logit(score: float) -> float:
 
 
 def _shift(logits: Tensor, threshold: float, candidates: int) -> float:
-    """What has to be added for as many to pass."""
+    """The number that must be added to the logits so that ``candidates`` of them pass."""
     count = max(1, min(candidates, len(logits) // 10))
     return threshold - float(logits.topk(count).values[-1])
 
 
 def _background(rows: Tensor, threshold: float, candidates: int) -> float:
-    """The background's logit with which as many softmax scores pass: the more of it, the fewer."""
+    """The logit of the background with which ``candidates`` softmax scores pass. A larger one lets fewer pass."""
     count = max(1, min(candidates, rows[:, 1:].numel() // 10))
     low, high = -20.0, 60.0
     for _ in range(40):
@@ -193,17 +190,16 @@ def _background(rows: Tensor, threshold: float, candidates: int) -> float:
 
 
 def _in_rows(output: Tensor, columns: int) -> Tensor:
-    """(N, anchors * columns, H, W), or (rows, columns) already, as (rows, columns)."""
+    """(N, anchors * columns, H, W) -> (rows, columns). An output of (rows, columns) stays as it is."""
     return (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).reshape(-1, columns).float()
 
 
 @contextmanager
-def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What layers give while this is open."""
-    outputs: list[Tensor] = []
-    handles = [layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)) for layer in layers]
+def _hooked(layers: Iterable[nn.Module], hook: Callable[[Any, Any, Tensor], Any]) -> Iterator[None]:
+    """Layers call ``hook`` after each forward inside the ``with`` block."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
-        yield outputs
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Where the time of one call goes: a clock that modules move on as they begin and end, without being changed."""
+"""How the time of one call splits into stages: a clock that watches modules begin and end, without changing them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,17 +12,17 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.models.retinanet import RetinaNet
 
-# In reading order; "network" is what remains of the network beside its parts, or all of it where no parts are seen.
+# In the order of a table. "network" is the rest of the network beside its parts, or all of it if its parts cannot be seen.
 STAGES = ("decode", "preprocess", "network", "backbone", "FPN", *(f"D{level[1:]}" for level in LEVELS), "anchors", "post-processing")
 Label = Callable[[tuple[Any, ...]], str]
 
 
 class StageClock:
-    """Gives every moment to one stage: to the innermost one that is open.
+    """Adds every moment to the innermost stage that is open.
 
     Args:
-        wait: until the device has done all that it was given; asked wherever a stage begins or ends.
-        clock: in seconds.
+        wait: Waits until the device has finished its work; called whenever a stage begins or ends.
+        clock: The time in seconds.
     """
 
     def __init__(self, wait: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -32,16 +32,18 @@ class StageClock:
         self._last = 0.0
 
     def begin(self, stage: str) -> None:
+        """Open a stage inside the one that is open."""
         self._book()
         self._open.append(stage)
 
     def end(self) -> None:
+        """Close the innermost stage."""
         self._book()
         self._open.pop()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Book what runs inside under ``name``, but for stages inside it."""
+        """Add the time inside the ``with`` block to ``name``, except the time of stages inside it."""
         self.begin(name)
         try:
             yield
@@ -50,10 +52,10 @@ class StageClock:
 
     @contextmanager
     def watching(self, *, model: nn.Module | None = None) -> Iterator[None]:
-        """Open and close stages as the parts of a RetinaNet run.
+        """Open and close stages when the parts of a RetinaNet begin and end.
 
         Args:
-            model: torchvision's; None watches for any of this package's, of which a detector runs a copy that nobody else holds.
+            model: A detector of torchvision. None watches every RetinaNet of this package, since a detector runs a private copy.
         """
         labels: dict[nn.Module, Label] = {} if model is None else _torchvision_labels(model)
 
@@ -67,7 +69,7 @@ class StageClock:
             if module in labels:
                 self.end()
 
-        # Hooks on all modules, since one on a part would keep it from being folded and fused.
+        # These hooks are on all modules, since a hook on one part would prevent that it is folded and fused.
         handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
         try:
             yield
@@ -85,7 +87,7 @@ class StageClock:
 
 
 def in_order(stages: Mapping[str, float]) -> dict[str, float]:
-    """Stages as ``STAGES`` has them."""
+    """The stages in the order of ``STAGES``."""
     return {name: stages[name] for name in STAGES if name in stages}
 
 
@@ -94,7 +96,7 @@ def _always(name: str) -> Label:
 
 
 def _head_level(inputs: tuple[Any, ...]) -> str:
-    return f"D{inputs[1][1:]}"  # a branch is called with features and level
+    return f"D{inputs[1][1:]}"  # a branch gets features and the name of the level
 
 
 def _labels(model: RetinaNet) -> dict[nn.Module, Label]:
@@ -109,12 +111,12 @@ def _labels(model: RetinaNet) -> dict[nn.Module, Label]:
 
 
 def _torchvision_labels(model: nn.Module) -> dict[nn.Module, Label]:
-    """torchvision's RetinaNet runs each layer of its head on one level after the other; of other detectors the whole is ``network``."""
+    """torchvision's RetinaNet runs each layer of its head on one level after the other. Other detectors are one stage, ``network``."""
     if not isinstance(model, TorchvisionRetinaNet):
         return {model: _always("network")}
     whole: Any = model
     labels: dict[nn.Module, Label] = {
-        model: _always("post-processing"),  # what is left of the call when its parts are taken out
+        model: _always("post-processing"),  # the rest of the call without its parts
         whole.transform: _always("preprocess"),
         whole.backbone: _always("FPN"),
         whole.backbone.body: _always("backbone"),

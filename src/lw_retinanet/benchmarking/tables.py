@@ -1,4 +1,4 @@
-"""A measurement as text: tables for a terminal, and for Markdown."""
+"""The report of a measurement as text: tables for a terminal and for Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,7 @@ Rows = list[list[str]]
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """For people.
-
-    Args:
-        result: as :meth:`~lw_retinanet.benchmarking.report.Report.as_dict` gives it.
-    """
+    """The whole report for people; ``result`` is what :func:`~lw_retinanet.benchmarking.report.report` returns."""
     machine, settings = result["machine"], result["settings"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if name in ("torch", "torchvision"))
     text = [
@@ -35,19 +31,14 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(result: Mapping[str, Any], *, stages: bool = False) -> list[str]:
-    """One table in Markdown, the machine in a line below it; arguments as :func:`lines`.
-
-    Args:
-        result: as above.
-        stages: the table of stages, and not the one of times.
-    """
+    """One table in Markdown with a line about the machine below it: the table of times, or that of stages."""
     rows = stage_rows(result) if stages else latency_rows(result)
     machine, settings = result["machine"], result["settings"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     table = [f"| {' | '.join(row)} |" for row in rows]
     load = "unknown" if machine["load_before"] is None else f"{machine['load_before']:.1f}"
     commit = f" at {machine['commit']}" if machine.get("commit") else ""
-    each = "the next picture" if settings["batch_size"] == 1 else f"the next {settings['batch_size']} pictures"
+    each = "the next image" if settings["batch_size"] == 1 else f"the next {settings['batch_size']} images"
     below = (
         f"{settings['rounds']} rounds, in each {each}, {machine['threads']} threads, {machine['processor']}, {machine['device']}, "
         f"load before {load}; {result['pictures']}; lw-retinanet {machine['lw_retinanet']}{commit}, {packages}."
@@ -56,7 +47,7 @@ def markdown(result: Mapping[str, Any], *, stages: bool = False) -> list[str]:
 
 
 def latency_rows(result: Mapping[str, Any]) -> Rows:
-    """Header and a row a contender: what it is, its size, its time with the interval, and its ratios."""
+    """A header, and a row for each contender: what it is, its size, its time with the interval, and its ratios."""
     contenders = result["contenders"]
     roles = [role for role in _ROLES if any(each["role"] == role for row in contenders for each in row["times_as_fast"])]
     has_accuracy = any(row["accuracy"] is not None for row in contenders)
@@ -80,8 +71,10 @@ def latency_rows(result: Mapping[str, Any]) -> Rows:
 
 
 def stage_rows(result: Mapping[str, Any]) -> Rows:
-    """Header and a row a contender whose stages were seen: milliseconds of each, their sum, and the whole as it was timed without a clock
-    inside, on the same pictures; no rows if there are none."""
+    """A header, and a row for each contender whose stages were seen; no rows if there are none.
+
+    The columns are the milliseconds of each stage, their sum, and the time of the whole without a clock inside, on the same images.
+    """
     seen = [row for row in result["contenders"] if row["stages"] is not None]
     if not seen:
         return []
@@ -95,10 +88,10 @@ def stage_rows(result: Mapping[str, Any]) -> Rows:
 
 
 def filled(text: str, name: str, table: Sequence[str]) -> str:
-    """A document with what stands between ``<!-- table: NAME -->`` and ``<!-- /table -->`` replaced.
+    """Replace the text between ``<!-- table: NAME -->`` and ``<!-- /table -->`` in a document.
 
     Raises:
-        KeyError: if there is no such place.
+        KeyError: If there is no such place.
     """
     begin, end = f"<!-- table: {name} -->", "<!-- /table -->"
     head, found, rest = text.partition(begin)
@@ -109,5 +102,5 @@ def filled(text: str, name: str, table: Sequence[str]) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits that count."""
+    """The value with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,13 +1,14 @@
-"""Contenders in turns: whole calls first, then stage by stage, in rounds of their own, since looking takes time."""
+"""Contenders in turns: first whole calls, then stage by stage in further rounds, since looking at the stages takes time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from lw_retinanet.benchmarking.contender import Contender
-from lw_retinanet.benchmarking.pictures import Pictures
-from lw_retinanet.benchmarking.report import Measured
+from lw_retinanet.benchmarking.images import BenchmarkImages
+from lw_retinanet.benchmarking.settings import BenchmarkSettings
 from lw_retinanet.benchmarking.stages import StageClock
 from lw_retinanet.counting.rounds import take_turns
 from lw_retinanet.devices import waiting_for
@@ -16,38 +17,49 @@ from lw_retinanet.progress import Progress
 _STAGE_ROUNDS, _STAGE_WARM_UP = 10, 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The times of one contender.
+
+    Args:
+        contender: The contender.
+        times: Milliseconds of the call in every round.
+        stages: Median milliseconds of every stage; empty if the stages cannot be seen.
+        staged_whole: Median milliseconds of the whole call in the rounds whose images the stages saw.
+    """
+
+    contender: Contender
+    times: list[float]
+    stages: Mapping[str, float]
+    staged_whole: float
+
+
 def timed(
     contenders: Sequence[Contender],
-    pictures: Pictures,
+    images: BenchmarkImages,
+    settings: BenchmarkSettings,
     *,
-    rounds: int,
-    warm_up: int,
-    batch_size: int,
     device: torch.device,
     progress: Progress | None,
 ) -> list[Measured]:
-    """Times of every call and medians of every stage, in milliseconds.
+    """Time contenders in turns.
 
     Args:
-        contenders: take turns.
-        pictures: each round takes the next ones, the same for all.
-        rounds: that count; stages get at most 10.
-        warm_up: rounds before them.
-        batch_size: pictures a call.
-        device: that is waited for.
-        progress: wraps the rounds.
+        contenders: The contenders.
+        images: Every round takes the next ones, the same for all contenders.
+        settings: How to measure. Stages get at most 10 rounds.
+        device: Device that the clock waits for.
+        progress: Wraps the rounds.
     """
-    wait = waiting_for(device)
-    for number in _first_of_each_shape(pictures, warm_up + rounds, batch_size):
+    wait, warm_up, size = waiting_for(device), settings.warm_up, settings.batch_size
+    for number in _first_of_each_shape(images, warm_up + settings.rounds, size):
         for one in contenders:
-            one.run(pictures.batch(number, batch_size))  # for what is compiled or laid out once a shape
-    whole = {one.name: _call(one, pictures, batch_size) for one in contenders}
-    times = take_turns(whole, rounds=rounds, warm_up=warm_up, wait=wait, progress=progress)
+            one.run(images.batch(number, size), None)  # compiles and lays out what is made once for every shape
+    whole = {one.name: _call(one, images, size) for one in contenders}
+    times = take_turns(whole, rounds=settings.rounds, warm_up=warm_up, wait=wait, progress=progress)
     stages: dict[str, list[dict[str, float]]] = {one.name: [] for one in contenders}
-    stage_rounds, shift = min(_STAGE_ROUNDS, rounds), warm_up - _STAGE_WARM_UP  # the same pictures as in the first rounds of the whole
-    by_stage = {
-        one.name: _staged(one, pictures, batch_size, shift, wait, stages[one.name]) for one in contenders if one.by_stage is not None
-    }
+    stage_rounds, shift = min(_STAGE_ROUNDS, settings.rounds), warm_up - _STAGE_WARM_UP  # the images of the first rounds of the whole
+    by_stage = {one.name: _staged(one, images, size, shift, wait, stages[one.name]) for one in contenders if one.has_stages}
     take_turns(by_stage, rounds=stage_rounds, warm_up=_STAGE_WARM_UP, wait=wait, progress=progress)
     return [
         Measured(
@@ -60,13 +72,13 @@ def timed(
     ]
 
 
-def _call(contender: Contender, pictures: Pictures, size: int) -> Callable[[int], object]:
-    return lambda number: contender.run(pictures.batch(number, size))
+def _call(contender: Contender, images: BenchmarkImages, size: int) -> Callable[[int], object]:
+    return lambda number: contender.run(images.batch(number, size), None)
 
 
-def _first_of_each_shape(pictures: Pictures, rounds: int, size: int) -> list[int]:
-    """Rounds in which pictures come whose sizes did not come together before."""
-    shapes = [pictures.decoded(place).shape for place in range(len(pictures.files))]
+def _first_of_each_shape(images: BenchmarkImages, rounds: int, size: int) -> list[int]:
+    """The rounds in which a combination of image sizes comes for the first time."""
+    shapes = [images.decoded(place).shape for place in range(len(images.files))]
     found: dict[tuple[tuple[int, ...], ...], int] = {}
     for number in range(rounds):
         found.setdefault(tuple(shapes[place % len(shapes)] for place in range(number * size, (number + 1) * size)), number)
@@ -74,12 +86,11 @@ def _first_of_each_shape(pictures: Pictures, rounds: int, size: int) -> list[int
 
 
 def _staged(
-    contender: Contender, pictures: Pictures, size: int, shift: int, wait: Callable[[], None], rounds: list[dict[str, float]]
+    contender: Contender, images: BenchmarkImages, size: int, shift: int, wait: Callable[[], None], rounds: list[dict[str, float]]
 ) -> Callable[[int], object]:
     def run(number: int) -> None:
         clock = StageClock(wait)
-        assert contender.by_stage is not None
-        contender.by_stage(pictures.batch(number + shift, size), clock)
+        contender.run(images.batch(number + shift, size), clock)
         if number >= _STAGE_WARM_UP:
             rounds.append(clock.milliseconds)
 

@@ -32,8 +32,9 @@ def benchmark_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Time models side by side, from image files to boxes, after checking that models with the same weights give the same detections."""
-    from lw_retinanet.benchmarking.report_files import write_report_files
-    from lw_retinanet.benchmarking.run import BenchmarkSettings, benchmark
+    from lw_retinanet.benchmarking.report import write_report_files
+    from lw_retinanet.benchmarking.run import benchmark
+    from lw_retinanet.benchmarking.settings import BenchmarkSettings
     from lw_retinanet.benchmarking.tables import lines
 
     if against is not None:
@@ -57,7 +58,7 @@ def benchmark_command(
     )
     if out is not None:
         output_folder(out)
-    result = benchmark(models or [], settings, progress=with_bar).as_dict()
+    result = benchmark(models or [], settings, progress=with_bar)
     if out is not None:
         write_report_files(out, result)
     if json:

@@ -1,4 +1,4 @@
-"""The pictures of a measurement, as bytes: what is timed begins with decoding them."""
+"""The images of a measurement, still encoded, since decoding them is timed, too."""
 
 import io
 from dataclasses import dataclass
@@ -14,52 +14,52 @@ from lw_retinanet.data.sample import draw_scene
 from lw_retinanet.errors import ImageError
 
 MADE_UP = 4
-MOST = 64
+MAX_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Encoded pictures, and a word on where they come from."""
+class BenchmarkImages:
+    """Encoded images, and a phrase that says where they come from."""
 
     files: tuple[bytes, ...]
     source: str
 
     def batch(self, number: int, size: int) -> list[bytes]:
-        """Those of round ``number``."""
+        """The images of round ``number``."""
         return [self.files[(number * size + row) % len(self.files)] for row in range(size)]
 
-    def squares(self, side: int) -> "Pictures":
-        """The largest square in the middle of each, as JPEG of this side."""
+    def squares(self, side: int) -> "BenchmarkImages":
+        """The largest square in the middle of each image, as a JPEG of this side."""
         files = tuple(_jpeg(_square(decode(file), side)) for file in self.files)
-        return Pictures(files=files, source=f"{self.source}, cut to squares of {side} x {side}")
+        return BenchmarkImages(files=files, source=f"{self.source}, cut to squares of {side} x {side}")
 
     def decoded(self, number: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 of one of them."""
+        """One image as (H, W, 3) uint8."""
         return decode(self.files[number])
 
 
 def usual_side(size: int) -> int:
-    """Side of a picture that is enlarged to ``size`` as COCO's 640 pixels are to 800."""
+    """Side of an image that is enlarged to ``size``, as COCO's 640 pixels are to 800."""
     return max(8, 4 * size // 5)
 
 
-def made_up_pictures(size: int) -> Pictures:
-    """Square JPEG files of coloured shapes, of :func:`usual_side`."""
+def made_up_images(size: int) -> BenchmarkImages:
+    """Square JPEG files with coloured shapes, with the side of :func:`usual_side`."""
     side = usual_side(size)
-    return Pictures(
+    return BenchmarkImages(
         files=tuple(_jpeg(draw_scene(np.random.default_rng((7, number)), (side, side)).image) for number in range(MADE_UP)),
-        source=f"{MADE_UP} made-up pictures, {side} x {side}, JPEG",
+        source=f"{MADE_UP} made-up images, {side} x {side}, JPEG",
     )
 
 
-def pictures_of(folder: Path) -> Pictures:
-    """The first pictures of a folder, at most ``MOST``, as their files are.
+def images_of(folder: Path) -> BenchmarkImages:
+    """The first images of a folder, at most ``MAX_IMAGES``, as their files are.
 
     Raises:
-        InputError: if there is none.
-        ImageError: for one that cannot be read.
+        InputError: If there is no image.
+        ImageError: If an image cannot be read.
     """
-    files = find_images([folder])[:MOST]
+    files = find_images([folder])[:MAX_IMAGES]
     contents = []
     for file in files:
         try:
@@ -67,7 +67,7 @@ def pictures_of(folder: Path) -> Pictures:
         except OSError as error:
             raise ImageError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
         decode(contents[-1], name=str(file))
-    return Pictures(files=tuple(contents), source=f"{len(files)} pictures of {folder}")
+    return BenchmarkImages(files=tuple(contents), source=f"{len(files)} images of {folder}")
 
 
 def _square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
