@@ -26,6 +26,7 @@ FOUNDATION = {
     "structures",
     "boxes",
     "files",
+    "yaml_file",
     "devices",
     "drawing",
     "tables",

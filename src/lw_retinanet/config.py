@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,8 +23,9 @@ from pydantic import (
 )
 
 from lw_retinanet.backbones import BACKBONES, BACKBONES_IN_WORDS, is_backbone
-from lw_retinanet.errors import ConfigError, nearest
+from lw_retinanet.errors import ConfigError, nearest, quoted, shown
 from lw_retinanet.heads import is_preset, known_presets
+from lw_retinanet.yaml_file import parse_yaml, read_yaml
 
 
 def _known_preset(name: str) -> str:
@@ -258,18 +258,9 @@ def load_config(file: Path) -> dict[str, Any]:
     """Read a YAML settings file into nested plain values.
 
     Raises:
-        ConfigError: If the file is missing, is not YAML, or is not a mapping of sections.
+        ConfigError: If the file is missing, is not YAML that can be read, or is not a mapping of sections.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read settings file {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"settings file {file} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}, line {mark.line + 1}" if mark else str(file)
-        raise ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    values = read_yaml(file, what="settings file")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -287,17 +278,17 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
     for setting in settings:
         key, equals, text = setting.partition("=")
         section, dot, name = key.strip().partition(".")
-        if not equals or not dot or not name:
+        if not equals or not dot or not name or not text.strip():
             hint = nearest(key, setting_names())
-            raise ConfigError(f"setting {setting!r}: expected section.name=value, for example train.epochs=12{hint}")
+            raise ConfigError(f"setting {quoted(setting)}: expected section.name=value, for example train.epochs=12{hint}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text, where="setting")
+        except ConfigError:
             value = text
         # YAML reads 1e-4 as text; pydantic turns it into a number where a number is meant.
         target = merged.setdefault(section, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"setting {setting!r}: section {section} is not a mapping in the settings file")
+            raise ConfigError(f"setting {quoted(setting)}: section {section} is not a mapping in the settings file")
         target[name] = value
     return merged
 
@@ -319,17 +310,13 @@ def explain(error: ValidationError, known: Sequence[str] = (), *, what: str = "f
         what: What the schema calls a name: a field, a setting.
     """
     problem = error.errors()[0]
-    place, value = ".".join(map(str, problem["loc"])), problem["input"]
+    place, value = shown(".".join(map(str, problem["loc"]))), problem["input"]
     if problem["type"] == "extra_forbidden":
         name = place if any("." in each for each in known) else str(problem["loc"][-1])
-        return f"unknown {what} {place!r}{nearest(name, known)}"
+        return f"unknown {what} {quoted(place)}{nearest(name, known)}"
     choices = re.findall("'([^']*)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
     if choices:
-        return f"{place}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
+        return f"{place}={quoted(value)} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
     message = problem["msg"].removeprefix("Value error, ")
-    where = place if isinstance(value, Mapping | BaseModel) or not place else f"{place}={_shortened(repr(value))}"
+    where = place if isinstance(value, Mapping | BaseModel) or not place else f"{place}={quoted(value)}"
     return f"{where}{': ' if where else ''}{message[0].lower()}{message[1:]}"
-
-
-def _shortened(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,7 +1,12 @@
 """What the library raises. Every message is one line that says what is wrong, where, and what to do."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from pathlib import PurePath
+
+_VALUES = reprlib.Repr()
+_VALUES.maxstring = _VALUES.maxother = _VALUES.maxlong = 80
 
 
 class LwRetinaNetError(Exception):
@@ -50,8 +55,24 @@ class ExportError(LwRetinaNetError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean X?`` for the known name that is most like ``name``, or nothing if none is similar."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:80], list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def shown(value: object, *, most: int = 80) -> str:
+    """Text, or another value as Python writes it, fit for one line of a message: at most ``most`` printable characters."""
+    text = value if isinstance(value, str) else _VALUES.repr(value)
+    return printable(text if len(text) <= most else f"{text[: most - 20]}...{text[-17:]}")
+
+
+def quoted(value: object) -> str:
+    """The same with quotes around text, as Python writes it."""
+    return shown(_VALUES.repr(value), most=100)
+
+
+def printable(text: str | PurePath) -> str:
+    """Text on one line, with a mark in place of each character that a terminal cannot show or obeys."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
 
 
 def first_line(error: BaseException) -> str:

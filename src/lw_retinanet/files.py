@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lw_retinanet.errors import InputError, OutputError
+from lw_retinanet.errors import InputError, OutputError, printable
 
 
 @contextmanager
@@ -73,6 +74,22 @@ def existing(path: Path, what: str) -> Path:
     if not path.exists():
         raise InputError(f"{what} {path} does not exist; check the path")
     return path
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """The content of an ordinary file of at most ``most`` bytes; a pipe or a device would never end.
+
+    Raises:
+        InputError: If it is no such file.
+        OSError: If it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{printable(path)}: it is no ordinary file; name one")
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{printable(path)}: it is larger than {most / 2**20:g} MiB, the most that is read; name another file")
+    return content
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from PIL import (
 )
 
 from lw_retinanet.errors import ImageError, InputError
+from lw_retinanet.errors import printable as printable
 
 MAX_PIXELS = 64_000_000
 
@@ -143,11 +144,6 @@ def read_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str |
     with _opened(source, max_pixels, name, pixels=False) as (image, orientation):
         width, height = image.size
         return (width, height) if orientation in _SWAPS_SIDES else (height, width)
-
-
-def printable(name: str | Path) -> str:
-    """A file name fit for one line of a message: names may hold line breaks and bytes that are no text."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(name))
 
 
 @contextmanager

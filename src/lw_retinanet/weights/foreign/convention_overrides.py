@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from lw_retinanet.config import explain
 from lw_retinanet.conventions import Conventions
-from lw_retinanet.errors import ConfigError, nearest
+from lw_retinanet.errors import ConfigError, nearest, quoted, shown
+from lw_retinanet.yaml_file import parse_yaml
 
 BACKBONE = "backbone"
 
@@ -17,16 +17,16 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """Read texts of the form ``name=value``; of two with the same name the later one counts.
 
     Raises:
-        ConfigError: For a text without ``=``.
+        ConfigError: For a text without ``=`` or without a value.
     """
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"{setting!r}: expected name=value, for example input.size=416{nearest(key, convention_names())}")
+        if not equals or not key.strip() or not text.strip():
+            raise ConfigError(f"{quoted(setting)}: expected name=value, for example input.size=416{nearest(key, convention_names())}")
         try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key.strip()] = parse_yaml(text, where="convention")
+        except ConfigError:
             values[key.strip()] = text
     return values
 
@@ -42,11 +42,13 @@ def apply_overrides(conventions: Conventions, overrides: Mapping[str, Any]) -> C
         if key == BACKBONE:
             continue
         if key not in convention_names():
-            raise ConfigError(f"unknown convention {key!r}{nearest(key, convention_names())}; known: {', '.join(convention_names())}")
+            raise ConfigError(f"unknown convention {quoted(key)}{nearest(key, convention_names())}; known: {', '.join(convention_names())}")
         section, _, name = key.rpartition(".")
         place = values[section] if section else values
         if isinstance(value, bool) != isinstance(place[name], bool):  # pydantic reads true as 1
-            raise ConfigError(f"{key}={value}: expected {'true or false' if isinstance(place[name], bool) else 'neither true nor false'}")
+            raise ConfigError(
+                f"{key}={shown(value)}: expected {'true or false' if isinstance(place[name], bool) else 'neither true nor false'}"
+            )
         place[name] = value
     try:
         return Conventions.model_validate(values)
