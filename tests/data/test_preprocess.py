@@ -74,6 +74,17 @@ def test_normalise_equals_torchvision() -> None:
     torch.testing.assert_close(normalise(image, torch.tensor([[7, 9]]), rule)[0], expected, rtol=0, atol=1e-6)
 
 
+def test_normalise_leaves_its_input_alone_and_takes_any_memory_format() -> None:
+    planar = torch.rand((2, 3, 5, 7), generator=torch.Generator().manual_seed(0)) * 255
+    sizes_hw, before = torch.tensor([[5, 7], [3, 4]]), planar.clone()
+    expected = normalise(planar.contiguous(memory_format=torch.channels_last), sizes_hw, InputRule())
+    assert torch.equal(normalise(planar, sizes_hw, InputRule()), expected)
+    assert torch.equal(planar, before)
+    last = planar.contiguous(memory_format=torch.channels_last)
+    normalise(last, sizes_hw, InputRule())
+    assert torch.equal(last, before)
+
+
 def test_padding_goes_right_and_below() -> None:
     images = [torch.full((3, 2, 3), 7, dtype=torch.uint8), torch.full((3, 4, 1), 9, dtype=torch.uint8)]
     batch = pad_to(images, (4, 5))

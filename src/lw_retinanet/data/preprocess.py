@@ -70,7 +70,7 @@ def resize(image: Tensor, size_hw: tuple[int, int], rule: InputRule) -> Tensor:
 
 def pad_to(images: Sequence[Tensor], size_hw: tuple[int, int]) -> Tensor:
     """Stack (3, h, w) images into (N, 3, *size_hw) with zeros at the right and the bottom, channels last in memory."""
-    batch = torch.zeros((len(images), 3, *size_hw), dtype=images[0].dtype).to(memory_format=torch.channels_last)
+    batch = torch.zeros((len(images), *size_hw, 3), dtype=images[0].dtype).permute(0, 3, 1, 2)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return batch
@@ -87,19 +87,23 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
     Returns:
         (N, 3, H, W) float32, channels last in memory.
     """
-    device = images.device
-    mean, std = mean_and_std(rule.mean, rule.std, device)
+    device, width = images.device, images.shape[3]
     if rule.channel_order == "bgr":
         images = images.flip(1)
-    values = (images / rule.scale).sub_(mean).div_(std)
-    rows = torch.arange(images.shape[2], device=device)[None, :] < sizes_hw[:, :1].to(device)
-    columns = torch.arange(images.shape[3], device=device)[None, :] < sizes_hw[:, 1:].to(device)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return values.mul_(inside).contiguous(memory_format=torch.channels_last)
+    # Whole rows of pixels, since an operation along the three channels alone is not vectorised.
+    pixels = images.permute(0, 2, 3, 1).contiguous().to(torch.float32, copy=True)
+    values = pixels.flatten(2)
+    rows = torch.arange(images.shape[2], device=device) < sizes_hw[:, :1].to(device)
+    columns = torch.arange(width, device=device) < sizes_hw[:, 1:].to(device)
+    factor, offset = factor_and_offset(rule, device)
+    inside = columns.repeat_interleave(3, dim=1)[:, None]
+    values.mul_(factor.repeat(width) * inside).add_(offset.repeat(width) * inside).mul_(rows[..., None].float())
+    return pixels.permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # tensors made in inference mode could not be used in training
-def mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each; cached, because every copy to a CUDA device waits for the device."""
-    return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
+def factor_and_offset(rule: InputRule, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3,) each: a pixel's value times the factor plus the offset is normalised. Cached: every copy to a CUDA device waits for it."""
+    mean, std = torch.tensor(rule.mean, dtype=torch.float64), torch.tensor(rule.std, dtype=torch.float64)
+    return (1 / (rule.scale * std)).float().to(device), (-mean / std).float().to(device)
