@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _FAMILIES = {"ours": ("#0072B2", "this package"), "torchvision": ("#D55E00", "torchvision's RetinaNet"), "peer": ("#8A8A8A", "peers")}
 _MARKERS = {"fp32": "o", "bf16": "s", "int8": "D"}
 _MARKER_SIZE = 6  # points
+_ENDS = (("low", -1), ("high", 1))
 _STAGE_COLOURS = {
     "decode": "#C4C4C4",
     "preprocess": "#8A8A8A",
@@ -75,11 +76,7 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
             if not shown:
                 continue
             x, y = [row["macs"] / 1e9 for row in shown], [row["latency_ms"]["median"] for row in shown]
-            errors = [[row["latency_ms"][end] for row in shown] for end in ("low", "high")]
-            spread = [
-                [max(0.0, b - a) for a, b in zip(errors[0], y, strict=True)],
-                [max(0.0, b - a) for a, b in zip(y, errors[1], strict=True)],
-            ]
+            spread = [[max(0.0, sign * (row["latency_ms"][end] - row["latency_ms"]["median"])) for row in shown] for end, sign in _ENDS]
             axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, markersize=_MARKER_SIZE, capsize=2, label=f"{words}, {precision}")
     macs = [row["macs"] for row in rows]
     is_wide = bool(macs) and max(macs) > _WIDE * min(macs)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,8 @@ from lw_retinanet.models.retinanet import RetinaNet
 
 # In the order of a table. "network" is the rest of the network beside its parts, or all of it if its parts cannot be seen.
 STAGES = ("decode", "preprocess", "network", "backbone", "FPN", *(f"D{level[1:]}" for level in LEVELS), "anchors", "post-processing")
-Label = Callable[[tuple[Any, ...]], str]
+Label = str | Callable[[tuple[Any, ...]], str]
+"""The stage that a module belongs to, or a function that finds it from the inputs of a call."""
 
 
 class StageClock:
@@ -63,7 +65,8 @@ class StageClock:
             if isinstance(module, RetinaNet):
                 labels.update(_labels(module))
             if module in labels:
-                self.begin(labels[module](inputs))
+                label = labels[module]
+                self.begin(label if isinstance(label, str) else label(inputs))
 
         def after(module: nn.Module, *_: object) -> None:
             if module in labels:
@@ -91,37 +94,27 @@ def in_order(stages: Mapping[str, float]) -> dict[str, float]:
     return {name: stages[name] for name in STAGES if name in stages}
 
 
-def _always(name: str) -> Label:
-    return lambda _: name
-
-
 def _head_level(inputs: tuple[Any, ...]) -> str:
     return f"D{inputs[1][1:]}"  # a branch gets features and the name of the level
 
 
 def _labels(model: RetinaNet) -> dict[nn.Module, Label]:
     head = model.head
-    return {
-        model: _always("network"),
-        model.backbone: _always("backbone"),
-        model.fpn: _always("FPN"),
-        head.cls: _head_level,
-        head.bbox: _head_level,
-    }
+    return {model: "network", model.backbone: "backbone", model.fpn: "FPN", head.cls: _head_level, head.bbox: _head_level}
 
 
 def _torchvision_labels(model: nn.Module) -> dict[nn.Module, Label]:
     """torchvision's RetinaNet runs each layer of its head on one level after the other. Other detectors are one stage, ``network``."""
     if not isinstance(model, TorchvisionRetinaNet):
-        return {model: _always("network")}
+        return {model: "network"}
     whole: Any = model
     labels: dict[nn.Module, Label] = {
-        model: _always("post-processing"),  # the rest of the call without its parts
-        whole.transform: _always("preprocess"),
-        whole.backbone: _always("FPN"),
-        whole.backbone.body: _always("backbone"),
-        whole.head: _always("network"),
-        whole.anchor_generator: _always("anchors"),
+        model: "post-processing",  # the rest of the call without its parts
+        whole.transform: "preprocess",
+        whole.backbone: "FPN",
+        whole.backbone.body: "backbone",
+        whole.head: "network",
+        whole.anchor_generator: "anchors",
     }
     for branch, last in ((whole.head.classification_head, "cls_logits"), (whole.head.regression_head, "bbox_reg")):
         labels[branch.conv] = _level_by_turn()
@@ -130,11 +123,5 @@ def _torchvision_labels(model: nn.Module) -> dict[nn.Module, Label]:
 
 
 def _level_by_turn() -> Label:
-    turn = -1
-
-    def label(_: tuple[Any, ...]) -> str:
-        nonlocal turn
-        turn += 1
-        return f"D{LEVELS[turn % len(LEVELS)][1:]}"
-
-    return label
+    levels = cycle(LEVELS)
+    return lambda _: f"D{next(levels)[1:]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from lw_retinanet.counting.rounds import take_turns
 from lw_retinanet.devices import waiting_for
 from lw_retinanet.progress import Progress
 
+Stages = dict[str, float]
 _STAGE_ROUNDS, _STAGE_WARM_UP = 10, 1
 
 
@@ -55,11 +57,11 @@ def timed(
     for number in _first_of_each_shape(images, warm_up + settings.rounds, size):
         for one in contenders:
             one.run(images.batch(number, size), None)  # compiles and lays out what is made once for every shape
-    whole = {one.name: _call(one, images, size) for one in contenders}
+    whole = {one.name: partial(_call, one, images, size) for one in contenders}
     times = take_turns(whole, rounds=settings.rounds, warm_up=warm_up, wait=wait, progress=progress)
-    stages: dict[str, list[dict[str, float]]] = {one.name: [] for one in contenders}
+    stages: dict[str, list[Stages]] = {one.name: [] for one in contenders}
     stage_rounds, shift = min(_STAGE_ROUNDS, settings.rounds), warm_up - _STAGE_WARM_UP  # the images of the first rounds of the whole
-    by_stage = {one.name: _staged(one, images, size, shift, wait, stages[one.name]) for one in contenders if one.has_stages}
+    by_stage = {one.name: partial(_staged_call, one, images, size, shift, wait, stages[one.name]) for one in contenders if one.has_stages}
     take_turns(by_stage, rounds=stage_rounds, warm_up=_STAGE_WARM_UP, wait=wait, progress=progress)
     return [
         Measured(
@@ -72,8 +74,8 @@ def timed(
     ]
 
 
-def _call(contender: Contender, images: BenchmarkImages, size: int) -> Callable[[int], object]:
-    return lambda number: contender.run(images.batch(number, size), None)
+def _call(contender: Contender, images: BenchmarkImages, size: int, number: int) -> None:
+    contender.run(images.batch(number, size), None)
 
 
 def _first_of_each_shape(images: BenchmarkImages, rounds: int, size: int) -> list[int]:
@@ -85,18 +87,15 @@ def _first_of_each_shape(images: BenchmarkImages, rounds: int, size: int) -> lis
     return list(found.values())
 
 
-def _staged(
-    contender: Contender, images: BenchmarkImages, size: int, shift: int, wait: Callable[[], None], rounds: list[dict[str, float]]
-) -> Callable[[int], object]:
-    def run(number: int) -> None:
-        clock = StageClock(wait)
-        contender.run(images.batch(number + shift, size), clock)
-        if number >= _STAGE_WARM_UP:
-            rounds.append(clock.milliseconds)
-
-    return run
+def _staged_call(
+    contender: Contender, images: BenchmarkImages, size: int, shift: int, wait: Callable[[], None], rounds: list[Stages], number: int
+) -> None:
+    clock = StageClock(wait)
+    contender.run(images.batch(number + shift, size), clock)
+    if number >= _STAGE_WARM_UP:
+        rounds.append(clock.milliseconds)
 
 
-def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+def _medians(rounds: Sequence[Stages]) -> Stages:
     names = dict.fromkeys(name for one in rounds for name in one)
     return {name: float(np.median([one.get(name, 0.0) for one in rounds])) for name in names}
