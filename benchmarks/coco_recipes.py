@@ -1,7 +1,7 @@
 """The headers of configs/coco: what each row of the paper's tables will cost on COCO, worked out by the code that runs it.
 
 ``python benchmarks/coco_recipes.py`` compares the files with what this code says, ``--write`` brings them up to date. COCO itself is not
-needed: every picture is taken to be 480 x 640, its commonest size. ``train COCO --config FILE --dry-run`` counts the real ones.
+needed: every image is taken to be 480 x 640, its commonest size. ``train COCO --config FILE --dry-run`` counts the real ones.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from lw_retinanet.weights.start import start_from_settings
 ROOT = Path(__file__).parents[1]
 FOLDER, DOCUMENT = ROOT / "configs" / "coco", ROOT / "docs" / "coco.md"
 TRAIN_IMAGES, VAL_IMAGES, CLASSES = 118_287, 5_000, 80
-PICTURE_HW = (480, 640)
+IMAGE_HW = (480, 640)
 GPUS = (8, 4)
 # Sustained multiply-accumulates a second of one GPU. The first is what 10 images a second of the full model at 800 come to, Detectron2's
 # published rate in fp32 (80 on 8 V100, at sides of 640 to 800); the second a third of the 339 TFLOP/s that MLPerf's best RetinaNet trains
@@ -99,7 +99,7 @@ def plan(name: str, processes: int) -> RunPlan:
     categories = tuple(Category(id=number, name=str(number)) for number in range(CLASSES))
     with torch.device("meta"):
         model = start_from_settings(bare, categories).model
-    sizes_hw = np.tile(np.array(PICTURE_HW, np.int32), (TRAIN_IMAGES, 1))
+    sizes_hw = np.tile(np.array(IMAGE_HW, np.int32), (TRAIN_IMAGES, 1))
     return plan_run(config, model, sizes_hw, name=config.model.preset, processes=processes)
 
 

@@ -161,7 +161,7 @@ def made_up_records(random: np.random.Generator, num_images: int, num_classes: i
 
 
 def placed(random: np.random.Generator, sides: NDArray[np.float64], shapes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, 4) xywh inside the picture, with the root of their area and the root of their width over height as asked, where that fits."""
+    """(B, 4) xywh inside the image, with the root of their area and the root of their width over height as asked, where that fits."""
     height, width = SIZE_HW
     sizes = np.stack([np.minimum(sides * shapes, width), np.minimum(sides / shapes, height)], axis=1).clip(min=4)
     corners = random.random((len(sides), 2)) * (np.array([width, height]) - sizes)

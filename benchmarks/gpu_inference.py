@@ -1,14 +1,14 @@
-"""Inference on a GPU: pictures a second, kernels, waits and memory, against the matrix rate of the same GPU in the same run.
+"""Inference on a GPU: images per second, kernels, waits and memory, against the matrix rate of the same GPU in the same run.
 
     python benchmarks/gpu_inference.py [--size 800] [--classes 80] [--backbone resnet50] [--batches 1 8 32] [--compile] [--rounds 30]
         [--presets NAME ...] [--json]
 
 Detectors compute in bf16. ``network`` is the network alone; ``detections`` adds post-processing and the copy of the boxes to the host.
-Pictures lie on the GPU, resized and normalised: decoding them is the work of a CPU. Weights are random with realistic scores.
+Images lie on the GPU, resized and normalised: decoding them is the work of a CPU. Weights are random with realistic scores.
 
-A detector's share of the matrix rate is twice the multiply-accumulates of its convolutions, by the pictures a second of its network, over
-the best rate of large bf16 matrix products. Goals: half of that rate, and 1,500 pictures a second of lw-v3, 800 x 800, in batches of 32
-with post-processing.
+A detector's share of the matrix rate is twice the multiply-accumulates of its convolutions, times the images per second of its network,
+over the best rate of large bf16 matrix products. Goals: half of that rate, and 1,500 images per second of lw-v3, 800 x 800, in batches of
+32 with post-processing.
 
 ``--device cpu --size 128 --backbone resnet18 --batches 1 2 --rounds 2`` tries the script where there is no GPU; what only a GPU can tell is
 left out then, and said so.
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--presets", nargs="+", default=list(PRESETS))
-    parser.add_argument("--candidates", type=int, default=CANDIDATES, help="pairs over the score threshold in the first picture")
+    parser.add_argument("--candidates", type=int, default=CANDIDATES, help="pairs over the score threshold in the first image")
     parser.add_argument("--compile", action="store_true", help="also through torch.compile: a minute for each network and batch")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
@@ -63,7 +63,7 @@ def main() -> int:
         return 2
     images = made_up_images(a.size)
     result: dict[str, Any] = {
-        "what": "inference in bf16, pictures on the device",
+        "what": "inference in bf16, images on the device",
         "machine": machine(device),
         "size": a.size,
         "classes": a.classes,
@@ -143,7 +143,7 @@ def matrix_rate(device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def with_rates(measured: Mapping[str, Any], batch: int, macs: int, flops_per_second: float) -> dict[str, Any]:
-    """The same row with pictures a second, and the network's share of the matrix rate."""
+    """The same row with images per second, and the network's share of the matrix rate."""
     row = dict(measured)
     for name in ("network", "detections"):
         row[name] = {**measured[name], "images_per_second": batch / (measured[name]["ms"]["median"] / 1e3)}
@@ -157,7 +157,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]], size: int, is_gpu: bool) -> list
     name = f"{best['preset']}{' compiled' if best['compiled'] else ''}, batch {best['batch']}"
     lines = [f"goal {SHARE_GOAL:.0%} of the matrix rate: {best['share_of_matrix_rate']:.0%} at best ({name})"]
     like = [row for row in rows if row["preset"] == RATE_GOAL["preset"] and row["batch"] == RATE_GOAL["batch"]]
-    words = f"goal {RATE_GOAL['images_per_second']:,} pictures a second of {RATE_GOAL['preset']} with post-processing"
+    words = f"goal {RATE_GOAL['images_per_second']:,} images per second of {RATE_GOAL['preset']} with post-processing"
     if not is_gpu or size != RATE_GOAL["size"] or not like:
         return [*lines, f"{words}: not run (it is for a GPU, {RATE_GOAL['size']} x {RATE_GOAL['size']}, batch {RATE_GOAL['batch']})"]
     return [*lines, f"{words}: {max(row['detections']['images_per_second'] for row in like):,.0f}"]
@@ -166,8 +166,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]], size: int, is_gpu: bool) -> list
 def table(result: Mapping[str, Any]) -> list[str]:
     """For people."""
     is_gpu = not result["left_out"]
-    head = ["", "batch", "GMACs", "network, ms", "with boxes, ms", "pictures/s", "with boxes", "share of rate"]
-    lines = [[*head, *(["kernels a picture", "launches", "waits a batch", "peak GiB"] if is_gpu else [])]]
+    head = ["", "batch", "GMACs", "network, ms", "with boxes, ms", "images/s", "with boxes", "share of rate"]
+    lines = [[*head, *(["kernels per image", "launches", "waits a batch", "peak GiB"] if is_gpu else [])]]
     for row in result["rows"]:
         network, whole = row["network"], row["detections"]
         cells = [f"{row['preset']}{' compiled' if row['compiled'] else ''}", str(row["batch"]), f"{row['gmacs']:.1f}"]

@@ -27,7 +27,7 @@ BOXES = 8
 
 
 def make_batch(count: int, side: int) -> Batch:
-    """Pictures of noise with boxes that some anchors fit."""
+    """Images of noise with boxes that some anchors fit."""
     random = torch.Generator().manual_seed(0)
     corners = torch.rand((count, BOXES, 2), generator=random) * side / 2
     boxes = torch.cat([corners, corners + side / 4], dim=2)

@@ -141,7 +141,7 @@ def tensorrt() -> Any:
 
 
 def built(trt: Any, path: Path, *, fp16: bool, size: int, most: int) -> Any:
-    """A serialised engine for 1 to ``most`` pictures of one size."""
+    """A serialised engine for 1 to ``most`` images of one size."""
     builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
     is_weak = fp16 and int(trt.__version__.split(".")[0]) == 10  # version 11 has no such flags, and no networks that need them
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

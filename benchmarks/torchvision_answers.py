@@ -73,14 +73,14 @@ def main() -> None:
     started = time.monotonic()
     count = min(a.photographs, records.num_images) if a.only_photographs else records.num_images
     for image in range(count):
-        picture = decode(records.path(image))
+        array = decode(records.path(image))
         with torch.inference_mode():
-            theirs = model([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])[0]
-        result = detector.predict_arrays([picture])[0]
+            theirs = model([torch.from_numpy(array).permute(2, 0, 1).float() / 255])[0]
+        result = detector.predict_arrays([array])[0]
         tables["torchvision"].append(table(image, theirs["boxes"], theirs["scores"], theirs["labels"]))
         tables["ours"].append(DetectionTable.from_image(image, result.boxes, result.scores, result.labels.astype(np.int32)))
         if image < a.photographs:
-            box, score, tied, missed = differences(theirs, result, before_nms.predict_arrays([picture])[0])
+            box, score, tied, missed = differences(theirs, result, before_nms.predict_arrays([array])[0])
             worst_box, worst_score = max(worst_box, box), max(worst_score, score)
             ties, unmatched = ties + tied, unmatched + missed
             compared += len(theirs["labels"])
@@ -129,10 +129,10 @@ def table(image: int, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detectio
 
 
 def differences(theirs: dict[str, Tensor], result: lw.Result, candidates: lw.Result) -> tuple[float, float, int, int]:
-    """Largest difference of boxes and scores of detections that belong together, the number of ties, and of those without a partner.
+    """Largest difference of boxes and scores of detections that belong together, the number of ties, and of those without a match.
 
     Detections whose scores are equal to ``SCORE`` may come in any order: each takes the nearest one of its label and score. Of two
-    overlapping candidates that tie, either may survive NMS; such a pair is recognised by its partner among the candidates before NMS. It is
+    overlapping candidates that tie, either may survive NMS; such a pair is recognised by its match among the candidates before NMS. It is
     counted, and does not add to the difference of boxes.
     """
     boxes, scores, labels = torch.from_numpy(result.boxes), torch.from_numpy(result.scores), torch.from_numpy(result.labels)
@@ -145,14 +145,14 @@ def differences(theirs: dict[str, Tensor], result: lw.Result, candidates: lw.Res
         if not fits.any():
             missed += 1
             continue
-        partner = int(distances[row].where(fits, float("inf")).argmin())
-        taken[partner] = True
-        distance = float(distances[row, partner])
+        match = int(distances[row].where(fits, float("inf")).argmin())
+        taken[match] = True
+        distance = float(distances[row, match])
         if distance > BOX and is_candidate(theirs, row, candidates):
             ties += 1
         else:
             box = max(box, distance)
-        score = max(score, float((scores[partner] - theirs["scores"][row]).abs()))
+        score = max(score, float((scores[match] - theirs["scores"][row]).abs()))
     return box, score, ties, missed + int((~taken).sum())
 
 

@@ -5,7 +5,7 @@
 
 DATA is a data set with the splits train and val, for instance a folder with train.json, val.json and images/. The loop is that of
 torchvision's reference scripts: the model gives a dict of losses in training, their sum is differentiated, the optimiser steps; nothing in
-it knows of light heads. Printed: AP, losses and MACs before, after lightening (closed form on training pictures) and after training on; the
+it knows of light heads. Printed: AP, losses and MACs before, after lightening (closed form on training images) and after training on; the
 full model, trained on for the same steps, is the control. Losses and outputs of all models must have the same keys, types and shapes.
 """
 
@@ -47,7 +47,7 @@ LOSS_WINDOW = 50  # steps that a printed loss is the mean of
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model at one time: AP in 0..1, mean losses of the last steps, MACs of one picture, seconds that it took to get there."""
+    """A model at one time: AP in 0..1, mean losses of the last steps, MACs of one image, seconds that it took to get there."""
 
     model: str
     moment: str
@@ -75,7 +75,7 @@ def build(num_classes: int, size: int, weights: Path | None) -> RetinaNet:
 
 
 def training_batches(records: Records, batch_size: int, seed: int) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-    """Endless; every picture once a round, half of them mirrored."""
+    """Endless; every image once a round, half of them mirrored."""
     generator = np.random.default_rng(seed)
     is_usable = usable(records) & ~records.is_ignored
     waiting: list[int] = []
@@ -136,7 +136,7 @@ def _mean(history: list[dict[str, float]]) -> dict[str, float]:
 
 @torch.no_grad()
 def score(model: nn.Module, records: Records) -> Metrics:
-    """COCO metrics of a model in evaluation mode, picture by picture."""
+    """COCO metrics of a model in evaluation mode, image by image."""
     device = next(model.parameters()).device
     model.eval()
     tables = []
@@ -149,7 +149,7 @@ def score(model: nn.Module, records: Records) -> Metrics:
 
 
 def gmacs(model: Any, size: int) -> float:
-    """Of backbone and head for one square picture, by torch's own counter."""
+    """Of backbone and head for one square image, by torch's own counter."""
     side = -(-size // 32) * 32
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", type=Path, help="ImageNet resnet50 with torchvision's names; a name with caffe strides as Caffe does")
-    parser.add_argument("--size", type=int, default=416, help="longer side of the pictures, pixels")
+    parser.add_argument("--size", type=int, default=416, help="longer side of the images, pixels")
     parser.add_argument("--steps-before", type=int, default=1000)
     parser.add_argument("--steps-after", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -186,7 +186,7 @@ def main() -> None:
         "--rate-after", type=float, default=2e-5, help="from a trained detector on: a fresh AdamW at the full rate unlearns"
     )
     parser.add_argument("--to", action="append", help="presets; lw-v3 and lw-narrow if none is given")
-    parser.add_argument("--images", type=int, default=64, help="training pictures that the closed form looks at")
+    parser.add_argument("--images", type=int, default=64, help="number of training images for the closed form")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--save", type=Path, help="keep the trained full model: a state dict, read again if it is there")
@@ -215,11 +215,11 @@ def main() -> None:
             torch.save(model.state_dict(), arguments.save)
     note("full", "trained", model, losses, seconds)
     wanted = contract(model, train_records)
-    pictures = [train_records.path(int(row)) for row in np.random.default_rng(0).permutation(train_records.num_images)[: arguments.images]]
+    files = [train_records.path(int(row)) for row in np.random.default_rng(0).permutation(train_records.num_images)[: arguments.images]]
     after: dict[str, Any] = {"steps": arguments.steps_after, "rate": arguments.rate_after, "seed": 2}
     for preset in arguments.to or ["lw-v3", "lw-narrow"]:
         started = time.monotonic()
-        light = lw.lighten(model, preset, images=pictures, fit_steps=0)
+        light = lw.lighten(model, preset, images=files, fit_steps=0)
         seconds = time.monotonic() - started
         assert contract(light, train_records) == wanted, f"{preset} changed what torchvision promises"
         note(preset, "lightened", light, {}, seconds)

@@ -1,11 +1,11 @@
-"""One training step, ours against torchvision's RetinaNet: the same weights, pictures, boxes, frozen stages and plain loop.
+"""One training step, ours against torchvision's RetinaNet: the same weights, images, boxes, frozen stages and plain loop.
 
     OMP_NUM_THREADS=2 python benchmarks/train_step.py [--data DATA] [--batch 4] [--size 416] [--classes 80] [--rounds 20] [--threads 2]
         [--backbone resnet50] [--only NAME ...] [--device cpu|cuda] [--profile NAME] [--json]
 
-A step is: no gradients, forward with boxes, loss, backward, SGD. torchvision gets its pictures as its own scripts make them (float, 0..1),
-ours as our loader does (uint8), and normalising is timed in both; decoding is not. DATA is a data set with a split train, whose pictures
-are squeezed to squares; without it, pictures and boxes are made up. Weights are random, scaled to give numbers as trained ones do.
+A step is: no gradients, forward with boxes, loss, backward, SGD. torchvision gets its images as its own scripts make them (float, 0..1),
+ours as our loader does (uint8), and normalising is timed in both; decoding is not. DATA is a data set with a split train, whose images
+are squeezed to squares; without it, images and boxes are made up. Weights are random, scaled to give numbers as trained ones do.
 
 Parity comes first: both losses of the first batch within 1e-5 of torchvision's, relative, and the gradient of the class convolution within
 1e-3. If it fails, nothing is timed and the exit code is 1. Then all step in turns. On a GPU, waits for it within one step and the peak of
@@ -55,7 +55,7 @@ BASE = "retinanet, fp32"
 FREEZE = 2  # stem and C2, as torchvision's trainable_backbone_layers=3
 BATCHES = 4  # different ones, in turns
 RATE = 1e-6  # weights move, but the work stays what it is
-MADE_UP_BOXES = 6  # of a picture whose shapes are fewer
+MADE_UP_BOXES = 6  # of an image whose shapes are fewer
 LOSSES, GRADIENTS = 1e-5, 1e-3
 
 
@@ -92,7 +92,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> int:
     device = torch.device(options.device)
     result: dict[str, Any] = {
-        "what": f"training step, {options.batch} pictures of {options.size} x {options.size}",
+        "what": f"training step, {options.batch} images of {options.size} x {options.size}",
         "machine": machine(device),
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
     }
@@ -139,7 +139,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def made_up(options: argparse.Namespace) -> tuple[int, list[Batch]]:
-    """Pictures of shapes, as many boxes around these as there are and further ones anywhere, of any class."""
+    """Images of shapes, as many boxes around these as there are and further ones anywhere, of any class."""
     random = np.random.default_rng(0)
     batches = []
     for number in range(BATCHES):
@@ -158,7 +158,7 @@ def made_up(options: argparse.Namespace) -> tuple[int, list[Batch]]:
 
 
 def batches_of(options: argparse.Namespace) -> tuple[int, list[Batch]]:
-    """The first pictures of a data set that have boxes."""
+    """The first images of a data set that have boxes."""
     records = Dataset.open(options.data).read("train")
     is_usable = usable(records) & ~records.is_ignored
     images, targets = [], []
@@ -177,7 +177,7 @@ def batches_of(options: argparse.Namespace) -> tuple[int, list[Batch]]:
             break
     count = len(images) // options.batch
     if not count:
-        raise SystemExit(f"{options.data}: train has {len(images)} pictures with boxes, fewer than one batch of {options.batch}")
+        raise SystemExit(f"{options.data}: train has {len(images)} images with boxes, fewer than one batch of {options.batch}")
     parts = [slice(number * options.batch, (number + 1) * options.batch) for number in range(count)]
     return len(records.categories), [batch_of(images[part], targets[part], options.size) for part in parts]
 
@@ -292,7 +292,7 @@ def table(result: dict[str, Any]) -> list[str]:
     load = about["load_before"]
     busy = load is not None and load > IDLE_LOAD * len(about["cpus"])
     return [
-        f"{result['what']}, {result['classes']} classes, {result['boxes_per_picture']:.1f} boxes a picture",
+        f"{result['what']}, {result['classes']} classes, {result['boxes_per_picture']:.1f} boxes per image",
         f"{about['processor']} ({about['device']}), {about['threads']} threads; {packages}, lw-retinanet {about['lw_retinanet']}",
         f"parity: losses within {result['parity']['largest_relative_difference']:.1e}",
         *([f"The machine was not idle: its load was {load:.1f} before this began."] if busy else []),

@@ -37,14 +37,14 @@ def test_copies_and_what_the_host_does_are_no_kernels(script: ModuleType) -> Non
 
 
 def test_share_of_the_matrix_rate(script: ModuleType) -> None:
-    # 4 pictures in 20 ms are 200 a second; of 5 GMACs they take 2 x 5e9 x 200 = 2e12 operations a second, a quarter of 8e12.
+    # 4 images in 20 ms are 200 a second; of 5 GMACs they take 2 x 5e9 x 200 = 2e12 operations a second, a quarter of 8e12.
     rated = script.with_rates(row("lw-v3", 4, 20.0, 25.0), 4, 5_000_000_000, 8e12)
     assert rated["network"]["images_per_second"] == pytest.approx(200)
     assert rated["detections"]["images_per_second"] == pytest.approx(160)
     assert rated["share_of_matrix_rate"] == pytest.approx(0.25)
 
 
-def test_the_goal_of_1500_pictures_is_for_its_own_case_only(script: ModuleType) -> None:
+def test_the_goal_of_1500_images_is_for_its_own_case_only(script: ModuleType) -> None:
     rows = [
         script.with_rates(row("lw-v3", 32, 16.0, 20.0), 32, 10**9, 1e15),  # 1,600 a second with boxes
         script.with_rates(row("retinanet", 32, 8.0, 10.0), 32, 2 * 10**9, 1e15),

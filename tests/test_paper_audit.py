@@ -1,4 +1,4 @@
-"""docs/paper.md says what the counter says: its tables, its picture, and the arithmetic behind both."""
+"""docs/paper.md says what the counter says: its tables, its figure, and the arithmetic behind both."""
 
 import importlib
 import math
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def audit(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of benchmarks/paper_audit by name."""
     monkeypatch.syspath_prepend(str(ROOT))
-    names = ("page", "picture", "printed", "readings", "scaling_line", "cost_tables", "claim_tables")
+    names = ("page", "figure", "printed", "readings", "scaling_line", "cost_tables", "claim_tables")
     return {name: importlib.import_module(f"benchmarks.paper_audit.{name}") for name in names}
 
 
@@ -41,9 +41,9 @@ def test_filling_replaces_what_was_there_and_nothing_else(audit: dict[str, Modul
         audit["page"].filled(text, {"one": []})
 
 
-def test_picture_shows_the_numbers_of_the_code(audit: dict[str, ModuleType]) -> None:
-    with Image.open(audit["page"].PICTURE) as picture:
-        assert picture.info["Description"] == audit["picture"].facts()
+def test_figure_shows_the_numbers_of_the_code(audit: dict[str, ModuleType]) -> None:
+    with Image.open(audit["page"].FIGURE) as figure:
+        assert figure.info["Description"] == audit["figure"].facts()
 
 
 def test_measurements_have_one_place(audit: dict[str, ModuleType]) -> None:

@@ -1,4 +1,4 @@
-"""benchmarks/train_step.py on a network and pictures so small that it takes seconds: it compares, measures, and refuses."""
+"""benchmarks/train_step.py on a network and images so small that it takes seconds: it compares, measures, and refuses."""
 
 import importlib
 import json
@@ -60,7 +60,7 @@ def test_all_step_and_the_two_agree(
 def test_nothing_is_timed_where_the_two_differ(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Another normaliser is another loss wherever pictures have unlike numbers of positives.
+    # Another normaliser is another loss wherever images have unlike numbers of positives.
     honest = script.settings
     monkeypatch.setattr(script, "settings", lambda: honest().model_copy(update={"normaliser": "batch"}))
     assert call(script, monkeypatch, "--only", script.BASE) == 1

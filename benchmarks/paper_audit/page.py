@@ -8,7 +8,7 @@ from . import claim_tables, cost_tables
 from .summary import summary_lines
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
-PICTURE = PAGE.parent / "pictures" / "paper_claim.png"
+FIGURE = PAGE.parent / "pictures" / "paper_claim.png"
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

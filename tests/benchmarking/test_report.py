@@ -78,7 +78,7 @@ def test_ratios_are_against_torchvision_as_shipped_and_at_its_best() -> None:
     assert found["int8"] == [("shipped", "shipped", 10.0), ("best", "autocast", 4.0)]
     assert [each["macs_ratio"] for each in rows["base"]["times_as_fast"]] == [3.0, 1.0]
     assert [each["macs_ratio"] for each in rows["ssd"]["times_as_fast"]] == [None, None]
-    assert rows["base"]["images_per_second"] == pytest.approx(40)  # two pictures a call of 50 ms
+    assert rows["base"]["images_per_second"] == pytest.approx(40)  # two images a call of 50 ms
 
 
 def test_without_torchvision_the_first_one_is_the_measure() -> None:
@@ -153,8 +153,8 @@ def test_chart(tmp_path: Path, staged: bool) -> None:
     stages = {"decode": 4.0, "D3": 6.0} if staged else None
     result = report(measured("a$_$", 10, stages=stages), measured("b", 20, family="peer", macs=None, precision="int8"))
     save_chart(result, tmp_path / "chart.png")
-    with Image.open(tmp_path / "chart.png") as picture:
-        assert picture.size[0] == (2250 if staged else 1200)
+    with Image.open(tmp_path / "chart.png") as chart:
+        assert chart.size[0] == (2250 if staged else 1200)
 
 
 def test_names_in_the_chart_stand_apart() -> None:

@@ -47,7 +47,7 @@ def test_presets_against_torchvision() -> None:
     assert any("Random weights with realistic scores (100 candidates" in remark for remark in result["remarks"])
     assert rows["torchvision as shipped fp32"]["macs"] == rows["retinanet bf16"]["macs"] > rows["lw-v3 bf16"]["macs"]
     assert rows["torchvision as shipped fp32"]["params"] == rows["retinanet bf16"]["params"]
-    assert abs(rows["lw-v3 bf16"]["candidates"] - 100) < 20  # counted in fp32, on the same picture
+    assert abs(rows["lw-v3 bf16"]["candidates"] - 100) < 20  # counted in fp32, on the same image
     assert all(row["input_hw"] == [64, 64] for row in rows.values())
     roles = {name: [each["role"] for each in row["times_as_fast"]] for name, row in rows.items()}
     assert roles["lw-v3 bf16"] == ["shipped", "best"]

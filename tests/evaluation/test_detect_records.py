@@ -19,7 +19,7 @@ Asked = list[tuple[float, list[tuple[int, ...]]]]
 
 
 class Always:
-    """Finds a square of a given side in every picture, once for each class, and writes down when it was asked."""
+    """Finds a square of a given side in every image, once for each class, and writes down when it was asked."""
 
     def __init__(self, side: float, categories: Sequence[Category], asked: Asked) -> None:
         self.side, self.categories, self.asked = side, tuple(categories), asked
@@ -55,7 +55,7 @@ def test_each_detector_gets_the_table_that_it_has_alone(records: Records) -> Non
     assert (together[1].image.size, set(together[1].boxes_xywh[:, 2].tolist())) == (3, {8.0})
 
 
-def test_every_picture_is_decoded_once_and_shown_to_all_before_the_next(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_is_decoded_once_and_shown_to_all_before_the_next(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
     def counted(path: Path) -> NDArray[np.uint8]:
@@ -87,7 +87,7 @@ def test_no_detector_is_a_mistake_of_the_caller(records: Records) -> None:
         detect_records_together([], records)
 
 
-def test_pictures_of_one_shape_come_together(draw_records: Callable[..., Records], tmp_path: Path) -> None:
+def test_images_of_one_shape_come_together(draw_records: Callable[..., Records], tmp_path: Path) -> None:
     sizes: list[tuple[int, int]] = [(10, 40), (20, 30), (20, 80), (40, 60), (30, 20)]
     records = draw_records(tmp_path, [(size_hw, [(1, 1, 5, 5, 0)]) for size_hw in sizes])
     asked: Asked = []

@@ -17,7 +17,7 @@ _SCALING, _LIGHT = "#0072B2", "#D55E00"
 
 
 def facts() -> str:
-    """The plotted numbers in words, stored in the picture so that a test can see whether it is up to date."""
+    """The plotted numbers in words, stored in the figure, so that a test can check that it is up to date."""
     parts = []
     for name, reading in (("printed", None), ("counted", STANDARD)):
         points = [*scaling_line(reading), *light_points(reading).values()]
@@ -25,7 +25,7 @@ def facts() -> str:
     return "; ".join(parts)
 
 
-def save_picture(path: Path) -> None:
+def save_figure(path: Path) -> None:
     """Draw and write the PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
