@@ -29,6 +29,7 @@ _HOMES = {
     "predict": "api",
     "profile": "api",
     "save_pretrained": "interop.hugging_face",
+    "split_data": "jobs.data",
     "train": "api",
 }
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "predict",
     "profile",
     "save_pretrained",
+    "split_data",
     "train",
 ]
 
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from lw_retinanet.errors import InputError, LwRetinaNetError
     from lw_retinanet.evaluation.coco_metrics import Metrics
     from lw_retinanet.interop.hugging_face import from_pretrained, save_pretrained
+    from lw_retinanet.jobs.data import split_data
     from lw_retinanet.jobs.train import Run
     from lw_retinanet.models.retinanet import RetinaNet
     from lw_retinanet.weights.foreign.torchvision_model import from_torchvision

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json
+from lw_retinanet.cli.console import one_of, print_json, with_bar
 from lw_retinanet.data.formats.table import FORMATS
 
 app = typer.Typer(help="Check, look at and convert data sets.", no_args_is_help=True)
@@ -17,12 +17,13 @@ def check_command(
     data: Path = _DATA,
     split: str | None = typer.Option(None, help="Only this split."),
     image_size: int = typer.Option(640, min=32, max=4096, help="Longer side for the anchor recall, pixels."),
+    quick: bool = typer.Option(False, "--quick", help="Read only the headers of the images; else every image is decoded."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """List every problem of a data set, its classes, its box sizes and how well anchors cover them; exit code 2 on errors."""
     from lw_retinanet.jobs.data import check_data
 
-    checked = check_data(data, split=split, image_size=image_size)
+    checked = check_data(data, split=split, image_size=image_size, quick=quick, progress=with_bar)
     if json:
         print_json(checked.as_dict())
     else:
@@ -53,11 +54,36 @@ def convert_command(
     to: str = typer.Option(..., help=f"Annotation format to write: {', '.join(FORMATS)}."),
     out: Path = typer.Option(..., help="New or empty folder."),
     copy_images: bool = typer.Option(True, help="Copy the images too."),
+    turned: str | None = typer.Option(
+        None, help="Where boxes fit the stored pixels of images that an EXIF tag turns: turn the boxes, or drop the tag of the images."
+    ),
 ) -> None:
     """Write a data set in another annotation format, and say what that format cannot hold."""
+    from lw_retinanet.data.convert import Turned
     from lw_retinanet.jobs.data import convert_data
 
-    conversion = convert_data(data, out, to=to, copy_images=copy_images)
+    known: tuple[Turned, ...] = ("boxes", "images")
+    conversion = convert_data(
+        data, out, to=to, copy_images=copy_images, turned=one_of(known, turned, "turned") if turned is not None else None
+    )
     print(f"{conversion.images:,} images, {conversion.boxes:,} boxes as {conversion.form} in {conversion.out}")
     for loss in conversion.losses:
         print(f"  {loss}")
+
+
+@app.command("split")
+def split_command(
+    data: Path = _DATA,
+    out: Path = typer.Option(..., help="New or empty folder."),
+    val: float = typer.Option(0.2, help="Share of the images for val, between 0 and 1."),
+    group: str | None = typer.Option(
+        None, help="Regular expression: images whose file names have the same match stay together, for example '^[^_]+'."
+    ),
+    seed: int = typer.Option(0, help="Seed for the choice of images."),
+    copy_images: bool = typer.Option(True, help="Copy the images too."),
+) -> None:
+    """Divide a data set without a val split into train and val, by images, with the classes balanced."""
+    from lw_retinanet.jobs.data import split_data
+
+    done = split_data(data, out, val=val, group=group, seed=seed, copy_images=copy_images)
+    print(f"{done.images:,} images, {done.boxes:,} boxes as {done.form} in {done.out}: train.json, val.json")

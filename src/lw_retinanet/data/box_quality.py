@@ -37,7 +37,8 @@ def require_boxes(records: Records, where: Path | str) -> None:
         where: What an error message calls the data set.
 
     Raises:
-        DataError: if there are no images, no boxes, or none of at least 1 x 1 pixel inside its image.
+        DataError: if there are no images, no boxes, none of at least 1 x 1 pixel inside its image that is
+            neither a crowd region nor difficult.
     """
     if records.num_images == 0:
         raise DataError(f"{where}: no images at all; check that this is the right file or split")
@@ -45,3 +46,11 @@ def require_boxes(records: Records, where: Path | str) -> None:
         raise DataError(f"{where}: {records.num_images:,} images but no boxes at all; check that this is the annotation file")
     if not usable(records).any():
         raise DataError(f"{where}: none of the {records.num_boxes:,} boxes covers 1 x 1 pixel of its image; check the box format")
+    if not (usable(records) & ~records.is_ignored).any():
+        kinds = [name for name, flags in (("crowd", records.is_crowd), ("difficult", records.is_difficult)) if flags.any()]
+        num_open = int((~records.is_ignored).sum())
+        rest = f", and the other {num_open:,} cover less than 1 x 1 pixel of their image" if num_open else ""
+        raise DataError(
+            f"{where}: {records.num_boxes - num_open:,} of the {records.num_boxes:,} boxes are {' or '.join(kinds)}{rest}, "
+            "so nothing can be learned or measured; clear these flags where they are wrong"
+        )

@@ -12,10 +12,12 @@ from lw_retinanet.data.check_report import ClassCount, DataReport, SplitReport
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.formats.annotation_format import WHOLE, Part
 from lw_retinanet.data.image_files import is_safe_name
-from lw_retinanet.data.image_sizes import header_sizes
+from lw_retinanet.data.image_sizes import image_sizes
+from lw_retinanet.data.orientation import SWAPS_SIDES, orientation
 from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
 from lw_retinanet.data.records import Records, build_records
 from lw_retinanet.errors import DataError, ImageError
+from lw_retinanet.progress import Progress, tracked
 
 # Annotation tools round coordinates, so a box that reaches out by less is not worth a warning.
 _BORDER_TOLERANCE = 0.5
@@ -23,24 +25,26 @@ _SIDE_LIMITS = (8, 16, 32, 64, 128, 256, 512)
 _COCO_LIMITS = (32**2, 96**2)
 
 
-def check(dataset: Dataset, split: str | None = None) -> DataReport:
+def check(dataset: Dataset, split: str | None = None, *, quick: bool = False, progress: Progress | None = None) -> DataReport:
     """Count every problem of a data set, with the first few ids or files of each kind.
 
     Args:
         dataset: The data set.
         split: The split to check; None checks all splits, and compares them with one another.
+        quick: Whether only the headers of the images are read; else every image is decoded.
+        progress: Wraps the images, for instance to show a bar.
 
     Raises:
         DataError: if there is no such split.
     """
     parts = dataset.parts if split is None else {split: dataset.part(split)}
-    read = {name: _read(part) for name, part in parts.items()}
+    read = {name: _read(part, quick, progress) for name, part in parts.items()}
     _compare_splits({name: records for name, (records, _) in read.items()}, {name: problems for name, (_, problems) in read.items()})
     reports = [_report(name, parts[name], records, problems) for name, (records, problems) in read.items()]
     return DataReport(source=str(dataset.path), splits=tuple(reports))
 
 
-def _read(part: Part) -> tuple[Records, Problems]:
+def _read(part: Part, quick: bool, progress: Progress | None) -> tuple[Records, Problems]:
     problems = Problems(part.path)
     try:
         records = part.read(problems)
@@ -50,8 +54,7 @@ def _read(part: Part) -> tuple[Records, Problems]:
         return records, problems
     _check_boxes(records, problems, has_ids=part.format.has_annotation_ids)
     _check_tables(records, problems, has_ids=part.format.has_annotation_ids)
-    if not part.format.takes_sizes_from_images:  # else the reader has reported images that are missing or unreadable
-        _check_images(records, problems)
+    _check_images(records, problems, is_measured=part.format.takes_sizes_from_images, quick=quick, progress=progress)
     return records, problems
 
 
@@ -112,14 +115,29 @@ def _seen_before(values: Iterable[str]) -> Iterator[str]:
         seen.add(value)
 
 
-def _check_images(records: Records, problems: Problems) -> None:
-    rows = [row for row, name in enumerate(records.file_names) if is_safe_name(name)]
-    for row, size in zip(rows, header_sizes([records.path(row) for row in rows]), strict=True):
+def _check_images(records: Records, problems: Problems, *, is_measured: bool, quick: bool, progress: Progress | None) -> None:
+    """Look at every image.
+
+    Args:
+        records: What was read.
+        problems: Gets what is wrong.
+        is_measured: Whether the reader has read the headers, and has reported images that are missing or unreadable.
+        quick: Whether the headers are enough.
+        progress: Wraps the images.
+    """
+    if quick and is_measured:
+        return
+    safe = (row for row, name in enumerate(records.file_names) if is_safe_name(name))
+    rows = [row for row in safe if not is_measured or records.sizes_hw[row].all()]
+    sizes = image_sizes([records.path(row) for row in rows], decoded=not quick)
+    for row, size in tracked(zip(rows, sizes, strict=True), len(rows), "checking images", None if quick else progress):
         annotated = (int(records.sizes_hw[row, 0]), int(records.sizes_hw[row, 1]))
         if size is None:
             problems.add("missing_image", str(records.path(row)))
         elif isinstance(size, ImageError):
             problems.add("unreadable_image", str(size))
+        elif size == annotated[::-1] != annotated and orientation(records.path(row)) in SWAPS_SIDES:
+            problems.add("turned_image", records.file_names[row])
         elif annotated not in ((0, 0), size):
             height, width = size
             problems.add("size_mismatch", f"{records.file_names[row]}: {width} x {height}, annotated {annotated[1]} x {annotated[0]}")

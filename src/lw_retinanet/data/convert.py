@@ -6,18 +6,21 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.formats.annotation_format import Content, Files
 from lw_retinanet.data.formats.table import load_format
-from lw_retinanet.data.image_files import is_safe_name
+from lw_retinanet.data.image_files import is_file, is_safe_name
+from lw_retinanet.data.orientation import upright_bytes
 from lw_retinanet.data.records import Records
+from lw_retinanet.data.turned_boxes import turned_images, with_turned_boxes
 from lw_retinanet.errors import DataError, ImageError
 from lw_retinanet.files import replacing
 
+Turned = Literal["boxes", "images"]
 _MANIFEST = ".lw_retinanet_convert.json"  # the format and the files of a conversion, so that another one can replace them
 
 
@@ -40,7 +43,9 @@ class DataConversion:
     losses: tuple[str, ...]
 
 
-def convert(records: Records | Mapping[str, Records], to: str, out: Path, *, copy_images: bool = True) -> DataConversion:
+def convert(
+    records: Records | Mapping[str, Records], to: str, out: Path, *, copy_images: bool = True, turned: Turned | None = None
+) -> DataConversion:
     """Write a data set in another annotation format.
 
     Boxes are written as they are, those outside their image too. A file appears whole or not at all; a second conversion to the same
@@ -51,6 +56,8 @@ def convert(records: Records | Mapping[str, Records], to: str, out: Path, *, cop
         to: The name of the format, one of `FORMATS`; COCO is written in our layout.
         out: A new or empty folder, or the folder of an earlier conversion to this format.
         copy_images: Write the images too; without them the annotations still name them.
+        turned: What is changed where boxes fit the stored pixels of images that an EXIF tag turns: the ``boxes``, or the ``images``, from
+            whose copies the tag is dropped.
 
     Raises:
         DataError: if ``out`` holds anything else, or the data cannot be written in this format. Nothing is written then.
@@ -63,10 +70,17 @@ def convert(records: Records | Mapping[str, Records], to: str, out: Path, *, cop
     for split in splits:
         if not re.fullmatch(r"\w[\w.-]*", split):
             raise DataError(f"split {split!r} cannot be a file name; use letters, digits, '_', '-' and '.'")
+    if turned == "boxes":
+        splits = {split: with_turned_boxes(one) for split, one in splits.items()}
     files = target.files(splits)
+    if turned == "images":
+        tagged = {one.path(image) for one in splits.values() for image in turned_images(one)}
+        if tagged and not copy_images:
+            raise DataError("the tag can only be dropped from copies of the images; copy them, or turn the boxes")
+        files = {name: _upright(content) if content in tagged else content for name, content in files.items()}
     if not copy_images:
         files = {name: content for name, content in files.items() if not isinstance(content, Path)}
-    missing = [content for content in files.values() if isinstance(content, Path) and not content.is_file()]
+    missing = [content for content in files.values() if isinstance(content, Path) and not is_file(content)]
     if missing:
         raise ImageError(f"{missing[0]}: no such image ({len(missing):,} missing in all); restore the files or remove their entries")
     _write(files, to, out)
@@ -79,6 +93,12 @@ def convert(records: Records | Mapping[str, Records], to: str, out: Path, *, cop
         boxes=int(held.sum()),
         losses=tuple(_losses(before, held, after, to.upper())),
     )
+
+
+def _upright(path: Content) -> Content:
+    assert isinstance(path, Path)
+    content = upright_bytes(path)  # now, since nothing may be written if it fails
+    return lambda: iter([content])
 
 
 def _write(files: Files, to: str, out: Path) -> None:

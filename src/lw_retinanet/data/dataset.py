@@ -1,15 +1,20 @@
 """A data set on disk: its layout is recognised once, when it is opened; its splits are read when they are asked for."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lw_retinanet.data.box_quality import require_boxes
 from lw_retinanet.data.category_match import match_categories
+from lw_retinanet.data.data_use import use_line
 from lw_retinanet.data.formats import table
 from lw_retinanet.data.formats.annotation_format import WHOLE, Part, Parts, Sign
+from lw_retinanet.data.formats.other_tools import refuse_archive
+from lw_retinanet.data.image_files import is_file
 from lw_retinanet.data.image_sizes import require_files, require_sizes, with_sizes
+from lw_retinanet.data.problems import shortened
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.errors import DataError
 
@@ -84,16 +89,25 @@ class Dataset:
                 return self.parts[candidate]
         raise DataError(f"{self.path}: no split {split!r}; it has {', '.join(self.parts)}")
 
-    def read(self, split: str | None = None) -> Records:
-        """Read the annotations of a split.
+    def read(self, split: str | None = None, *, joined: bool = True, scoring: bool = False) -> Records:
+        """Read the annotations of a split; what is not used of them is said in one line of the log.
 
         Args:
             split: As for `part`.
+            joined: Whether entries of the same image are joined; without it every id of the file stays.
+            scoring: Whether the line is about scoring instead of training.
 
         Raises:
             DataError: if there is no such split, or its annotations have errors.
         """
-        return self.part(split).read()
+        records = self.part(split).read()
+        return self._said(records.joined() if joined else records, split, scoring=scoring)
+
+    def _said(self, records: Records, split: str | None, *, scoring: bool) -> Records:
+        line = use_line(records, self.path, split, scoring=scoring)
+        if line is not None:
+            _logger.warning("%s", line)
+        return records
 
     def ready(self, split: str | None = None, *, classes: Sequence[Category] | None = None) -> Records:
         """Read a split and check everything that would otherwise stop a long job in its middle.
@@ -110,7 +124,7 @@ class Dataset:
             ImageError: if an image is missing, or its header cannot be read or tells another size than the annotation.
         """
         part = self.part(split)
-        records = part.read()
+        records = part.read().joined()
         require_files(records)
         records = with_sizes(records)
         require_boxes(records, self.path if split is None else f"{self.path} ({split})")
@@ -118,14 +132,14 @@ class Dataset:
             match_categories(classes, records)
         if not part.format.takes_sizes_from_images:
             require_sizes(records)
-        return records
+        return self._said(records, split, scoring=classes is not None)
 
 
 def _recognise(path: Path) -> Parts:
-    if path.is_file():
+    if is_file(path):
         return _recognise_file(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; check the path to the data set")
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists() raises for a name that no file can have
+        raise DataError(f"{shortened(str(path))}: no such file or folder; check the path to the data set")
     if not path.is_dir():
         raise DataError(f"{path}: neither a file nor a folder; pass a data set")
     for sign in Sign:
@@ -142,6 +156,9 @@ def _recognise_file(path: Path) -> Parts:
             head = file.read(65536)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    refuse_archive(path, head)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) and "<" in head.decode("utf-16", errors="replace")[:8]:
+        head = head.decode("utf-16", errors="replace").encode()  # XML says its encoding itself
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise DataError(f"{path}: the file is empty; pass an annotation file")

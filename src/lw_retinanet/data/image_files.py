@@ -3,15 +3,36 @@
 import glob
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
 from lw_retinanet.data.images import printable
+from lw_retinanet.data.problems import Problems
 from lw_retinanet.errors import InputError
 
 # The suffix only selects files of a folder or a pattern; what a file is follows from its content.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
 _NUM_PROBES = 5  # file names by which the folder of the images is found
+_MOST_PARTS = 16  # of a path that may be dropped
+# Folders that file servers, archives and desktops leave beside the images, with thumbnails or copies of them.
+_COPIES = frozenset({"@eadir", "__macosx", "thumbs", "#recycle", "$recycle.bin"})
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; False for a name that no file can have, such as one of 5,000 characters."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file() raises for such names
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or a folder of thumbnails or copies. Nothing in a data set has such a name."""
+    return name.startswith(".") or name.lower() in _COPIES
+
+
+def files_of(folder: Path, *suffixes: str) -> list[Path]:
+    """The files directly in a folder that have one of the suffixes, in upper or lower case; sorted, hidden ones left out."""
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir() raises for over-long names
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and not is_hidden(path.name))
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
@@ -43,6 +64,8 @@ def _images_of(source: str | Path) -> list[Path]:
         is_pattern = any(character in str(path) for character in "*?[")
         # Path.glob takes no absolute pattern.
         matches = sorted(map(Path, glob.glob(str(path), recursive=True))) if is_pattern else []  # noqa: PTH207
+        asked = frozenset(path.parts)
+        matches = [match for match in matches if not any(is_hidden(part) and part not in asked for part in match.parts)]
         files = [match for match in matches if match.is_file()]
     except (OSError, ValueError) as error:  # a name that is too long, a NUL character, a folder that may not be read
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -56,16 +79,21 @@ def _images_of(source: str | Path) -> list[Path]:
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
-    """Files with a usual image suffix below ``folder``, hidden files and folders left out.
+    """Files with a usual image suffix below ``folder``, see `walk_files`."""
+    return walk_files(folder, SUFFIXES)
+
+
+def walk_files(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Files with one of the suffixes below ``folder``; hidden ones and folders of thumbnails (see `is_hidden`) are left out.
 
     Linked folders are followed, each real folder once, so that a circle of links ends.
     """
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         if real not in seen:
-            yield from (Path(parent, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
+            yield from (Path(parent, name) for name in files if not is_hidden(name) and Path(name).suffix.lower() in suffixes)
         seen.add(real)
 
 
@@ -83,25 +111,51 @@ def is_safe_name(name: str) -> bool:
     return posixpath.normpath(name.replace("\\", "/")).split("/")[0] != ".."
 
 
-def find_root(file_names: Sequence[str], candidates: Iterable[Path]) -> Path:
-    """The candidate folder that holds most of the first few file names, the earliest where several tie.
+def place_images(names: Sequence[str], candidates: Iterable[Path], problems: Problems) -> tuple[Path, list[str]]:
+    r"""Find the folder of the images, and their names relative to it, with ``/`` between the parts.
 
-    Where none holds any, it is the first candidate that exists, so that missing images can be reported by a full path.
+    Names are tried as they are written, with backslashes as separators, as absolute paths, and without their first parts: many data sets
+    keep the paths of the machine on which they were made. Of several folders the one that holds most of a few names is taken.
+
+    Args:
+        names: The file names as the annotations give them.
+        candidates: Folders in which they may lie, the likeliest first.
+        problems: Gets names that leave the folder, and those that were found without their first parts.
     """
     folders = list(dict.fromkeys(candidates))
+    plain = [name.replace("\\", "/") for name in names] if any("\\" in name for name in names) else list(names)
+    root, hits = _best_root(plain, folders)
+    if not hits and plain != list(names) and _best_root(names, folders)[1]:  # on Linux a backslash may be part of a name
+        plain, (root, hits) = list(names), _best_root(names, folders)
+    if not hits and plain and all(name.startswith("/") and Path(name).suffix.lower() in SUFFIXES and is_file(Path(name)) for name in plain):
+        above = os.path.commonpath([posixpath.dirname(name) for name in plain])
+        return Path(above), [posixpath.relpath(name, above) for name in plain]
+    most = max((name.count("/") for name in plain), default=0) if not hits else 0
+    for drop in range(1, min(most, _MOST_PARTS) + 1):
+        short = ["/".join(name.split("/")[min(drop, name.count("/")) :]) for name in plain]
+        short_root, hits = _best_root(short, folders)
+        if hits and len(set(short)) == len(set(plain)):
+            problems.add_many("moved_image", len(plain), plain)
+            root, plain = short_root, short
+            break
+    unsafe = [name for name in plain if not is_safe_name(name)]
+    problems.add_many("unsafe_path", len(unsafe), map(repr, unsafe))
+    return root, plain
+
+
+def _best_root(names: Sequence[str], folders: Sequence[Path]) -> tuple[Path, int]:
+    """The folder that holds most of a few names, and how many of them; the first one that exists where none holds any."""
     # The names are spread over the file, so that a missing first image does not decide.
-    step = max(1, len(file_names) // _NUM_PROBES)
-    probes = [name for name in file_names[::step][:_NUM_PROBES] if is_safe_name(name)]
+    step = max(1, len(names) // _NUM_PROBES)
+    probes = [name for name in names[::step][:_NUM_PROBES] if is_safe_name(name)]
     best, best_hits = None, 0
     for folder in folders:
-        hits = sum((folder / name).is_file() for name in probes)
+        hits = sum(is_file(folder / name) for name in probes)
         if hits > best_hits:
             best, best_hits = folder, hits
             if hits == len(probes):
                 break
-    if best is not None:
-        return best
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    return best or next((folder for folder in folders if folder.is_dir()), folders[0]), best_hits
 
 
 def root_candidates(path: Path) -> list[Path]:

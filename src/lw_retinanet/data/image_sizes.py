@@ -1,6 +1,7 @@
 """Checking the files of many images by their headers: whether they exist, and what their sizes are."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.images import read_size
+from lw_retinanet.data.image_files import is_file, is_safe_name
+from lw_retinanet.data.images import decode, read_size
+from lw_retinanet.data.orientation import SWAPS_SIDES, orientation
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError, ImageError
@@ -19,7 +22,7 @@ _NUM_THREADS = 8  # more than processors, because reading waits for the disk or 
 
 
 def _header_size(path: Path) -> HeaderSize:
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         height, width = read_size(path)
@@ -28,20 +31,38 @@ def _header_size(path: Path) -> HeaderSize:
     return height, width
 
 
+def _decoded_size(path: Path) -> HeaderSize:
+    if not is_file(path):
+        return None
+    try:
+        height, width = decode(path).shape[:2]
+    except ImageError as error:
+        return error
+    return height, width
+
+
 def header_sizes(paths: Sequence[Path]) -> list[HeaderSize]:
     """(height, width) in displayed orientation for each path; None if there is no file, the error if it cannot be read."""
-    if len(paths) < 2 * _NUM_THREADS:
-        return [_header_size(path) for path in paths]
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return list(pool.map(_header_size, paths))
+    return list(image_sizes(paths))
+
+
+def image_sizes(paths: Sequence[Path], *, decoded: bool = False) -> Iterator[HeaderSize]:
+    """What `header_sizes` gives, one after another; ``decoded`` decodes every image, and finds those that are cut off."""
+    look, num_threads = (_decoded_size, os.cpu_count() or 1) if decoded else (_header_size, _NUM_THREADS)
+    if len(paths) < 2 * num_threads:
+        yield from map(look, paths)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        yield from pool.map(look, paths)
 
 
 def measure_sizes(root: Path, file_names: Sequence[str], problems: Problems) -> NDArray[np.int32]:
     """(I, 2) height and width from the headers, (0, 0) for a missing, unreadable or unsafe image, which is added to ``problems``."""
     sizes_hw = np.zeros((len(file_names), 2), dtype=np.int32)
-    for row, (name, size) in enumerate(zip(file_names, header_sizes([root / name for name in file_names]), strict=True)):
+    rows = [row for row, name in enumerate(file_names) if is_safe_name(name)]
+    for row, size in zip(rows, header_sizes([root / file_names[row] for row in rows]), strict=True):
         if size is None:
-            problems.add("missing_image", str(root / name))
+            problems.add("missing_image", str(root / file_names[row]))
         elif isinstance(size, ImageError):
             problems.add("unreadable_image", str(size))
         else:
@@ -76,7 +97,7 @@ def require_files(records: Records) -> None:
     Raises:
         ImageError: naming the first missing image and how many are missing.
     """
-    missing = [image for image in range(records.num_images) if not records.path(image).is_file()]
+    missing = [image for image in range(records.num_images) if not is_file(records.path(image))]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ImageError(f"{records.path(missing[0])} is missing{more}; {_MISSING_REMEDY}")
@@ -88,6 +109,11 @@ def require_size(path: Path, size_hw: tuple[int, int], annotated_hw: tuple[int, 
     Raises:
         DataError: naming both sizes.
     """
+    if annotated_hw == size_hw[::-1] != size_hw and orientation(path) in SWAPS_SIDES:
+        raise DataError(
+            f"{path} has boxes that fit its stored pixels, and is displayed turned by its EXIF tag; turn the boxes or drop the tag: "
+            "`lw-retinanet data convert --turned boxes`, or `--turned images`"
+        )
     if annotated_hw not in ((0, 0), size_hw):
         raise DataError(
             f"{path} is {size_hw[1]}x{size_hw[0]} pixels, its annotation says {annotated_hw[1]}x{annotated_hw[0]}; "

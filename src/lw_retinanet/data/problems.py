@@ -5,19 +5,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lw_retinanet.data.images import printable
 from lw_retinanet.errors import DataError
 
 Severity = Literal["error", "warning"]
+Effect = Literal["repaired box", "note"]
 NUM_EXAMPLES = 5
+_MOST_CHARACTERS = 200  # of an example
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem. An error stops a reader and fails a check; a warning is only reported."""
+    """A kind of problem. An error stops a reader and fails a check; a warning is only reported.
+
+    Args:
+        severity: Which of the two it is.
+        text: What there is a number of.
+        remedy: What to do, or what is done.
+        effect: What the reader has done about it, if that belongs into the one line that every command says (`DataUse`).
+        short: The words for it there.
+    """
 
     severity: Severity
     text: str
     remedy: str
+    effect: Effect | None = None
+    short: str = ""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -25,6 +38,8 @@ KINDS: Mapping[str, Kind] = {
     "malformed_image": Kind("error", "image entries without a usable id, file_name or size", "repair or remove them"),
     "malformed_annotation": Kind("error", "annotations with a missing or unusable field", "repair or remove them"),
     "malformed_category": Kind("error", "categories without a usable id or name", "repair them"),
+    "odd_class_name": Kind("error", "class names with control characters or half characters, or too long", "rename the classes"),
+    "too_many_classes": Kind("error", "classes, more than the 10,000 of any detector here", "join rare classes, or leave them out"),
     "duplicate_image_id": Kind("error", "image ids used twice", "give every image its own id"),
     "duplicate_category_id": Kind("error", "category ids used twice", "give every category its own id"),
     "unknown_image": Kind("error", "annotations of an image that is not listed", "list the image or remove them"),
@@ -37,11 +52,55 @@ KINDS: Mapping[str, Kind] = {
     "size_mismatch": Kind(
         "error", "images whose size (displayed orientation) is not the annotated one", "correct the width and height, or re-annotate"
     ),
+    "turned_image": Kind(
+        "error",
+        "images whose boxes fit the stored pixels, and not the image as its EXIF tag displays it",
+        "turn the boxes or drop the tag: lw-retinanet data convert --turned boxes, or --turned images",
+    ),
     "duplicate_annotation_id": Kind("warning", "annotation ids used twice", "harmless here: scoring renumbers them"),
     "renumbered_annotation_ids": Kind("warning", "annotation ids that are not whole numbers", "annotations are numbered 1, 2, 3..."),
-    "duplicate_file_name": Kind("warning", "file names listed twice", "merge the entries"),
+    "duplicate_file_name": Kind(
+        "warning",
+        "file names listed twice",
+        "their entries are joined, equal boxes once",
+        "note",
+        "more entries of a file joined with its first",
+    ),
     "duplicate_class_name": Kind("warning", "class names used twice", "give every class its own name"),
-    "empty_box": Kind("warning", "boxes of zero or negative size", "training drops them"),
+    "reversed_box": Kind("warning", "boxes with reversed corners", "the corners are put in order", "repaired box", "reversed corners"),
+    "mask_box": Kind("warning", "annotations with a mask and no box", "the box around the mask is taken", "repaired box", "around masks"),
+    "polygon_box": Kind(
+        "warning", "polygons and oriented boxes", "the upright box around them is taken", "repaired box", "around polygons"
+    ),
+    "fraction_box": Kind("warning", "boxes in fractions of the image", "they are taken times its size", "repaired box", "fractions"),
+    "more_numbers": Kind(
+        "warning", "boxes with more numbers", "only the box is read", "note", "rows have keypoints, confidences or tracks, not read"
+    ),
+    "moved_image": Kind(
+        "warning",
+        "image paths of another place",
+        "the images are found by the last parts",
+        "note",
+        "image paths of another place shortened",
+    ),
+    "other_filename": Kind(
+        "warning",
+        "XML files whose <filename> is another image",
+        "the image of the XML's own name is taken",
+        "note",
+        "XML files name another image, and are used for that of their own name",
+    ),
+    "image_without_label": Kind(
+        "warning",
+        "images without a label file",
+        "they are trained on as background",
+        "note",
+        "images have no label file and are background",
+    ),
+    "label_without_image": Kind(
+        "warning", "label files without an image", "they are not read", "note", "label files have no image and are not read"
+    ),
+    "empty_box": Kind("warning", "boxes of zero size", "training drops them"),
     "tiny_box": Kind("warning", "boxes narrower or lower than 1 px", "training drops them"),
     "outside_box": Kind("warning", "boxes outside their image", "training drops them"),
     "partly_outside_box": Kind("warning", "boxes partly outside their image", "training clips them"),
@@ -51,6 +110,11 @@ KINDS: Mapping[str, Kind] = {
     "image_in_two_splits": Kind("warning", "images that another split holds too", "keep every image in one split"),
     "different_classes": Kind("warning", "splits whose classes differ from the first split's", "give all splits one class list"),
 }
+
+
+def shortened(text: str) -> str:
+    """Text of a file fit for one line of a message: without control characters, and not too long."""
+    return printable(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}...")
 
 
 @dataclass
@@ -84,6 +148,11 @@ class Problems:
         self.where = where
         self._by_kind: dict[str, Problem] = {}
 
+    def merge(self, problems: Iterable[Problem]) -> None:
+        """Count those of another list, too."""
+        for problem in problems:
+            self.add_many(problem.kind, problem.count, problem.examples)
+
     def add(self, kind: str, example: str) -> None:
         """Count one more of a kind."""
         self.add_many(kind, 1, (example,))
@@ -97,7 +166,7 @@ class Problems:
         for example in examples:
             if len(problem.examples) >= NUM_EXAMPLES:
                 break
-            problem.examples.append(example)
+            problem.examples.append(shortened(example))
 
     def found(self) -> Sequence[Problem]:
         """Errors first, each group in order of appearance."""

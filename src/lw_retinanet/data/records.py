@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lw_retinanet.data.problems import Problem, Problems
 
 Id = int | str
 MAX_COORDINATE = 1e9  # in pixels; larger numbers would overflow later
@@ -49,6 +53,7 @@ class Records:
         areas: (B,) float64 object areas (COCO: of the mask), which decide small, medium and large in scoring.
         annotation_ids: (B,) int64 ids of the annotation file, 1..B where it has none.
         categories: K classes; label ``k`` means ``categories[k]``.
+        remarks: What the reader ignored, repaired or left out.
     """
 
     root: Path
@@ -63,6 +68,7 @@ class Records:
     areas: NDArray[np.float64]
     annotation_ids: NDArray[np.int64]
     categories: tuple[Category, ...]
+    remarks: tuple[Problem, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -119,6 +125,33 @@ class Records:
             offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[images])]).astype(np.int64),
             **{name: getattr(self, name)[rows] for name in _BOX_COLUMNS},
         )
+
+    def shared_images(self, other: "Records") -> int:
+        """How many images of other records are the same files as images of these."""
+        own = {f"{self.root}/{name}" for name in self.file_names}
+        return sum(f"{other.root}/{name}" in own for name in other.file_names)
+
+    def joined(self) -> "Records":
+        """One entry a file: boxes of later entries go to the first one of the same file, each box once; `remarks` says how many did."""
+        first: dict[str, int] = {}
+        names = (posixpath.normpath(name) if "./" in name or "//" in name else name for name in self.file_names)
+        home = np.array([first.setdefault(name, row) for row, name in enumerate(names)], dtype=np.int64)
+        later = [self.file_names[row] for row in np.flatnonzero(home != np.arange(self.num_images)).tolist()]
+        if not later:
+            return self
+        problems = Problems(self.root)
+        problems.merge(self.remarks)
+        problems.add_many("duplicate_file_name", len(later), later)
+        images = home[self.image_of_box]
+        columns = np.column_stack([images, self.labels, self.is_ignored, self.boxes_xywh])
+        kept_rows = np.sort(np.unique(columns, axis=0, return_index=True)[1])
+        is_shared = np.isin(images, home[home != np.arange(self.num_images)])
+        rows = np.union1d(kept_rows, np.flatnonzero(~is_shared))
+        rows = rows[np.argsort(images[rows], kind="stable")]
+        counts = np.bincount(images[rows], minlength=self.num_images)
+        columns_of_boxes: dict[str, Any] = {name: getattr(self, name)[rows] for name in _BOX_COLUMNS}
+        merged = replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **columns_of_boxes)
+        return replace(merged.subset(np.unique(home)), remarks=tuple(problems.found()))
 
     def fingerprint(self) -> str:
         """sha256 of everything but the root folder, so that a run can be resumed after its data set was moved."""

@@ -24,7 +24,7 @@ def run_comparison(
     existing(detections_a, "detections file")
     existing(detections_b, "detections file")
     dataset = Dataset.open(existing(data, "data set"))
-    records = dataset.read(split or dataset.or_whole("val"))
+    records = dataset.read(split or dataset.or_whole("val"), joined=False, scoring=True)
     require_boxes(records, data)
     tables = [read_results(file, records) for file in (detections_a, detections_b)]
     return compare(records, *tables, draws=draws, seed=seed, progress=progress)

@@ -7,12 +7,14 @@ from typing import Any
 
 from lw_retinanet.data.check import check
 from lw_retinanet.data.check_report import DataReport
-from lw_retinanet.data.convert import DataConversion, convert
+from lw_retinanet.data.convert import DataConversion, Turned, convert
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.preview import preview
+from lw_retinanet.data.split import divide
 from lw_retinanet.errors import DataError, ImageError
 from lw_retinanet.files import existing
+from lw_retinanet.progress import Progress
 from lw_retinanet.training.anchor_recall import AnchorRecall, anchor_recall
 
 
@@ -41,24 +43,28 @@ class DataCheck:
         return lines
 
 
-def check_data(data: Path, *, split: str | None = None, image_size: int = 640) -> DataCheck:
+def check_data(
+    data: Path, *, split: str | None = None, image_size: int = 640, quick: bool = False, progress: Progress | None = None
+) -> DataCheck:
     """List the problems of a data set.
 
     Args:
         data: The data set.
         split: The only split to check; None checks all.
         image_size: The longer side of the resized images in pixels, for the anchor recall.
+        quick: Whether only the headers of the images are read; else every image is decoded.
+        progress: Wraps the images, for instance to show a bar.
 
     Raises:
         DataError: if there is no such data set or split. Other problems are in the report.
     """
     dataset = Dataset.open(existing(data, "data set"))
-    report = check(dataset, split)
+    report = check(dataset, split, quick=quick, progress=progress)
     recalls: dict[str | None, AnchorRecall] = {}
     names: list[str | None] = [split] if split else [*dataset.splits] or [None]
     for name in names:
         try:
-            recalls[name] = anchor_recall(with_sizes(dataset.read(name)), image_size)
+            recalls[name] = anchor_recall(with_sizes(dataset.part(name).read().joined()), image_size)
         except (DataError, ImageError):
             continue  # the report names the problem
     return DataCheck(report=report, anchor_recall=recalls)
@@ -81,8 +87,44 @@ def preview_data(data: Path, out: Path, *, split: str | None = None, count: int 
     return preview(dataset.read(split or next(iter(dataset.splits), None)), out, count=count, seed=seed)
 
 
-def convert_data(data: Path, out: Path, *, to: str, copy_images: bool = True) -> DataConversion:
+def convert_data(data: Path, out: Path, *, to: str, copy_images: bool = True, turned: Turned | None = None) -> DataConversion:
     """Write a data set in another annotation format; parameters and errors as :func:`lw_retinanet.data.convert.convert`."""
     dataset = Dataset.open(existing(data, "data set"))
     records = {split: dataset.read(split) for split in dataset.splits} or dataset.read()
-    return convert(records, to, out, copy_images=copy_images)
+    return convert(records, to, out, copy_images=copy_images, turned=turned)
+
+
+def split_data(
+    data: str | Path, out: str | Path, *, val: float = 0.2, group: str | None = None, seed: int = 0, copy_images: bool = True
+) -> DataConversion:
+    """Divide a data set that has no validation split, by images, and write it as COCO files.
+
+    Args:
+        data: The data set: undivided, or with a split ``train`` and maybe ``test``, which stays as it is.
+        out: New or empty folder for ``train.json``, ``val.json`` and ``images/``.
+        val: The share of the images for ``val``. Every class has about this share of its images there.
+        group: Regular expression, searched in each file name; images with the same match stay together, for instance frames of one video.
+        seed: Seed for the choice of images.
+        copy_images: Whether to copy the images, too.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: if the data set cannot be read, has a validation split already, or the folder cannot be used.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> divided = lw.split_data("my_data/train.json", "divided", val=0.25)
+        >>> divided.images
+        8
+        >>> lw.train(divided.out, out="runs/divided", config={"train": {"steps": 1}})  # doctest: +SKIP
+    """
+    dataset = Dataset.open(existing(Path(data), "data set"))
+    if "val" in dataset.splits:
+        raise DataError(f"{data}: has a split val already; pass the training annotations alone to divide them anew")
+    whole = dataset.read("train" if dataset.splits else None)
+    splits = divide(whole, val, group=group, seed=seed)
+    if "test" in dataset.splits:
+        splits["test"] = dataset.read("test")
+    return convert(splits, "coco", Path(out), copy_images=copy_images)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lw_retinanet.data.box_quality import require_boxes
+from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preview import choose
@@ -49,7 +50,9 @@ def run_evaluation(
         dataset = Dataset.open(data)
         records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories)
         if out:
-            return evaluate_into(out, detector, records, progress=progress, batch_size=batch_size)
+            metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size)
+            write_data_use(out, {split or "val": records})
+            return metrics
         return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=progress))
     if ground_truth is not None and detections is not None and model is None and data is None:
         return _score_file(ground_truth, detections, split, out)
@@ -60,11 +63,12 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
     existing(detections, "detections file")
     if out:
         output_folder(out)
-    records = Dataset.open(existing(ground_truth, "annotation file")).read(split)
+    records = Dataset.open(existing(ground_truth, "annotation file")).read(split, joined=False, scoring=True)
     require_boxes(records, ground_truth)
     metrics = evaluate(records, read_results(detections, records))
     if out:
         write_metrics(metrics, out, title=detections.name)
+        write_data_use(out, {split or "val": records})
     return metrics
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from lw_retinanet import __version__
 from lw_retinanet.config import Config
+from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
@@ -92,6 +93,7 @@ def run_training(
         notes = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
         folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
         if world.is_main:
+            write_data_use(out, {"train": records, **({"val": held_out} if held_out else {})})
             log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
             if not resume:
                 _note_start(config, out, start)
@@ -110,7 +112,6 @@ def run_training(
             return Run(folder=out, metrics=None)
         _save(folder, trained, start.record, config, source)
         if held_out is None:
-            log.info("%s has no val split, so the model was not evaluated", source)
             return Run(folder=out, metrics=None)
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
@@ -126,7 +127,20 @@ def open_training_data(source: Path) -> tuple[Records, Records | None]:
     """
     dataset = Dataset.open(source)
     records = dataset.ready(dataset.or_whole("train"))
-    return records, dataset.ready(dataset.held_out, classes=records.categories) if dataset.held_out else None
+    if dataset.held_out is None:
+        log.warning(
+            "%s has no val split, so nothing measures the model; to make one: lw-retinanet data split %s --val 0.2 --out FOLDER",
+            source,
+            source,
+        )
+        return records, None
+    held_out = dataset.ready(dataset.held_out, classes=records.categories)
+    shared = records.shared_images(held_out)
+    if shared:
+        log.warning(
+            "%d of %d validation images are training images too, so the AP is too good; keep them apart", shared, held_out.num_images
+        )
+    return records, held_out
 
 
 def open_start(config: Config, records: Records, resumed: Path | None) -> LoadedModel:

@@ -82,7 +82,7 @@ def calibration_files(source: Path, *, count: int, seed: int = 0) -> list[Path]:
     """
     try:
         dataset = Dataset.open(source)
-        records = dataset.read(dataset.or_whole("train"))
+        records = dataset.part(dataset.or_whole("train")).read().joined()
     except DataError as error:
         if not source.is_dir():
             raise

@@ -62,7 +62,7 @@ def test_byte_order_mark_and_pretty_printing(tmp_path: Path) -> None:
 
 
 def test_no_annotations_at_all(tmp_path: Path) -> None:
-    records = COCO.read(write(tmp_path, {"images": [{"id": 1, "file_name": "a.jpg"}]}))
+    records = COCO.read(write(tmp_path, {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}))
     assert (records.num_images, records.num_boxes, records.boxes_xywh.shape) == (1, 0, (0, 4))
 
 

@@ -2,19 +2,26 @@
 
 import enum
 import math
+import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.problems import Problems
+from lw_retinanet.data.image_files import is_file
+from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
 from lw_retinanet.data.records import MAX_COORDINATE, Records
 from lw_retinanet.errors import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+MAX_CLASSES = 10_000  # of a data set; the head of a detector has nine rows of weights for each
+MAX_FILE_BYTES = 2**31  # of an annotation file, since reading takes about twice as much memory; COCO's largest has 0.5 GB
+_MOST_CHARACTERS = 500  # of a class name
+_NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # control characters, half characters
 WHOLE = ""  # the split of a data set that has none
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 Content = Path | Callable[[], Iterator[bytes]]  # of a file to write: a file to copy, or a function that gives the bytes
@@ -97,10 +104,11 @@ class AnnotationFormat(ABC):
             DataError: if nothing can be read, or there are errors and ``problems`` is not given.
         """
         found = Problems(path) if problems is None else problems
-        records = self.parse(path, root, split, found)
+        records = _in_order(self.parse(path, root, split, found), found)
+        _check_classes(records, found)
         if problems is None:
             found.raise_errors()
-        return records
+        return replace(records, remarks=tuple(problem for problem in found.found() if problem.severity == "warning"))
 
     @abstractmethod
     def parse(self, path: Path, root: Path | None, split: str | None, problems: Problems) -> Records:
@@ -123,26 +131,64 @@ class AnnotationFormat(ABC):
         """
 
 
+def _in_order(records: Records, problems: Problems) -> Records:
+    """The same records, with the corners of every box in order: left before right, top before bottom."""
+    sides = records.boxes_xywh[:, 2:]
+    rows = np.flatnonzero((sides < 0).any(axis=1))
+    if not len(rows):
+        return records
+    problems.add_many("reversed_box", len(rows), (records.file_names[records.image_of_box[row]] for row in rows[:NUM_EXAMPLES]))
+    boxes = np.hstack([records.boxes_xywh[:, :2] + np.minimum(sides, 0), np.abs(sides)])
+    return replace(records, boxes_xywh=boxes, areas=np.abs(records.areas))
+
+
+def _check_classes(records: Records, problems: Problems) -> None:
+    """Class names go into tables, figures and model files, so each must be a line of text."""
+    odd = [name for name in records.class_names if len(name) > _MOST_CHARACTERS or _NOT_TEXT.search(name)]
+    problems.add_many("odd_class_name", len(odd), odd)
+    if len(records.categories) > MAX_CLASSES:
+        problems.add("too_many_classes", f"{len(records.categories):,}")
+
+
 def existing_splits(folder: Path, pattern: str) -> dict[str, Path]:
     """The files that exist among ``{split}.json`` and the like, by split."""
     paths = {split: folder / pattern.format(split) for split in SPLIT_FOLDERS}
-    return {split: path for split, path in paths.items() if path.is_file()}
+    return {split: path for split, path in paths.items() if is_file(path)}
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an annotation file.
+
+    Raises:
+        DataError: if the file is missing, unreadable, no regular file (reading a pipe would wait for ever), or too large.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: not a regular file; put the annotations into a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise DataError(
+                f"{path}: {status.st_size / 2**30:.1f} GiB is too much for an annotation file (at most {MAX_FILE_BYTES / 2**30:.0f} GiB); "
+                "leave out the masks, or divide it by images"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
 
 
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: if the file is missing, unreadable or not UTF-8.
+        DataError: if it cannot be read (see `read_bytes`) or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def box_from_corners(texts: Sequence[str], where: str, problems: Problems) -> list[float] | None:
@@ -156,10 +202,10 @@ def box_from_corners(texts: Sequence[str], where: str, problems: Problems) -> li
     try:
         xmin, ymin, xmax, ymax = map(float, texts)
     except ValueError:
-        shown = ", ".join(f"{corner}={text!r}" for corner, text in zip(CORNERS, texts, strict=True))
+        shown = ", ".join(f"{corner}={text[:30]!r}" for corner, text in zip(CORNERS, texts, strict=True))
         problems.add("malformed_box", f"{where}: {shown}")
         return None
     if not all(math.isfinite(value) and abs(value) <= MAX_COORDINATE for value in (xmin, ymin, xmax, ymax)):
-        problems.add("non_finite_box", f"{where}: {', '.join(texts)}")
+        problems.add("non_finite_box", f"{where}: {', '.join(text[:30] for text in texts)}")
         return None
     return [xmin, ymin, xmax - xmin, ymax - ymin]

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.formats.annotation_format import SPLIT_FOLDERS, WHOLE, AnnotationFormat, Files, Part, Parts, Sign, existing_splits
 from lw_retinanet.data.formats.json_sections import iterate_sections
+from lw_retinanet.data.formats.masks import box_of_mask
+from lw_retinanet.data.formats.other_tools import read_head, refuse_other_json
 from lw_retinanet.data.formats.target_files import target_names
-from lw_retinanet.data.image_files import find_root, is_safe_name, root_candidates
+from lw_retinanet.data.image_files import files_of, is_file, place_images, root_candidates
 from lw_retinanet.data.image_sizes import known_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import MAX_COORDINATE, Category, Id, Records, build_records
@@ -25,10 +27,12 @@ _NUMBERS = frozenset({int, float})
 
 
 class Coco(AnnotationFormat):
-    """COCO JSON: one file a split, with the lists ``images``, ``annotations`` and ``categories``; all else is ignored, masks too.
+    """COCO JSON: one file a split, with the lists ``images``, ``annotations`` and ``categories``; all else is ignored.
 
-    A missing ``iscrowd`` is 0, a missing ``area`` the area of the box, and ``ignore`` becomes `Records.is_difficult`. Boxes of zero or
-    negative size are kept as annotated. Writing and reading again loses nothing.
+    A mask counts only where an annotation has no box: then the box around it is taken.
+
+    A missing ``iscrowd`` is 0, a missing ``area`` the area of the box, and ``ignore`` becomes `Records.is_difficult`. Boxes of zero
+    size are kept as annotated. Writing and reading again loses nothing.
     """
 
     name = "coco"
@@ -36,7 +40,9 @@ class Coco(AnnotationFormat):
     has_annotation_ids = True
 
     def recognise_file(self, path: Path, head: str) -> Parts:
-        """A JSON object; a JSON list is COCO's format of detections, and refused."""
+        """A JSON object; a JSON list is COCO's format of detections, and refused, as is the JSON of other tools."""
+        if head[0] in "[{":
+            refuse_other_json(path, head)
         if head[0] == "[":
             raise DataError(f"{path}: a JSON list, as detections are written; pass the ground truth's annotation file")
         return {WHOLE: Part(format=self, path=path)} if head[0] == "{" else {}
@@ -45,8 +51,9 @@ class Coco(AnnotationFormat):
         """Our own layout, COCO's own, Roboflow's export, or a folder with one JSON file."""
         if sign is Sign.STRUCTURE:
             return self._own_layout(folder) or self._coco_layout(folder) or self._roboflow_layout(folder)
-        files = sorted(folder.glob("*.json")) if sign is Sign.ANY_FILE else []
+        files = files_of(folder, ".json") if sign is Sign.ANY_FILE else []
         if len(files) > 1:
+            refuse_other_json(files[0], read_head(files[0]))
             shown = ", ".join(path.name for path in files[:5])
             raise DataError(f"{folder}: several JSON files ({shown}), none called train.json or val.json; pass the one to use")
         return files[0] if files else {}
@@ -58,14 +65,17 @@ class Coco(AnnotationFormat):
     def _coco_layout(self, folder: Path) -> Parts:
         annotations = folder / "annotations"
         by_split: dict[str, Path] = {}
-        for path in sorted(annotations.glob("instances_*.json"), reverse=True):  # the newest year of a split comes first
+        files = [path for path in files_of(annotations, ".json") if path.name.startswith("instances_")]
+        for path in reversed(files):  # the newest year of a split comes first
             by_split.setdefault(path.stem.removeprefix("instances_").rstrip("0123456789").rstrip("_-"), path)
         by_split = by_split or existing_splits(annotations, "{}.json")
         order = sorted(by_split, key=lambda split: (SPLIT_FOLDERS.index(split) if split in SPLIT_FOLDERS else len(SPLIT_FOLDERS), split))
+        if order == ["default"]:  # as CVAT calls the whole
+            return {WHOLE: Part(format=self, path=by_split["default"])}
         return {split: Part(format=self, path=by_split[split]) for split in order}
 
     def _roboflow_layout(self, folder: Path) -> Parts:
-        if (folder / "_annotations.coco.json").is_file():
+        if is_file(folder / "_annotations.coco.json"):
             return {WHOLE: Part(format=self, path=folder / "_annotations.coco.json", root=folder)}
         paths = existing_splits(folder, "{}/_annotations.coco.json")
         return {split: Part(format=self, path=path, root=path.parent) for split, path in paths.items()}
@@ -84,14 +94,16 @@ class Coco(AnnotationFormat):
                 if key in sinks and batch is not None:
                     seen.add(key)
                     sinks[key](batch)
-        if "images" not in seen:
-            raise DataError(f"{path}: not a COCO annotation file: it has no list 'images'; pass the ground truth's annotation file")
+        lacking = next((key for key in ("images", "annotations") if key not in seen), None)
+        if lacking is not None:
+            raise DataError(f"{path}: not a COCO annotation file: it has no list {lacking!r}; pass the ground truth's annotation file")
+        place, names = place_images(images.names, root_candidates(path) if root is None else [root], problems)
         image_rows, labels = annotations.resolve(images.rows, categories.rows)
         keep = (image_rows >= 0) & (labels >= 0)
         ids = annotations.ids()
         return build_records(
-            root=find_root(images.names, root_candidates(path)) if root is None else root,
-            file_names=images.names,
+            root=place,
+            file_names=names,
             image_ids=images.ids,
             sizes_hw=images.sizes_hw,
             image_of_box=image_rows[keep],
@@ -160,8 +172,6 @@ class _Images:
             if image_id in self.rows:
                 self.problems.add("duplicate_image_id", repr(image_id))
                 continue
-            if not is_safe_name(name):
-                self.problems.add("unsafe_path", repr(name))
             self.rows[image_id] = len(self.ids)
             self.ids.append(image_id)
             self.names.append(name)
@@ -218,7 +228,8 @@ class _Annotations:
 
     def extend(self, batch: Sequence[Any]) -> None:
         if not self._append(batch):
-            sound = [annotation for annotation in batch if self._is_sound(annotation)]
+            boxed = [self._with_box(annotation) for annotation in batch]
+            sound = [annotation for annotation in boxed if self._is_sound(annotation)]
             if not self._append(sound):
                 raise AssertionError("an annotation passed one by one but not in its batch")
 
@@ -259,6 +270,16 @@ class _Annotations:
         self._category_ids += category_ids
         self._ids += [annotation.get("id") for annotation in batch]
         return True
+
+    def _with_box(self, annotation: Any) -> Any:
+        """The annotation, with the box around its mask if it has a mask and no box."""
+        if not isinstance(annotation, dict) or annotation.get("bbox") not in (None, []):
+            return annotation
+        bbox = box_of_mask(annotation.get("segmentation"))
+        if bbox is None:
+            return annotation
+        self.problems.add("mask_box", f"annotation {annotation.get('id', 'without id')!r}")
+        return {**annotation, "bbox": bbox}
 
     def _is_sound(self, annotation: Any) -> bool:
         """The checks of `_append` for one annotation; what is wrong is added to the problems."""

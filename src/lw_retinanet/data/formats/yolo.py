@@ -1,9 +1,8 @@
 """YOLO label files: centre, width and height of each box as fractions of the image."""
 
-import math
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign, read_text
+from lw_retinanet.data.formats.annotation_format import AnnotationFormat, Files, Part, Parts, Sign
 from lw_retinanet.data.formats.target_files import (
     plain_objects,
     require_plain_class_names,
@@ -19,21 +18,22 @@ from lw_retinanet.data.formats.target_files import (
     with_unique_stems,
     without_details,
 )
-from lw_retinanet.data.formats.yolo_lists import images_and_labels, read_yolo_file
+from lw_retinanet.data.formats.yolo_labels import boxes_of_lines, read_label_lines
+from lw_retinanet.data.formats.yolo_lists import images_and_labels, read_yolo_file, unused_labels
+from lw_retinanet.data.image_files import files_of, is_file, walk_files
 from lw_retinanet.data.image_sizes import known_sizes, measure_sizes
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records, build_records
 from lw_retinanet.errors import DataError
 
-_MAX_FRACTION = 2.0  # boxes may reach out of the image, but pixels in place of fractions must not pass
-
 
 class Yolo(AnnotationFormat):
     """YOLO: one text file of labels an image, with the classes and splits in ``data.yaml`` or darknet's ``obj.data``.
 
-    Lines are boxes (``class cx cy w h``, in fractions of the image) or polygons, of which the bounding box is taken. An empty or missing
-    label file is an image without objects. Category ids are YOLO's own class numbers, image ids 1..I in the order of the list or of the
-    file names. What is written has no crowd regions and no boxes without an area.
+    Lines are boxes (``class cx cy w h``, in fractions of the image), polygons or oriented boxes, of which the upright box is taken, or
+    boxes with keypoints, a confidence or a track number, which are not read (`yolo_labels`). An empty or missing label file is an image
+    without objects. Label Studio's ``classes.txt`` may stand for the data file. Category ids are YOLO's own class numbers, image ids 1..I
+    in the order of the list or of the file names. What is written has no crowd regions and no boxes without an area.
     """
 
     name = "yolo"
@@ -56,11 +56,18 @@ class Yolo(AnnotationFormat):
         """The data file by its usual name, or the only one there is."""
         if sign is not Sign.STRUCTURE:
             return {}
-        named = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml", "obj.data") if (folder / name).is_file()]
-        if named:
-            return named[0]
-        others = sorted(path for pattern in ("*.yaml", "*.yml", "*.data") for path in folder.glob(pattern))
-        return others[0] if len(others) == 1 else {}
+        files = files_of(folder, ".yaml", ".yml", ".data")
+        named = [path for name in ("data.yaml", "data.yml", "dataset.yaml", "obj.data") for path in files if path.name.lower() == name]
+        if named or len(files) == 1:
+            return (named or files)[0]
+        classes = next((folder / name for name in ("classes.txt", "obj.names", "labels/classes.txt") if is_file(folder / name)), None)
+        is_whole = (folder / "images").is_dir() and (folder / "labels").is_dir()
+        if classes is None or not is_whole:
+            if is_whole and next(walk_files(folder / "labels", (".txt",)), None) is not None:
+                raise DataError(f"{folder}: YOLO labels without class names; write them into {folder / 'classes.txt'}, one a line")
+            return {}
+        splits = read_yolo_file(classes).splits
+        return {split: Part(format=self, path=classes, split=split) for split in splits}
 
     def parse(self, path: Path, root: Path | None, split: str | None, problems: Problems) -> Records:
         """See `AnnotationFormat.read`; a split is a key of the data file, and the images lie where it says."""
@@ -79,14 +86,21 @@ class Yolo(AnnotationFormat):
         rows: list[int] = []
         labels: list[int] = []
         fractions: list[tuple[float, float, float, float]] = []
-        for row, pair in enumerate(pairs):
-            for number, box in _read_labels(pair.label, problems) if pair.label is not None else ():
-                if number not in label_of:
-                    problems.add("unknown_category", f"{pair.label}: class {number}")
-                elif sizes_hw[row].all():
-                    rows.append(row)
-                    labels.append(label_of[number])
-                    fractions.append(box)
+        lines = [(row, line) for row, pair in enumerate(pairs) if pair.label for line in read_label_lines(pair.label, problems)]
+        for (row, line), box in zip(lines, boxes_of_lines([line for _, line in lines], data.num_extra, problems), strict=True):
+            if box is None or not sizes_hw[row].all():
+                continue
+            if line.number not in label_of:
+                problems.add("unknown_category", f"{line.where}: class {line.number}")
+            else:
+                rows.append(row)
+                labels.append(label_of[line.number])
+                fractions.append(box)
+        without = [pair.image for pair in pairs if pair.label is None]
+        if len(without) < len(pairs):  # a split of images alone has nothing to be said about one by one
+            problems.add_many("image_without_label", len(without), map(str, without))
+        lost = unused_labels(pairs)
+        problems.add_many("label_without_image", len(lost), map(str, lost))
         centres_and_sides = np.array(fractions, dtype=np.float64).reshape(-1, 4)
         sizes_wh = sizes_hw[np.array(rows, dtype=np.int64)][:, ::-1].astype(np.float64)
         sides = centres_and_sides[:, 2:] * sizes_wh
@@ -112,7 +126,8 @@ class Yolo(AnnotationFormat):
         """``data.yaml``, ``images/{split}/`` and ``labels/{split}/``."""
         require_plain_class_names(splits, "YOLO")
         first_split, first = next(iter(splits.items()))
-        content = {"path": "."} | {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(first.class_names))}
+        # Without `path`: Ultralytics would take "." as the working directory.
+        content = {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(first.class_names))}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
         files: Files = {"data.yaml": partial(iter, [text])}
         for split, records in splits.items():
@@ -132,42 +147,6 @@ class Yolo(AnnotationFormat):
                 files[f"images/{split}/{name}"] = records.path(row)
                 files[f"labels/{split}/{posixpath.splitext(name)[0]}.txt"] = partial(_label_text, records, row, keep, sizes_hw[row])
         return files
-
-
-def _read_labels(path: Path, problems: Problems) -> list[tuple[int, tuple[float, float, float, float]]]:
-    """(class number, (cx, cy, w, h)) of each sound line."""
-    try:
-        lines = read_text(path).splitlines()
-    except DataError as error:
-        problems.add("broken_file", str(error))
-        return []
-    rows = []
-    for line, text in enumerate(lines, start=1):
-        fields = text.split()
-        if not fields:
-            continue
-        where = f"{path} line {line}"
-        try:
-            number, values = float(fields[0]), [float(field) for field in fields[1:]]
-        except ValueError:
-            problems.add("malformed_box", f"{where}: {text.strip()[:60]!r} is not numbers")
-            continue
-        is_box, is_polygon = len(values) == 4, len(values) >= 6 and len(values) % 2 == 0
-        if not number.is_integer() or not (is_box or is_polygon):
-            problems.add("malformed_box", f"{where}: {len(fields)} numbers; a class number with 4 (a box) or 6, 8, ... (a polygon) is due")
-        elif not all(map(math.isfinite, values)):
-            problems.add("non_finite_box", where)
-        elif max(map(abs, values)) > _MAX_FRACTION:
-            problems.add("malformed_box", f"{where}: {max(values, key=abs):g} is no fraction of the image; divide by its width or height")
-        else:
-            rows.append((int(number), (values[0], values[1], values[2], values[3]) if is_box else _bounding_box(values)))
-    return rows
-
-
-def _bounding_box(polygon: Sequence[float]) -> tuple[float, float, float, float]:
-    xmin, xmax = min(polygon[::2]), max(polygon[::2])
-    ymin, ymax = min(polygon[1::2]), max(polygon[1::2])
-    return (xmin + xmax) / 2, (ymin + ymax) / 2, xmax - xmin, ymax - ymin
 
 
 def _label_text(records: Records, row: int, keep: NDArray[np.bool_], size_hw: NDArray[np.int32]) -> Iterator[bytes]:

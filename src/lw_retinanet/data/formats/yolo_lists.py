@@ -1,18 +1,22 @@
 """The data file of a YOLO data set (data.yaml, or darknet's obj.data), and the images and label files that it means."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-
-from lw_retinanet.data.formats.annotation_format import read_text
-from lw_retinanet.data.image_files import walk_images
+from lw_retinanet.data.formats.annotation_format import WHOLE, read_text
+from lw_retinanet.data.formats.plain_yaml import YamlValue, read_mapping
+from lw_retinanet.data.image_files import SUFFIXES, files_of, is_file, walk_images
+from lw_retinanet.data.problems import shortened
 from lw_retinanet.errors import DataError
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _NUM_PROBES = 5
+_MOST_CHARACTERS = 4096  # of a path
+_MOST_DIGITS = 9  # of a class number
+_NO_LABELS = frozenset({"classes", "notes", "readme", "train", "val", "test", "labels", "obj", "predefined_classes"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,14 @@ class YoloFile:
         folder: The folder that its entries are relative to.
         names: Class names by YOLO's class number.
         splits: The folders or lists of images of each split, as written.
+        num_extra: How many numbers of keypoints follow each box (``kpt_shape``); None if there is no such entry.
     """
 
     path: Path
     folder: Path
     names: dict[int, str]
     splits: dict[str, tuple[str, ...]]
+    num_extra: int | None = None
 
 
 class ImageAndLabel(NamedTuple):
@@ -46,25 +52,52 @@ def read_yolo_file(path: Path) -> YoloFile:
         DataError: if it is neither; the message has the line where it is known.
     """
     text = read_text(path)
+    if path.suffix.lower() == ".txt":
+        return _from_class_list(path, text)
     pairs = _darknet_pairs(text)
     if pairs is not None:
         return _from_darknet(path, pairs)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise DataError(f"{path}{line}: malformed YAML: {error.problem}; repair the file") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: malformed YAML: {str(error).splitlines()[0]}; repair the file") from error
-    if not isinstance(content, dict) or "names" not in content:
+    content = read_mapping(path, text)
+    if "names" not in content:
         raise DataError(f"{path}: no 'names'; a YOLO data file lists its classes under 'names' and its images under 'train' and 'val'")
     names = _names(path, content["names"])
     num_classes = content.get("nc")
-    if isinstance(num_classes, int) and num_classes != len(names):
-        raise DataError(f"{path}: nc is {num_classes}, but 'names' has {len(names)} classes; correct one of them")
-    splits = {key: _entries(path, key, content[key]) for key in _SPLIT_KEYS if content.get(key)}
-    base = path.parent / str(content.get("path") or "")
-    return YoloFile(path=path, folder=base if base.is_dir() else path.parent, names=names, splits=splits)
+    if num_classes is not None and num_classes != str(len(names)):
+        written = shortened(num_classes) if isinstance(num_classes, str) else _shown(num_classes)
+        raise DataError(f"{path}: nc is {written}, but 'names' has {len(names)} classes; correct one of them")
+    splits = {key: _entries(path, key, content[key]) for key in _SPLIT_KEYS if content.get(key) not in (None, "", [])}
+    return YoloFile(
+        path=path,
+        folder=_base(path, content.get("path")),
+        names=names,
+        splits=splits,
+        num_extra=_num_keypoint_values(content.get("kpt_shape")),
+    )
+
+
+def _num_keypoint_values(shape: YamlValue) -> int | None:
+    numbers = (
+        [int(one) for one in shape if isinstance(one, str) and one.isdecimal() and len(one) < _MOST_DIGITS]
+        if isinstance(shape, list)
+        else []
+    )
+    return numbers[0] * numbers[1] if len(numbers) == 2 else None
+
+
+def _base(path: Path, written: YamlValue) -> Path:
+    """The folder that ``path`` means: as written, or relative to the data file, as Ultralytics takes it; else the data file's own."""
+    base = path.parent / written.replace("\\", "/") if isinstance(written, str) and len(written) < _MOST_CHARACTERS else path.parent
+    return base if os.path.isdir(base) else path.parent  # noqa: PTH112 - Path.is_dir() raises for a name that no file can have
+
+
+def _from_class_list(path: Path, text: str) -> YoloFile:
+    """Label Studio's export: ``classes.txt`` beside ``images/`` and ``labels/``, maybe with a folder a split in them."""
+    names = dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
+    if not names:
+        raise DataError(f"{path}: no classes; write the names there, one a line")
+    images = path.parent / "images"
+    splits: dict[str, tuple[str, ...]] = {split: (f"images/{split}",) for split in _SPLIT_KEYS if (images / split).is_dir()}
+    return YoloFile(path=path, folder=path.parent, names=names, splits=splits or {WHOLE: ("images",)})
 
 
 def _darknet_pairs(text: str) -> dict[str, str] | None:
@@ -84,41 +117,48 @@ def _from_darknet(path: Path, pairs: dict[str, str]) -> YoloFile:
     while lines and not lines[-1]:
         lines.pop()
     splits: dict[str, tuple[str, ...]] = {key: (pairs[key],) for key in _SPLIT_KEYS if pairs.get(key)}
-    return YoloFile(path=path, folder=path.parent, names=_names(names_file, lines), splits=splits)
+    return YoloFile(path=path, folder=path.parent, names=_names(names_file, [*lines]), splits=splits)
 
 
-def _names(path: Path, value: Any) -> dict[int, str]:
+def _names(path: Path, value: YamlValue) -> dict[int, str]:
     pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     names: dict[int, str] = {}
     for key, name in pairs:
-        if not str(key).isdecimal() or not isinstance(name, str | int | float) or not str(name).strip():
-            raise DataError(f"{path}: class {key!r}: {name!r}; 'names' is a list of names or numbers with names")
-        names[int(key)] = str(name)
+        if not (isinstance(key, int) or (key.isdecimal() and len(key) < _MOST_DIGITS)) or not isinstance(name, str) or not name.strip():
+            raise DataError(
+                f"{path}: class {_shown(key)}: {_shown(name)}; 'names' is a list of names, or of numbers with names "
+                "(a name such as null needs quotes)"
+            )
+        names[int(key)] = name
     if not names:
         raise DataError(f"{path}: 'names' is empty; list the classes there")
     return dict(sorted(names.items()))
 
 
-def _entries(path: Path, key: str, value: Any) -> tuple[str, ...]:
+def _shown(value: "YamlValue | int") -> str:
+    return (
+        repr(shortened(value)) if isinstance(value, str) else f"a {type(value).__name__}" if isinstance(value, list | dict) else str(value)
+    )
+
+
+def _entries(path: Path, key: str, value: YamlValue) -> tuple[str, ...]:
     entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) for entry in entries):
-        raise DataError(f"{path}: {key}: {value!r}; write a folder, a text file of image paths, or a list of those")
-    return tuple(entries)
+    if not all(isinstance(entry, str) and 0 < len(entry) < _MOST_CHARACTERS and "\0" not in entry for entry in entries):
+        raise DataError(f"{path}: {key}: {_shown(value)}; write a folder, a text file of image paths, or a list of those")
+    return tuple(map(str, entries))
 
 
 def locate(entry: str, folders: Sequence[Path]) -> Path | None:
     """The existing file or folder that a path of a data file means, None if there is none.
 
-    Many exported data sets hold paths of another machine (``data/train.txt``, ``../train/images``), so leading components are dropped
-    until something exists.
+    Many exported data sets hold paths of another machine (``data/train.txt``, ``../train/images``, ``/content/set/train``), so leading
+    components are dropped until something exists.
     """
     path = PurePosixPath(entry.replace("\\", "/"))
-    if path.is_absolute():
-        return Path(path) if Path(path).exists() else None
     for drop in range(len(path.parts)):
         for folder in folders:
             candidate = folder.joinpath(*path.parts[drop:])
-            if candidate.exists():
+            if os.path.exists(candidate):  # noqa: PTH110 - Path.exists() raises for a name that no file can have
                 return candidate
     return None
 
@@ -135,44 +175,68 @@ def images_and_labels(data: YoloFile, split: str) -> list[ImageAndLabel]:
         if place is None:
             raise DataError(f"{data.path}: {split}: {entry}: no such folder or list under {data.folder}; correct the path")
         if place.is_dir():
-            found = [ImageAndLabel(image, _label_of(image)) for image in sorted(walk_images(place)) if image.is_file()]
+            found = [ImageAndLabel(image, _label_of(image)) for image in sorted(walk_images(place)) if is_file(image)]
         else:
             found = _from_list(place, data.folder)
         pairs |= {pair.image: pair for pair in found}
     return list(pairs.values())
 
 
-def _label_candidates(image: Path) -> list[Path]:
-    """Where the label file of an image may lie: in ``labels/`` in place of the last ``images/`` of the path, or beside the image."""
+def _label_candidates(image: Path) -> Iterator[Path]:
+    """Where the label file of an image may lie: in ``labels/`` in place of one ``images/`` of its path, the last first; or beside it."""
     parts = image.parts
-    beside = image.with_suffix(".txt")
     for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            return [Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt"), beside]
-    return [beside]
+        if parts[place].lower() == "images":
+            for name in ("labels", "Labels"):
+                yield Path(*parts[:place], name, *parts[place + 1 :])
+    yield image
 
 
 def _label_of(image: Path) -> Path | None:
-    return next((path for path in _label_candidates(image) if path.is_file()), None)
+    endings = (".txt", ".TXT")
+    return next((label for path in _label_candidates(image) for label in map(path.with_suffix, endings) if os.path.lexists(label)), None)
+
+
+def unused_labels(pairs: Sequence[ImageAndLabel]) -> list[Path]:
+    """The label files that have no image, in the folders ``labels/`` of those that have one."""
+    used = {pair.label for pair in pairs if pair.label is not None}
+    lost = []
+    for folder in sorted({label.parent for label in used}):
+        place = next((row for row, part in reversed(list(enumerate(folder.parts))) if part.lower() == "labels"), None)
+        labels = [path for path in files_of(folder, ".txt") if path not in used and path.stem.lower() not in _NO_LABELS] if place else []
+        if labels:
+            images = Path(*folder.parts[:place], "images", *folder.parts[place + 1 :]) if place else folder
+            stems = {path.stem for path in files_of(images, *SUFFIXES)}
+            lost += [path for path in labels if path.stem not in stems]
+    return lost
 
 
 def _from_list(path: Path, folder: Path) -> list[ImageAndLabel]:
-    entries = [Path(line.strip().replace("\\", "/")) for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip().replace("\\", "/") for line in read_text(path).splitlines()]
+    odd = next((number for number, line in enumerate(lines, 1) if line and not _is_image_name(line)), None)
+    if odd is not None:
+        raise DataError(f"{path} line {odd}: not the path of an image; a list has one a line")
+    entries = [Path(line) for line in lines if line]
     bases = list(dict.fromkeys([folder, path.parent]))
-    relative = [entry for entry in entries if not entry.is_absolute()]
+    relative = [entry for entry in entries if not is_file(entry) or not entry.is_absolute()]
     image_place = _placement(
         relative, [*bases, *(base / "images" for base in bases), *(base.resolve().parent / "images" for base in bases)]
     )
     label_place = _placement([entry.with_suffix(".txt") for entry in relative], bases)
     pairs = []
     for entry in entries:
-        image = entry if entry.is_absolute() else _placed(entry, image_place or (bases[0], 0))
+        is_there = entry.is_absolute() and (is_file(entry) or image_place is None)
+        image = entry if is_there else _placed(entry, image_place or (bases[0], 0))
         label = _label_of(image)
-        if label is None and label_place is not None and not entry.is_absolute():
+        if label is None and label_place is not None and not is_there:
             beside = _placed(entry.with_suffix(".txt"), label_place)
-            label = beside if beside.is_file() else None
+            label = beside if is_file(beside) else None
         pairs.append(ImageAndLabel(image, label))
     return pairs
+
+
+def _is_image_name(line: str) -> bool:
+    return len(line) < _MOST_CHARACTERS and "\0" not in line and Path(line).suffix.lower() in SUFFIXES
 
 
 def _placement(entries: Sequence[Path], folders: Sequence[Path]) -> tuple[Path, int] | None:
@@ -180,7 +244,7 @@ def _placement(entries: Sequence[Path], folders: Sequence[Path]) -> tuple[Path, 
     for entry in entries[:_NUM_PROBES]:
         for drop in range(len(entry.parts)):
             for folder in folders:
-                if folder.joinpath(*entry.parts[drop:]).is_file():
+                if is_file(folder.joinpath(*entry.parts[drop:])):
                     return folder, drop
     return None
 
