@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.box_quality import clipped_sides
-from lw_retinanet.data.problems import KINDS, shortened
+from lw_retinanet.data.problems import KINDS
 from lw_retinanet.data.records import Records
+from lw_retinanet.errors import shown
 from lw_retinanet.files import write_text
 
 DATA_FILE = "data.json"  # of a run folder
@@ -83,7 +84,7 @@ def use_line(records: Records, source: Path, split: str | None = None, *, scorin
     """The line that a command says about a split of a data set; None if all is used as it is."""
     sentence = data_use(records, scoring=scoring).sentence()
     where = f"{split}: " if split else ""
-    return f"{where}{sentence}; details: lw-retinanet data check {shortened(str(source))}" if sentence else None
+    return f"{where}{sentence}; details: lw-retinanet data check {shown(str(source))}" if sentence else None
 
 
 def write_data_use(folder: Path, splits: Mapping[str, Records]) -> None:

@@ -14,9 +14,8 @@ from lw_retinanet.data.formats.annotation_format import WHOLE, Part, Parts, Sign
 from lw_retinanet.data.formats.other_tools import refuse_archive
 from lw_retinanet.data.image_files import is_file
 from lw_retinanet.data.image_sizes import require_files, require_sizes, with_sizes
-from lw_retinanet.data.problems import shortened
 from lw_retinanet.data.records import Category, Records
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, shown
 
 _logger = logging.getLogger(__name__)
 _OWN_NAMES = {"valid": "val", "validation": "val"}
@@ -139,7 +138,7 @@ def _recognise(path: Path) -> Parts:
     if is_file(path):
         return _recognise_file(path)
     if not os.path.exists(path):  # noqa: PTH110 - Path.exists() raises for a name that no file can have
-        raise DataError(f"{shortened(str(path))}: no such file or folder; check the path to the data set")
+        raise DataError(f"{shown(str(path))}: no such file or folder; check the path to the data set")
     if not path.is_dir():
         raise DataError(f"{path}: neither a file nor a folder; pass a data set")
     for sign in Sign:
@@ -157,8 +156,8 @@ def _recognise_file(path: Path) -> Parts:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     refuse_archive(path, head)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) and "<" in head.decode("utf-16", errors="replace")[:8]:
-        head = head.decode("utf-16", errors="replace").encode()  # XML says its encoding itself
+    if b"<\0" in head[:4] or b"\0<" in head[:4]:  # XML in UTF-16, which says its encoding itself
+        head = head.replace(b"\0", b"")[2 * head.startswith((b"\xff\xfe", b"\xfe\xff")) :]
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise DataError(f"{path}: the file is empty; pass an annotation file")

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lw_retinanet.data.images import printable
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, shown
 
 Severity = Literal["error", "warning"]
 Effect = Literal["repaired box", "note"]
@@ -112,11 +111,6 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def shortened(text: str) -> str:
-    """Text of a file fit for one line of a message: without control characters, and not too long."""
-    return printable(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}...")
-
-
 @dataclass
 class Problem:
     """How often a kind of problem was found, and its first few examples."""
@@ -166,7 +160,7 @@ class Problems:
         for example in examples:
             if len(problem.examples) >= NUM_EXAMPLES:
                 break
-            problem.examples.append(shortened(example))
+            problem.examples.append(shown(example, most=_MOST_CHARACTERS))
 
     def found(self) -> Sequence[Problem]:
         """Errors first, each group in order of appearance."""

@@ -27,9 +27,9 @@ from lw_retinanet.data.formats.other_tools import read_head
 from lw_retinanet.data.formats.target_files import plain_objects, require_plain_class_names, target_names, without_details
 from lw_retinanet.data.image_files import SUFFIXES, files_of, is_file, place_images, root_candidates, walk_images
 from lw_retinanet.data.image_sizes import measure_sizes
-from lw_retinanet.data.problems import Problems, shortened
+from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records, build_records
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, shown
 
 _ALIASES: Mapping[str, Sequence[str]] = {
     "image": ("image", "image_path", "filename", "file_name", "image_name", "imageid", "image_id"),
@@ -74,7 +74,7 @@ class Csv(AnnotationFormat):
             raise DataError(f"{path}: a table of VIA (VGG Image Annotator); choose Annotation, Export Annotations (COCO format) instead")
         if _columns(header) is None:
             if _is_near(header):
-                raise DataError(f"{path}: a table of boxes with unknown columns: {_WANTED}, got {shortened(','.join(header))!r}")
+                raise DataError(f"{path}: a table of boxes with unknown columns: {_WANTED}, got {shown(','.join(header))!r}")
             return {}
         place, rows = _rows(path)
         splits = dict.fromkeys(row[place["split"]].strip() for _, row in rows if len(row) > place["split"]) if "split" in place else {}
@@ -122,7 +122,7 @@ class Csv(AnnotationFormat):
             boxes *= np.tile(sizes_hw[lines.image_of_box][:, ::-1], 2)
         categories = _categories(path, lines.class_names)
         label_of = {category.name: label for label, category in enumerate(categories)}
-        shown = _shown_names(path)
+        descriptions = _shown_names(path)
         return build_records(
             root=folder,
             file_names=names,
@@ -131,7 +131,7 @@ class Csv(AnnotationFormat):
             boxes_xywh=boxes,
             labels=[label_of[label] for label in lines.labels],
             is_crowd=lines.is_group,
-            categories=[replace(category, name=shown.get(category.name, category.name)) for category in categories],
+            categories=[replace(category, name=descriptions.get(category.name, category.name)) for category in categories],
         )
 
     def holds(self, records: Records) -> NDArray[np.bool_]:
@@ -294,7 +294,7 @@ def _rows(path: Path) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
     header = rows[0][1] if rows else []
     place = _columns(header)
     if place is None:
-        raise DataError(f"{path}: {_WANTED}, got {shortened(','.join(header))!r}")
+        raise DataError(f"{path}: {_WANTED}, got {shown(','.join(header))!r}")
     is_bare = header[place["image"]].strip().lower() not in _ALIASES["image"]
     return {**place, "columns": len(header)}, rows if is_bare else rows[1:]
 

@@ -35,9 +35,9 @@ from lw_retinanet.data.formats.target_files import (
 )
 from lw_retinanet.data.image_files import SUFFIXES, files_of, is_file, is_safe_name, walk_files, walk_images
 from lw_retinanet.data.image_sizes import known_sizes
-from lw_retinanet.data.problems import Problems, shortened
+from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Category, Records, build_records
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, shown
 
 _MAX_BYTES = 64 * 2**20  # of an XML file
 
@@ -91,7 +91,7 @@ class Voc(AnnotationFormat):
         names = sorted({name for one in annotated.values() if one is not None for name in one.names})
         if split is not None:
             wanted, lost = _listed(_lists(path)[split], annotated)
-            problems.add_many("broken_file", len(lost), (f"{folder / shortened(stem)}.xml does not exist" for stem in lost))
+            problems.add_many("broken_file", len(lost), (f"{folder / shown(stem)}.xml does not exist" for stem in lost))
             annotated = {stem: annotated[stem] for stem in wanted}
         return _as_records([one for one in annotated.values() if one is not None], names, image_folders or [folder])
 
@@ -208,7 +208,7 @@ def _read_xml(path: Path) -> ET.Element:
     try:
         text = data.decode(encoding)
     except (LookupError, UnicodeError) as error:
-        raise DataError(f"{path}: not {encoding} text ({shortened(str(error))}); save the file as UTF-8") from None
+        raise DataError(f"{path}: not {encoding} text ({shown(str(error))}); save the file as UTF-8") from None
     # The declaration is replaced by spaces, so that places in messages stay right.
     text = re.sub(r"\A\s*<\?xml[^>]*\?>", lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     root: ET.Element = fromstring(text, forbid_dtd=True)
@@ -230,7 +230,7 @@ def _read_file(path: Path, stem: str, folders: Sequence[Path], images: Mapping[s
         return None
     if root.tag != "annotation":
         known = ": CVAT's own XML; export as COCO, YOLO or PASCAL VOC instead" if root.tag == "annotations" else ""
-        problems.add("broken_file", f"{path}: the outermost element is <{shortened(root.tag)}>, not <annotation>{known}")
+        problems.add("broken_file", f"{path}: the outermost element is <{shown(root.tag)}>, not <annotation>{known}")
         return None
     annotated = _Annotated(_image_of(root, path, stem, folders, images, problems), _size_hw(root))
     for number, element in enumerate(root.findall("object"), start=1):

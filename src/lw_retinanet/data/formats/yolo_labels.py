@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lw_retinanet.data.formats.annotation_format import read_text
-from lw_retinanet.data.problems import Problems, shortened
-from lw_retinanet.errors import DataError
+from lw_retinanet.data.problems import Problems
+from lw_retinanet.errors import DataError, shown
 
 _MAX_FRACTION = 2.0  # boxes may reach out of the image, but pixels in place of fractions must not pass
 _CONFIDENCE, _TRACK = 5, 6  # how many numbers follow the class when a confidence, or that and a track number, follow the box
@@ -57,7 +57,7 @@ def read_label_lines(path: Path, problems: Problems) -> Iterator[LabelLine]:
         try:
             number, values = float(fields[0]), [float(field) for field in fields[1:]]
         except ValueError:
-            problems.add("malformed_box", f"{where}: {shortened(text.strip()[:60])!r} is not numbers")
+            problems.add("malformed_box", f"{where}: {shown(text.strip()[:60])!r} is not numbers")
             continue
         if not number.is_integer() or len(values) < 4:
             problems.add("malformed_box", f"{where}: {len(fields)} numbers; a class number with 4 (a box) or 6, 8, ... (a polygon) is due")

@@ -4,13 +4,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lw_retinanet.data.formats.annotation_format import WHOLE, read_text
-from lw_retinanet.data.formats.plain_yaml import YamlValue, read_mapping
 from lw_retinanet.data.image_files import SUFFIXES, files_of, is_file, walk_images
-from lw_retinanet.data.problems import shortened
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, quoted, shown
+from lw_retinanet.yaml_file import parse_yaml
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _NUM_PROBES = 5
@@ -57,14 +56,13 @@ def read_yolo_file(path: Path) -> YoloFile:
     pairs = _darknet_pairs(text)
     if pairs is not None:
         return _from_darknet(path, pairs)
-    content = read_mapping(path, text)
-    if "names" not in content:
+    content = parse_yaml(text, where=str(path), as_text=True, error=DataError)
+    if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{path}: no 'names'; a YOLO data file lists its classes under 'names' and its images under 'train' and 'val'")
     names = _names(path, content["names"])
     num_classes = content.get("nc")
     if num_classes is not None and num_classes != str(len(names)):
-        written = shortened(num_classes) if isinstance(num_classes, str) else _shown(num_classes)
-        raise DataError(f"{path}: nc is {written}, but 'names' has {len(names)} classes; correct one of them")
+        raise DataError(f"{path}: nc is {shown(num_classes)}, but 'names' has {len(names)} classes; correct one of them")
     splits = {key: _entries(path, key, content[key]) for key in _SPLIT_KEYS if content.get(key) not in (None, "", [])}
     return YoloFile(
         path=path,
@@ -75,7 +73,7 @@ def read_yolo_file(path: Path) -> YoloFile:
     )
 
 
-def _num_keypoint_values(shape: YamlValue) -> int | None:
+def _num_keypoint_values(shape: Any) -> int | None:
     numbers = (
         [int(one) for one in shape if isinstance(one, str) and one.isdecimal() and len(one) < _MOST_DIGITS]
         if isinstance(shape, list)
@@ -84,7 +82,7 @@ def _num_keypoint_values(shape: YamlValue) -> int | None:
     return numbers[0] * numbers[1] if len(numbers) == 2 else None
 
 
-def _base(path: Path, written: YamlValue) -> Path:
+def _base(path: Path, written: Any) -> Path:
     """The folder that ``path`` means: as written, or relative to the data file, as Ultralytics takes it; else the data file's own."""
     base = path.parent / written.replace("\\", "/") if isinstance(written, str) and len(written) < _MOST_CHARACTERS else path.parent
     return base if os.path.isdir(base) else path.parent  # noqa: PTH112 - Path.is_dir() raises for a name that no file can have
@@ -120,13 +118,13 @@ def _from_darknet(path: Path, pairs: dict[str, str]) -> YoloFile:
     return YoloFile(path=path, folder=path.parent, names=_names(names_file, [*lines]), splits=splits)
 
 
-def _names(path: Path, value: YamlValue) -> dict[int, str]:
+def _names(path: Path, value: Any) -> dict[int, str]:
     pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     names: dict[int, str] = {}
     for key, name in pairs:
         if not (isinstance(key, int) or (key.isdecimal() and len(key) < _MOST_DIGITS)) or not isinstance(name, str) or not name.strip():
             raise DataError(
-                f"{path}: class {_shown(key)}: {_shown(name)}; 'names' is a list of names, or of numbers with names "
+                f"{path}: class {quoted(key)}: {quoted(name)}; 'names' is a list of names, or of numbers with names "
                 "(a name such as null needs quotes)"
             )
         names[int(key)] = name
@@ -135,16 +133,10 @@ def _names(path: Path, value: YamlValue) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _shown(value: "YamlValue | int") -> str:
-    return (
-        repr(shortened(value)) if isinstance(value, str) else f"a {type(value).__name__}" if isinstance(value, list | dict) else str(value)
-    )
-
-
-def _entries(path: Path, key: str, value: YamlValue) -> tuple[str, ...]:
+def _entries(path: Path, key: str, value: Any) -> tuple[str, ...]:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) and 0 < len(entry) < _MOST_CHARACTERS and "\0" not in entry for entry in entries):
-        raise DataError(f"{path}: {key}: {_shown(value)}; write a folder, a text file of image paths, or a list of those")
+        raise DataError(f"{path}: {key}: {shown(value)}; write a folder, a text file of image paths, or a list of those")
     return tuple(map(str, entries))
 
 
