@@ -131,6 +131,7 @@ class TrainConfig(_Settings):
     backbone_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     schedule: Literal["paper", "cosine", "steps"] | None = None
+    schedule_version: Literal[1, 2] = 2
     warmup_steps: NonNegativeInt | None = None
     clip: NonNegativeFloat | None = None
     ema: float | None = Field(default=None, ge=0, lt=1)
@@ -266,6 +267,20 @@ def load_config(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected sections model, data and train, got {type(values).__name__}")
     return values
+
+
+def load_run_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the ``config.yaml`` of a run: its settings as they were when it began, and its notes.
+
+    Raises:
+        ConfigError: If the file is no YAML mapping.
+    """
+    values = load_config(file)
+    notes = values.pop("run", None)
+    section = values.get("train")
+    if isinstance(section, dict):
+        section.setdefault("schedule_version", 1)  # version 0.1.0 did not write this setting
+    return values, notes if isinstance(notes, dict) else {}
 
 
 def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from lw_retinanet.data.sample import make_sample
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, RunFolderError
 from lw_retinanet.evaluation.detect_records import detect_records
-from lw_retinanet.jobs.train import open_training_data, run_training
+from lw_retinanet.jobs.run_request import request_run
+from lw_retinanet.jobs.train import open_training_data, run_training, train_request
+from lw_retinanet.training.run_folder import read_log
 from lw_retinanet.training.run_plan import macs_reduction
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import load_model
@@ -88,6 +90,24 @@ def test_an_interrupted_run_ends_in_the_same_model(run: Path, data: Path, tmp_pa
     run_training(settings(), data, tmp_path / "run", resume=True, device=CPU)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes()
+
+
+def test_a_run_of_version_0_1_0_resumes_with_its_schedule(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lw_retinanet.training.trainer.accumulate_gradients", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(settings(train_schedule_version=1, train_warmup_steps=2), data, folder, device=CPU)
+    monkeypatch.undo()
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("  schedule_version: 1\n", ""))  # 0.1.0 did not write it
+    train_request(request_run(None, resume=folder), device="cpu")
+    rates = [entry["rate"] for entry in read_log(folder / "log.jsonl") if "rate" in entry]
+    # Both from step 0: warm-up 0.001, 0.5005, 1, 1 times cosine 1, 0.854, 0.5, 0.146.
+    assert [rate / 2e-4 for rate in rates] == pytest.approx([0.001, 0.5005 * 0.85355, 0.5, 0.14645], rel=1e-3)
 
 
 def test_workers_may_change_when_resuming_and_nothing_else(run: Path, data: Path, tmp_path: Path) -> None:

@@ -3,9 +3,20 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
+from torch.optim import SGD
 
-from lw_retinanet.config import parse_config
-from lw_retinanet.training.schedule import WARMUP_START, linear_rate, paper_iterations, rate_factor, run_length, step_positions
+from lw_retinanet.config import TrainConfig, parse_config
+from lw_retinanet.training.optimiser import scheduled_rate
+from lw_retinanet.training.schedule import (
+    WARMUP_START,
+    average_decay,
+    linear_rate,
+    paper_iterations,
+    rate_factor,
+    run_length,
+    step_positions,
+)
 
 
 def length(steps_per_epoch: int, images_per_step: int, macs_reduction: float, **train: Any) -> int:
@@ -80,11 +91,53 @@ def test_warm_up_is_linear_and_joins_the_schedule_without_a_jump(schedule: str) 
         return rate_factor(step, total_steps=10_000, warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
 
     assert factor(0, 500) == pytest.approx(WARMUP_START)
-    assert factor(250, 500) / factor(250, 0) == pytest.approx(0.5005)  # half way from 0.001 to 1
-    assert factor(500, 500) == factor(500, 0)
+    assert factor(250, 500) == pytest.approx(0.5005)  # half way from 0.001 to 1
+    assert factor(500, 500) == 1
     steps = [factor(step, 500) for step in range(501)]
     assert max(b - a for a, b in pairwise(steps)) < 0.0021
 
 
-def test_a_run_shorter_than_its_warm_up_has_finite_rates() -> None:
-    assert all(0 < rate_factor(step, total_steps=3, warmup_steps=100, schedule="cosine") < 0.05 for step in range(3))
+def rates_of(total_steps: int, **train: Any) -> list[float]:
+    """Shares of the peak rate that the optimiser of such a run is given."""
+    optimiser = SGD([{"params": [torch.zeros(1)], "peak_rate": 1.0}], lr=1.0)
+    set_rate = scheduled_rate(optimiser, parse_config({"train": train}).resolved().train, total_steps)
+    rates = []
+    for step in range(total_steps):
+        set_rate(step)
+        rates.append(float(optimiser.param_groups[0]["lr"]))
+    return rates
+
+
+@pytest.mark.parametrize("train", [{}, {"schedule": "steps"}, {"recipe": "paper"}])
+@pytest.mark.parametrize("total_steps", [1, 20, 200, 2000])
+def test_the_whole_rate_is_reached_in_runs_of_any_length(total_steps: int, train: dict[str, Any]) -> None:
+    rates = rates_of(total_steps, **train)
+    assert max(rates) == 1
+    assert rates.index(1) == min(500 if "recipe" in train else 100, total_steps // 4)  # a warm-up is at most a quarter of the run
+    assert min(rates) > 0
+
+
+def test_the_cosine_starts_where_the_warm_up_ends() -> None:
+    rates = rates_of(500, warmup_steps=100)
+    assert rates[:2] == pytest.approx([0.001, 0.001 + 0.999 / 100])
+    assert rates[300] == pytest.approx(0.5)  # half way from step 100 to 500
+
+
+def test_the_steps_of_the_paper_count_from_the_start_of_the_run() -> None:
+    rates = rates_of(900, recipe="paper", warmup_steps=225)
+    assert [rates[step] for step in (225, 599, 600, 799, 800)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_version_1_trains_as_0_1_0_did() -> None:
+    rates = rates_of(200, schedule_version=1)
+    # Warm-up times cosine, both from step 0: half way through the warm-up 0.5005 x (1 + cos(pi/4)) / 2.
+    assert rates[50] == pytest.approx(0.5005 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert max(rates) < 0.53
+    assert average_decay(TrainConfig(schedule_version=1, ema=0.998), 200) == 0.998
+
+
+def test_the_average_fits_into_the_run() -> None:
+    # The last tenth of 896 steps is 89.6 of them, a decay of 1 - 1/89.6.
+    assert average_decay(TrainConfig(ema=0.998), 896) == pytest.approx(1 - 1 / 89.6)
+    assert average_decay(TrainConfig(ema=0.998), 90_000) == 0.998
+    assert average_decay(TrainConfig(ema=0.998), 3) == 0  # the last weights

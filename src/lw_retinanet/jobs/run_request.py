@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lw_retinanet.config import Config, ModelConfig, load_config, override, parse_config
+from lw_retinanet.config import Config, ModelConfig, load_config, load_run_config, override, parse_config
 from lw_retinanet.errors import ConfigError, InputError, RunFolderError
 from lw_retinanet.files import existing, output_folder
 from lw_retinanet.heads import is_preset
@@ -63,8 +63,7 @@ def request_run(
     if resume and not (resume / "config.yaml").is_file():
         raise RunFolderError(f"{resume} holds no run to continue (no config.yaml); start a new run")
     file = resume / "config.yaml" if resume else config if isinstance(config, Path) else None
-    values = load_config(file) if file else dict(config) if isinstance(config, Mapping) else {}
-    notes = values.pop("run", None)
+    values, notes = _values(config, file, is_resumed=resume is not None)
     if resume and model and _names_file(model) and model != _start_of(values):
         raise RunFolderError(f"{resume} did not start from {model}; resume it without naming a model, or start a new run")
     texts = [*([_model_setting(model)] if model else []), *settings]
@@ -77,6 +76,14 @@ def request_run(
         output_folder(out)
     folder = resume or out or _new_folder(f"{_model_name(checked.model)}-{source.resolve().stem}")
     return RunRequest(config=checked, data=source, folder=folder, is_resumed=resume is not None)
+
+
+def _values(config: Path | Mapping[str, Any] | None, file: Path | None, *, is_resumed: bool) -> tuple[dict[str, Any], object]:
+    """The settings that the caller names, and the notes of an earlier run that stand among them."""
+    if file and is_resumed:
+        return load_run_config(file)
+    values = load_config(file) if file else dict(config) if isinstance(config, Mapping) else {}
+    return values, values.pop("run", None)
 
 
 def _data_set(named: Path | None, notes: object, file: Path | None) -> Path:

@@ -26,6 +26,7 @@ from lw_retinanet.training.distillation import distillation
 from lw_retinanet.training.ema import MovingAverage
 from lw_retinanet.training.objective import assign, label_losses
 from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
+from lw_retinanet.training.schedule import average_decay
 from lw_retinanet.training.small_loop import small_loop
 from lw_retinanet.training.step import autocast
 
@@ -130,7 +131,7 @@ def train_head(
     model.requires_grad_(False)
     model.head.requires_grad_(True).train().to(memory_format=torch.channels_last)
     optimiser = make_optimiser(model, settings, settings.batch_size)
-    average = MovingAverage(model.head, settings.ema) if settings.ema else None
+    average = MovingAverage(model.head, average_decay(settings, steps)) if settings.ema else None
     optimisation = Optimisation(
         model.head, optimiser, set_rate=scheduled_rate(optimiser, settings, steps), clip=settings.clip or math.inf, average=average
     )

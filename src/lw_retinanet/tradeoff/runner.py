@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lw_retinanet import __version__
-from lw_retinanet.config import Config, load_config
+from lw_retinanet.config import Config, TrainConfig, load_config
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import cpu_name, uses_bf16
@@ -85,13 +85,21 @@ class Runner:
         self.origin = {"data": self.records.fingerprint(), "validation": self.held_out.fingerprint()}
         if experiment.trunk is not None:
             self.origin["trunk"] = sha256(find_model_file(Path(experiment.trunk)))
+        self.decided: dict[str, Any] = {"schedule_version": TrainConfig().schedule_version}
         self._require_same_experiment()
 
     @cached_property
     def use_bf16(self) -> bool:
         """Whether the runs of the regime ``head`` compute in bf16; the same for all of them."""
-        precision = self.experiment.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision
+        precision = self.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision
         return uses_bf16(precision, self.device)
+
+    def config(self, cell: Cell, seed: int) -> Config:
+        """Resolved settings of one run, with what was decided once for all runs of the experiment."""
+        config = self.experiment.config(cell, seed)
+        asked = self.experiment.settings.get("train", {})
+        decided = {name: value for name, value in self.decided.items() if name not in asked}
+        return config.model_copy(update={"train": config.train.model_copy(update=decided)})
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Do all runs of these rows that are not done: the first seed of every row, then the second seed, and so on.
@@ -133,7 +141,7 @@ class Runner:
 
     def model(self, cell: Cell, *, seed: int = 0) -> RetinaNet:
         """The network of a row before its training."""
-        config = self.experiment.config(cell, seed)
+        config = self.config(cell, seed)
         if self.trunk is None:
             without_weights = config.model_copy(update={"model": config.model.model_copy(update={"backbone_weights": "none"})})
             return start_from_settings(without_weights, self.records.categories).model
@@ -143,7 +151,7 @@ class Runner:
         result = self.result(run)
         if result is None:
             return False
-        wanted, kept = _settings(self.experiment.config(run.cell, run.seed)), result["settings"]
+        wanted, kept = _settings(self.config(run.cell, run.seed)), result["settings"]
         different = [
             f"{section}.{name}: {kept[section][name]} then, {value} now"
             for section, values in wanted.items()
@@ -165,7 +173,7 @@ class Runner:
 
     def _train_head(self, run: SeedRun) -> tuple[DetectionTable, int]:
         assert self.trunk is not None
-        config = self.experiment.config(run.cell, run.seed)
+        config = self.config(run.cell, run.seed)
         model = self.model(run.cell, seed=run.seed).to(self.device)
         if run.cell.variant.teacher and model.head.num_anchors != self.trunk.model.head.num_anchors:
             raise InputError(f"{run.cell.name}: the trunk's head has other anchors, so it cannot teach; leave teacher out")
@@ -223,7 +231,7 @@ class Runner:
         return detect_records(detector, self.held_out), steps
 
     def _train_all(self, run: SeedRun) -> tuple[DetectionTable, int]:
-        config = self.experiment.config(run.cell, run.seed)
+        config = self.config(run.cell, run.seed)
         folder = run.folder(self.out) / "training"
         resume = (folder / "config.yaml").is_file()
         run_training(config, Path(self.experiment.data), folder, resume=resume, device=self.device)
@@ -239,14 +247,14 @@ class Runner:
             **metrics,
             "steps": steps,
             "seconds": round(seconds, 1),
-            "settings": _settings(self.experiment.config(run.cell, run.seed)),
+            "settings": _settings(self.config(run.cell, run.seed)),
             "made_with": made_with(),
         }
         write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")  # written last, since it marks the run as done
         return result
 
     def _note_down(self) -> None:
-        values = {**self.experiment.model_dump(mode="json", exclude_defaults=True), "fingerprints": self.origin}
+        values = {**self.experiment.model_dump(mode="json", exclude_defaults=True), "fingerprints": self.origin, "decided": self.decided}
         write_text(self.out / EXPERIMENT_FILE, yaml.safe_dump(values, sort_keys=False))
 
     def _require_same_experiment(self) -> None:
@@ -268,6 +276,7 @@ class Runner:
             raise RunFolderError(
                 f"{self.out} holds an experiment with another {' and another '.join(different)}; choose another output folder"
             )
+        self.decided = earlier.get("decided") or {"schedule_version": 1}  # version 0.1.0 decided nothing
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lw_retinanet.config import TrainConfig
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training.schedule import linear_rate, rate_factor
+from lw_retinanet.training.schedule import linear_rate, rate_factor, warmup_length
 
 
 class Optimisation:
@@ -66,13 +66,14 @@ def scheduled_rate(optimiser: Optimizer, config: TrainConfig, total_steps: int) 
 
     Args:
         optimiser: Its groups carry ``peak_rate``.
-        config: Resolved settings; the schedule and its warm-up count.
+        config: Resolved settings; the schedule, its version and its warm-up count.
         total_steps: Length of the run.
     """
-    schedule, warmup_steps = config.schedule or "cosine", config.warmup_steps or 0
+    schedule, warmup_steps = config.schedule or "cosine", warmup_length(config, total_steps)
+    cosine_from = 0 if config.schedule_version == 1 else None
 
     def set_rate(step: int) -> None:
-        factor = rate_factor(step, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule)
+        factor = rate_factor(step, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule, cosine_from=cosine_from)
         for group in optimiser.param_groups:
             group["lr"] = group["peak_rate"] * factor
 

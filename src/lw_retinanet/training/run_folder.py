@@ -9,7 +9,7 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from lw_retinanet.config import Config, load_config, parse_config
+from lw_retinanet.config import Config, load_run_config, parse_config
 from lw_retinanet.errors import RunFolderError
 from lw_retinanet.files import leftovers, write_text
 
@@ -64,8 +64,7 @@ class RunFolder:
         if not folder.config_file.is_file():
             raise RunFolderError(f"{path} holds no run (no config.yaml); start a new run")
         with _locked(path):
-            values = load_config(folder.config_file)
-            notes = values.pop("run", {})
+            values, notes = load_run_config(folder.config_file)
             yield folder, parse_config(values, where=str(folder.config_file)), notes
 
     def log(self, entry: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.checkpoint import KEEP
 from lw_retinanet.training.optimiser import peak_rate
-from lw_retinanet.training.schedule import run_length, step_positions
+from lw_retinanet.training.schedule import run_length, step_positions, warmup_length
 from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import StepMemory, kept_bytes
 from lw_retinanet.training.trainer import step_plan
@@ -46,7 +46,7 @@ class RunPlan:
         rate: Peak learning rate.
         schedule: ``cosine``, ``steps`` or ``paper``.
         rate_falls_at: Steps at which the rate falls to a tenth and to a hundredth; empty for ``cosine``.
-        warmup_steps: Steps before the rate is at its peak.
+        warmup_steps: Steps before the rate is at its peak; at most a quarter of the run.
         macs_reduction: MACs with RetinaNet's own head over those of the model; the paper's schedule is longer by this factor.
         params: Parameters of the model.
         size_hw: Commonest padded size of the first epoch, which is planned as the run will do it.
@@ -192,7 +192,7 @@ def plan_run(
         rate=peak_rate(settings, plan.images_per_step),
         schedule=schedule,
         rate_falls_at=() if schedule == "cosine" else step_positions(steps),
-        warmup_steps=settings.warmup_steps or 0,
+        warmup_steps=warmup_length(settings, steps),
         macs_reduction=reduction,
         params=sum(parameter.numel() for parameter in model.parameters()),
         size_hw=sizes[commonest],

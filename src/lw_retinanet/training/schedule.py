@@ -55,11 +55,37 @@ def step_positions(total_steps: int) -> tuple[int, int]:
     return round(total_steps * 2 / 3), round(total_steps * 8 / 9)
 
 
-def rate_factor(step: int, *, total_steps: int, warmup_steps: int, schedule: Literal["cosine", "steps", "paper"]) -> float:
-    """Share of the peak rate at a step (from 0), warm-up included."""
+def warmup_length(config: TrainConfig, total_steps: int) -> int:
+    """Steps of the warm-up in a run of this length: those of the settings, but at most a quarter of the run."""
+    asked = config.warmup_steps or 0
+    return asked if config.schedule_version == 1 else min(asked, total_steps // 4)
+
+
+def average_decay(config: TrainConfig, total_steps: int) -> float:
+    """Decay of the moving average in a run of this length; 0 keeps no average.
+
+    An average over n steps has a decay of 1 - 1/n. It gets at most a tenth of the run, because weights from before the rate fell are worse.
+    """
+    decay = config.ema or 0.0
+    return decay if config.schedule_version == 1 else min(decay, max(0.0, 1 - 10 / total_steps))
+
+
+def rate_factor(
+    step: int, *, total_steps: int, warmup_steps: int, schedule: Literal["cosine", "steps", "paper"], cosine_from: int | None = None
+) -> float:
+    """Share of the peak rate at a step (from 0), warm-up included.
+
+    Args:
+        step: The step.
+        total_steps: Length of the run.
+        warmup_steps: Steps of the warm-up.
+        schedule: How the rate falls.
+        cosine_from: The step at which the cosine begins to fall; None is the end of the warm-up.
+    """
     warmup = 1.0
     if step < warmup_steps:
         warmup = WARMUP_START + (1 - WARMUP_START) * step / warmup_steps
     if schedule == "cosine":
-        return warmup * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+        first = warmup_steps if cosine_from is None else cosine_from
+        return warmup * 0.5 * (1 + math.cos(math.pi * max(0, step - first) / (total_steps - first)))
     return warmup * float(0.1 ** sum(step >= position for position in step_positions(total_steps)))

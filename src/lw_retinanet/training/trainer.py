@@ -21,7 +21,7 @@ from lw_retinanet.training.checkpoint import Checkpoint, load_optimiser, optimis
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.ema import MovingAverage
 from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
-from lw_retinanet.training.schedule import run_length
+from lw_retinanet.training.schedule import average_decay, run_length
 from lw_retinanet.training.step import Teacher, accumulate_gradients
 
 
@@ -108,7 +108,7 @@ class Trainer:
             optimiser,
             set_rate=scheduled_rate(optimiser, settings, self.total_steps),
             clip=settings.clip or float("inf"),
-            average=MovingAverage(model, settings.ema) if settings.ema else None,
+            average=MovingAverage(model, average_decay(settings, self.total_steps)) if settings.ema else None,
         )
         self._wrapped: nn.Module = model
         if world.size > 1:
