@@ -2,78 +2,43 @@
 
 The content of a file decides what it is, never its name. Grey, 1-bit and palette images become RGB; transparent pixels are laid over
 white; 16-bit samples are scaled by 1/257; CMYK is converted without a colour profile, and embedded profiles are ignored. Of several
-frames or pages the first one counts.
+frames or pages the first one counts. An image of which pixels are missing is refused.
 """
 
 import io
 import os
 import stat
-import struct
 import threading
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, WebPImagePlugin
 
+from lw_retinanet.data.image_formats.bmp import open_bmp
+from lw_retinanet.data.image_formats.gif import open_gif
+from lw_retinanet.data.image_formats.jpeg import open_jpeg
+from lw_retinanet.data.image_formats.png import open_png
+from lw_retinanet.data.image_formats.promise import require_no_holes
+from lw_retinanet.data.image_formats.signatures import image_format
+from lw_retinanet.data.image_formats.tiff import open_tiff
 from lw_retinanet.errors import ImageError, InputError
 from lw_retinanet.errors import printable as printable
 
 MAX_PIXELS = 64_000_000
 
-# Called directly, because Image.open() first applies a limit of pixels that is global to the process.
-_OPENERS = {
-    "JPEG": JpegImagePlugin.jpeg_factory,  # includes MPO, the stereo format of cameras
-    "PNG": PngImagePlugin.PngImageFile,
+# Not Image.open(), which first applies a limit of pixels that is global to the process.
+_OPENERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
+    "JPEG": open_jpeg,
+    "GIF": open_gif,
+    "BMP": open_bmp,
+    "TIFF": open_tiff,
     "WebP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
 }
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (_PNG_SIGNATURE, "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-_FOREIGN_SIGNATURES = (
-    (b"%PDF", "a PDF document"),
-    (b"%!PS", "an EPS or PostScript document"),
-    (b"\xc5\xd0\xd3\xc6", "an EPS document"),
-    (b"8BPS", "a Photoshop document (PSD)"),
-    (b"SIMPLE  =", "a FITS image"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"\0\0\x01\0", "an icon (ICO)"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the image itself"),
-)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -84,9 +49,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
-_PNG_CHUNKS_FOR_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_MAX_PNG_CHUNKS = 100_000
-
 _quiet = threading.Lock()
 
 
@@ -99,12 +61,13 @@ if hasattr(os, "register_at_fork"):  # a loader worker must not inherit a lock t
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> NDArray[np.uint8]:
+def decode(source: Path | bytes, *, max_pixels: int | None = None, name: str | None = None) -> NDArray[np.uint8]:
     """Read an image in the orientation in which it is displayed: EXIF is applied, and a broken EXIF block is ignored.
 
     Args:
         source: A file, or the bytes of one.
-        max_pixels: Images with more pixels are refused after their header has been read.
+        max_pixels: Images with more pixels are refused after their header has been read; None is `MAX_PIXELS`, for callers that have no
+            such parameter themselves.
         name: What error messages call the image; its path if not given.
 
     Returns:
@@ -113,7 +76,10 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | No
     Raises:
         ImageError: if the file is missing, of a format that is not read, truncated, broken or too large.
     """
-    with _opened(source, max_pixels, name, pixels=True) as (image, orientation):
+    with _opened(source, name, max_pixels=max_pixels or MAX_PIXELS) as (image, orientation):
+        width, height = image.size
+        if width * height > (max_pixels or MAX_PIXELS):
+            raise ImageError(too_large((height, width), max_pixels))
         return _to_array(image, orientation)
 
 
@@ -139,142 +105,72 @@ def as_array(image: object) -> NDArray[np.uint8]:
         raise ImageError(f"a PIL image cannot be decoded ({error}); replace its file") from None
 
 
-def read_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
-    """(height, width) as displayed, from the header alone; arguments and errors are those of ``decode``."""
-    with _opened(source, max_pixels, name, pixels=False) as (image, orientation):
+def too_large(size_hw: tuple[int, int], max_pixels: int | None) -> str:
+    """What to say of an image with more pixels than the limit; see `decode` about None."""
+    remedy = "shrink the image" if max_pixels is None else "shrink the image or raise max_pixels"
+    return f"{size_hw[1]} x {size_hw[0]} is more than the limit of {max_pixels or MAX_PIXELS:,} pixels; {remedy}"
+
+
+def read_size(source: Path | bytes, *, name: str | None = None) -> tuple[int, int]:
+    """(height, width) as displayed, from the header alone, however large; arguments and errors are otherwise those of ``decode``."""
+    with _opened(source, name) as (image, orientation):
         width, height = image.size
         return (width, height) if orientation in _SWAPS_SIDES else (height, width)
 
 
 @contextmanager
-def _opened(source: Path | bytes, max_pixels: int, name: str | None, *, pixels: bool) -> Iterator[tuple[ImageFile.ImageFile, int]]:
-    """The image with its header read, and its EXIF orientation; any error inside the context becomes an ImageError."""
+def _opened(source: Path | bytes, name: str | None, *, max_pixels: int | None = None) -> Iterator[tuple[ImageFile.ImageFile, int]]:
+    """The image with its header read, and its EXIF orientation; any error inside the context becomes an ImageError.
+
+    ``max_pixels`` is the size up to which the image may be loaded; None if it will not be.
+    """
     shown = name or (printable(source) if isinstance(source, Path) else "image data")
-    with _stream(source, shown) as stream:
-        form = _form(stream.read(512), shown)
-        try:
-            if form == "PNG":
-                stream = _slim_png(stream, limit=8 * max_pixels + 2**20, pixels=pixels)
+    form = ""
+    try:
+        with _stream(source) as stream:
+            form = image_format(stream.read(512))
             stream.seek(0)
             # Pillow's warnings about damaged metadata do not help the user. Filters of warnings are global, hence the lock.
             with _quiet, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image = _OPENERS[form](stream, "")
-                width, height = image.size
-                if width < 1 or height < 1:
-                    raise ImageError(f"{shown}: the {form} header says {width} x {height} pixels; replace the file")
-                if width * height > max_pixels:
-                    raise ImageError(
-                        f"{shown}: {width} x {height} is more than the limit of {max_pixels:,} pixels; shrink the image or raise max_pixels"
-                    )
+                image = open_png(stream, max_pixels) if form == "PNG" else _OPENERS[form](stream)
+                if min(image.size) < 1:
+                    raise ImageError(f"the {form} header says {image.width} x {image.height} pixels; replace the file")
                 if image.mode in ("I", "F"):
-                    kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
-                    raise ImageError(f"{shown}: has {kind} samples, whose range is unknown; save it with 8 or 16 bits a sample")
+                    raise ImageError("has samples whose range is unknown; save it with 8 or 16 bits a sample")
                 orientation = _orientation(image)
             yield image, orientation
-        except ImageError:
-            raise
-        except Image.DecompressionBombError as error:  # WebP and GIF apply Pillow's own limit while their header is read
-            raise ImageError(f"{shown}: is too large ({error}); shrink the image") from None
-        except Exception as error:  # broken files make Pillow raise nearly anything: struct.error, KeyError, ZeroDivisionError, ...
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{shown}: broken {form} image ({reason}); replace the file or save it anew") from error
+    except ImageError as error:
+        raise ImageError(f"{shown}: {error}") from None
+    except Image.DecompressionBombError as error:  # WebP and GIF apply Pillow's own limit while their header is read
+        raise ImageError(f"{shown}: is too large ({error}); shrink the image") from None
+    except Exception as error:  # broken files make Pillow raise nearly anything: struct.error, KeyError, ZeroDivisionError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{shown}: broken {form} image ({reason}); replace the file or save it anew") from error
 
 
 @contextmanager
-def _stream(source: Path | bytes, shown: str) -> Iterator[BinaryIO]:
+def _stream(source: Path | bytes) -> Iterator[BinaryIO]:
     if not isinstance(source, Path):
         yield io.BytesIO(source)
         return
     try:
         status = source.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{shown}: is a folder, not an image; name a file in it")
+            raise ImageError("is a folder, not an image; name a file in it")
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
-            raise ImageError(f"{shown}: is not a regular file; copy the image to a file")
-        stream = source.open("rb")
+            raise ImageError("is not a regular file; copy the image to a file")
+        # Files that a kernel makes up, as in /proc, have no size, and to read them may fail or never end.
+        stream: BinaryIO = source.open("rb") if status.st_size else io.BytesIO()
     except FileNotFoundError:
-        raise ImageError(f"{shown}: no such image file; check the path") from None
+        raise ImageError("no such image file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ImageError(f"{shown}: cannot be opened ({reason}); check the path and its permissions") from None
+        raise ImageError(f"cannot be opened ({reason}); check the path and its permissions") from None
     with stream:
+        if status.st_size:
+            require_no_holes(stream.fileno())
         yield stream
-
-
-def _form(head: bytes, shown: str) -> str:
-    """The format of the image whose first bytes are ``head``; other formats are refused by their name."""
-    for signature, form in _SIGNATURES:
-        if head.startswith(signature):
-            return form
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    raise ImageError(f"{shown}: {_foreign_form(head)}; only {', '.join(_OPENERS)} are read, so convert it to one of these")
-
-
-def _foreign_form(head: bytes) -> str:
-    if not head:
-        return "the file is empty"
-    if not head.strip(b"\0"):
-        return "holds zero bytes only, not an image"
-    for signature, form in _FOREIGN_SIGNATURES:
-        if head.startswith(signature):
-            return f"is {form}"
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        if brand in (b"avif", b"avis"):
-            return "is an AVIF image"
-        return "is a HEIC image" if brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1") else "is an MP4 or MOV video"
-    if head[128:132] == b"DICM":
-        return "is a DICOM image"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "is a web page (a failed download?)"
-    if b"<svg" in text:
-        return "is an SVG drawing"
-    return "is not an image of a known format"
-
-
-def _slim_png(stream: BinaryIO, limit: int, *, pixels: bool) -> BinaryIO:
-    """The same PNG without texts, profiles and animation, and with EXIF moved in front of the pixels.
-
-    Oversized text does no harm then, and the size can be read without decoding. Without ``pixels`` the pixel data are not read.
-    """
-    head, body, exif = io.BytesIO(), io.BytesIO(), b""
-    head.write(_PNG_SIGNATURE)
-    stream.seek(len(_PNG_SIGNATURE))
-    kept = 0
-    for _ in range(_MAX_PNG_CHUNKS):
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            break  # truncated; Pillow will say so when it decodes
-        length, kind = struct.unpack(">I4s", prefix)
-        if kind == b"eXIf" and length < 2**20:
-            exif = stream.read(length)
-            stream.seek(4, io.SEEK_CUR)
-        elif kind in _PNG_CHUNKS_FOR_PIXELS and (pixels or kind != b"IDAT"):
-            kept += length
-            if kept > limit:
-                raise ValueError(f"more than {limit:,} bytes of pixel data")
-            part = body if kind in (b"IDAT", b"IEND") else head
-            part.write(prefix)
-            part.write(stream.read(length + 4))
-        else:
-            stream.seek(length + 4, io.SEEK_CUR)
-        if kind == b"IEND":
-            break
-    else:
-        raise ValueError(f"more than {_MAX_PNG_CHUNKS:,} chunks")
-    if exif:
-        head.write(_png_chunk(b"eXIf", exif))
-    if not pixels:
-        head.write(_png_chunk(b"IDAT", b""))
-    head.write(body.getbuffer())
-    return head
-
-
-def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -297,7 +193,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_16_bit_grey(image)
     if image.mode in ("La", "RGBa"):
         return _over_white(image.convert("LA" if image.mode == "La" else "RGBA"))
-    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _over_white(image: Image.Image) -> Image.Image:
