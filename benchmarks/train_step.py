@@ -44,6 +44,7 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch, Targets
 from lw_retinanet.tables import aligned
 from lw_retinanet.training.distributed import World
+from lw_retinanet.training.network_graphs import NetworkGraphs
 from lw_retinanet.training.optimiser import make_optimiser
 from lw_retinanet.training.step import accumulate_gradients, autocast
 from lw_retinanet.weights.foreign.torchvision_twin import preset_conventions, torchvision_twin
@@ -78,7 +79,7 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=80, help="of made-up boxes; those of DATA have their own number")
     parser.add_argument("--backbone", default="resnet50", help="a ResNet")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--warm-up", type=int, default=4, help="a GPU records a step that came three times")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", nargs="+", choices=[*THEIRS, *OURS], help="beside torchvision as shipped and our base model in fp32")
     parser.add_argument("--device", default="cpu")
@@ -233,12 +234,15 @@ def ours(network: RetinaNet, batches: list[Batch], device: torch.device, *, use_
     config = settings()
     optimiser = make_optimiser(model, config, images_per_step=len(batches[0].indices))
     world = World(device=device)
+    network = NetworkGraphs(model, use_bf16=use_bf16) if NetworkGraphs.fits(model) else None
     given = [batch.pin_memory() if device.type == "cuda" else batch for batch in batches]
 
     def step(number: int) -> Tensor:
         optimiser.zero_grad()
         batch = given[number % len(given)]
-        found = accumulate_gradients(model, [batch], config=config, conventions=model.conventions, world=world, use_bf16=use_bf16)
+        found = accumulate_gradients(
+            model, [batch], config=config, conventions=model.conventions, world=world, use_bf16=use_bf16, network=network
+        )
         optimiser.step()
         return found.losses
 

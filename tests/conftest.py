@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 from lw_retinanet.data.records import Category, Records
 
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidia0").exists() else "1")  # triton reads it when it is imported
+
 Object = tuple[float, float, float, float, int]
 COLOURS = ((220, 30, 30), (30, 200, 60), (40, 60, 230))
 BACKGROUND = (110, 110, 110)

@@ -1,8 +1,10 @@
 """Choosing a device and a precision, and what measurements need from a device."""
 
+import importlib.util
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -41,8 +43,15 @@ def known_device(name: str) -> torch.device:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to the device without waiting for it; on the CPU return the tensor itself."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    """Copy a tensor to the device without waiting for it; one that is there already is returned itself."""
+    is_upload = device.type == "cuda" and values.device.type == "cpu"
+    return values.pin_memory().to(device, non_blocking=True) if is_upload else values.to(device)
+
+
+@cache
+def has_triton(device_type: str) -> bool:
+    """Whether Triton's kernels run on a device of this type. Triton comes with PyTorch for CUDA on Linux."""
+    return device_type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """Post-processing against the straightforward order of steps, on a thousand random cases under all kinds of rules."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torchvision.ops import box_iou
 from lw_retinanet.boxes import decode
 from lw_retinanet.conventions import AnchorRule, BoxRule, Conventions, InputRule, OutputRule
 from lw_retinanet.data.preprocess import resized_size
-from lw_retinanet.models import postprocess
+from lw_retinanet.models import candidates, postprocess
 from lw_retinanet.models.anchors import anchors_per_level, make_anchors
 from lw_retinanet.models.candidates import _fixed
 from lw_retinanet.models.postprocess import detect
@@ -154,28 +155,53 @@ def test_equal_to_the_straightforward_order(hundred: int, monkeypatch: pytest.Mo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[bool] = []
-    on_host = postprocess._on_host
+    on_device = postprocess.detect_on_device
 
-    def watched(result: Detections, is_complete: Tensor | None) -> tuple[Detections, bool]:
+    def watched(*arguments: Any, **how: Any) -> Tensor:
+        packed = on_device(*arguments, **how)
         torch.cuda.set_sync_debug_mode("default")
-        copied.append(is_complete is not None)
-        return on_host(result, is_complete)
+        copied.append(True)
+        return packed
 
-    monkeypatch.setattr(postprocess, "_on_host", watched)
+    monkeypatch.setattr(postprocess, "detect_on_device", watched)
     for seed in range(50):
         predictions, rules = random_case(seed)
         sizes_hw = torch.tensor([resized_size(image_hw, rules.input) for image_hw in IMAGES_HW])
         expected = detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=IMAGES_HW)
         there = Predictions(predictions.logits.cuda(), predictions.deltas.cuda())
-        make_anchors(SIZE, ANCHORS, there.logits.device)  # kept from one call to the next
-        postprocess._last_pixel(there.logits.device)
         sizes_there = sizes_hw.cuda()
+
+        def run() -> Detections:
+            return detect(there, size_hw=SIZE, sizes_hw=sizes_there, conventions=rules, images_hw=IMAGES_HW)  # noqa: B023
+
+        run()  # anchors and limits are kept from one call to the next
         copied.clear()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch calls it a prototype
+            torch.cuda.set_sync_debug_mode("error")
         try:
-            found = detect(there, size_hw=SIZE, sizes_hw=sizes_there, conventions=rules, images_hw=IMAGES_HW)
+            found = run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert copied == [True]
         assert found.labels.tolist() == expected.labels.tolist()
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels that are interpreted take no CUDA tensors")
+def test_the_whole_way_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("lw_retinanet.models.kernels", reason="needs Triton")
+    monkeypatch.setattr(kernels, "_BLOCK", 128)
+    monkeypatch.setattr(kernels, "_EACH", 128)
+    for seed in (0, 8):
+        predictions, rules = random_case(seed)
+        sizes_hw = torch.tensor([resized_size(image_hw, rules.input) for image_hw in IMAGES_HW])
+        results = [detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=IMAGES_HW)]
+        with monkeypatch.context() as patch:
+            for module in (candidates, postprocess):
+                patch.setattr(module, "has_triton", lambda _: True)
+            results.append(detect(predictions, size_hw=SIZE, sizes_hw=sizes_hw, conventions=rules, images_hw=IMAGES_HW))
+        expected, found = results
+        assert (found.counts.tolist(), found.labels.tolist()) == (expected.counts.tolist(), expected.labels.tolist())
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-4)  # some float32 operations in another order
+        assert found.scores.tolist() == expected.scores.tolist()

@@ -70,7 +70,7 @@ def resize(image: Tensor, size_hw: tuple[int, int], rule: InputRule) -> Tensor:
 
 def pad_to(images: Sequence[Tensor], size_hw: tuple[int, int]) -> Tensor:
     """Stack (3, h, w) images into (N, 3, *size_hw) with zeros at the right and the bottom, channels last in memory."""
-    batch = torch.zeros((len(images), *size_hw, 3), dtype=images[0].dtype).permute(0, 3, 1, 2)
+    batch = torch.zeros((len(images), *size_hw, 3), dtype=images[0].dtype, device=images[0].device).permute(0, 3, 1, 2)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return batch

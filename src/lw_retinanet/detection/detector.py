@@ -1,8 +1,8 @@
 """Images in, boxes out: the object that every way of using a model shares."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
@@ -19,9 +19,9 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
 from lw_retinanet.detection.result import Result
 from lw_retinanet.detection.runtime import Runtime, TorchRuntime
-from lw_retinanet.devices import Precision, to_device
+from lw_retinanet.devices import Precision, has_triton, to_device
 from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
-from lw_retinanet.models.postprocess import detect, factors_to_images
+from lw_retinanet.models.postprocess import ToImage, detect, detect_on_device, factors_to_images, lasting_tensors, unpacked
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Detections, Predictions
 
@@ -294,7 +294,9 @@ class Detector:
         originals_hw = [(image.shape[0], image.shape[1]) for image in images]
         sizes = [resized_size(original_hw, rule) for original_hw in originals_hw]
         size_hw = padded_size(sizes, rule.pad_multiple)
-        batch = pad_to([resize(to_tensor(image), size, rule) for image, size in zip(images, sizes, strict=True)], size_hw)
+        # A GPU gets the bytes of the image, and resizes them itself.
+        uploaded = [to_device(to_tensor(image), self.device) if self.device.type == "cuda" else to_tensor(image) for image in images]
+        batch = pad_to([resize(image, size, rule) for image, size in zip(uploaded, sizes, strict=True)], size_hw)
         sizes_hw = to_device(torch.tensor(sizes), self.device)
         normalised = normalise(to_device(batch, self.device), sizes_hw, rule)
         return NetworkInputs(images=normalised, sizes_hw=sizes_hw, originals_hw=originals_hw)
@@ -313,6 +315,8 @@ class Detector:
         """Boxes in pixels of the original images, from what :meth:`prepare` gave."""
         if self.runtime.gives_boxes:
             return self._in_original_pixels(self.runtime.detect(inputs.images, inputs.sizes_hw), inputs, conventions)
+        if isinstance(self.runtime, TorchRuntime) and has_triton(self.device.type):
+            return self._by_graph(self.runtime, inputs, conventions, full_head=full_head)
         return detect(
             self.network(inputs.images, full_head=full_head),
             size_hw=inputs.size_hw,
@@ -320,6 +324,21 @@ class Detector:
             conventions=conventions,
             images_hw=inputs.originals_hw,
         )
+
+    def _by_graph(self, runtime: TorchRuntime, inputs: NetworkInputs, conventions: Conventions, *, full_head: bool) -> Detections:
+        """Network and post-processing without a stop between them."""
+        size_hw = inputs.size_hw
+        to_image = ToImage.of(conventions, size_hw, inputs.sizes_hw, inputs.originals_hw)
+        how = {"full_head": True} if full_head else {}
+        lasting = lasting_tensors(size_hw, conventions, self.device)
+
+        def work(network: Callable[..., Predictions], images: Tensor, factors: Tensor, limits_hw: Tensor) -> Tensor:
+            assert lasting  # held here as long as a graph holds this function
+            scaling = replace(to_image, factors=factors, limits_hw=limits_hw)
+            return detect_on_device(network(images, **how), scaling, size_hw=size_hw, conventions=conventions)
+
+        packed = runtime.repeated((conventions, full_head), work, inputs.images, to_image.factors, to_image.limits_hw)
+        return unpacked(packed, conventions.output.max_detections)
 
     def _in_original_pixels(self, found: Detections, inputs: NetworkInputs, conventions: Conventions) -> Detections:
         """Detections of a network that ends with NMS, scaled back, above the caller's own score."""

@@ -1,9 +1,9 @@
-"""Convolutions fused with the ReLU, or the addition and the ReLU, that directly follow them. CPU only.
+"""Convolutions fused with the ReLU, or the addition and the ReLU, that directly follow them; for CUDA by :mod:`.fused_cuda`.
 
-PyTorch runs these as separate passes over the feature maps, which takes a third of the network's time in bf16. oneDNN, which computes the
-convolutions, can do them before the output leaves the cache; we call the same operators as ``torch.compile``. Laying out the weights for
-oneDNN only once saves another tenth of the time in fp32 and a sixth in bf16. In fp32 only the order of some sums changes; in bf16 a sum is
-rounded once instead of twice.
+On a CPU, PyTorch runs these as separate passes over the feature maps, which takes a third of the network's time in bf16. oneDNN, which
+computes the convolutions, can do them before the output leaves the cache; we call the same operators as ``torch.compile``. Laying out the
+weights for oneDNN only once saves another tenth of the time in fp32 and a sixth in bf16. In fp32 only the order of some sums changes; in
+bf16 a sum is rounded once instead of twice.
 """
 
 from itertools import pairwise
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lw_retinanet.detection.fused_cuda import CudaConv, CudaFPN, CudaPool
+from lw_retinanet.devices import has_triton
 from lw_retinanet.models.backbone import ResNetBackbone
 from lw_retinanet.models.fold import has_hooks
 from lw_retinanet.models.retinanet import RetinaNet
@@ -91,12 +93,12 @@ def forget_shapes(*models: nn.Module) -> None:
 class FusedBlock(nn.Module):
     """torchvision's ``BasicBlock`` or ``Bottleneck``, with its norms folded; the last convolution adds the shortcut."""
 
-    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+    def __init__(self, block: BasicBlock | Bottleneck, made: "type[FusedConv | CudaConv]") -> None:
         super().__init__()
         convs = _convs_of(block)
         self.downsample = block.downsample
-        self.convs = nn.Sequential(*(FusedConv(conv, block.relu) for conv in convs[:-1]))
-        self.last = FusedConv(convs[-1], block.relu)
+        self.convs = nn.Sequential(*(made(conv, block.relu) for conv in convs[:-1]))
+        self.last = made(convs[-1], block.relu)
 
     def forward(self, features: Tensor) -> Tensor:
         """What the block returns."""
@@ -110,35 +112,53 @@ def fuse(model: RetinaNet) -> bool:
     """Fuse ResNet blocks and stems, and pairs of convolution and ReLU in any ``nn.Sequential``, in place.
 
     Args:
-        model: On the CPU, in evaluation mode, with batch norm folded (:func:`lw_retinanet.models.fold.folded`), and private to the caller.
+        model: In evaluation mode, with batch norm folded (:func:`lw_retinanet.models.fold.folded`), and private to the caller.
 
     Returns:
-        Whether anything changed. Nothing does if PyTorch was built without oneDNN.
+        Whether anything changed. Nothing does if PyTorch was built without oneDNN, or on a CUDA device in fp32.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    made = _maker(model)
+    if made is None:
         return False
-    before = sum(1 for module in model.modules() if isinstance(module, FusedConv))
+    before = _count(model, made)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) in (BasicBlock, Bottleneck) and _is_folded(child):
-                setattr(parent, name, FusedBlock(child))
+                setattr(parent, name, FusedBlock(child, made))
         if isinstance(parent, nn.Sequential):
-            _fuse_sequence(parent)
+            _fuse_sequence(parent, made)
         elif type(parent) is ResNetBackbone and isinstance(parent.bn1, nn.Identity) and _is_fusible(parent.conv1):
-            parent.conv1, parent.relu = FusedConv(parent.conv1, parent.relu), nn.Identity()
-    for parent in list(model.modules()):  # convolutions without an activation gain only by the layout of their weights
+            parent.conv1, parent.relu = made(parent.conv1, parent.relu), nn.Identity()
+    for parent in list(model.modules()):  # convolutions without an activation gain by the layout of their weights, or by their bias
         for name, child in parent.named_children():
             if _is_fusible(child):
-                setattr(parent, name, FusedConv(child, None))
-    return sum(1 for module in model.modules() if isinstance(module, FusedConv)) > before
+                setattr(parent, name, made(child, None))
+    if made is CudaConv:
+        if isinstance(model.backbone, ResNetBackbone) and has_triton("cuda"):
+            model.backbone.maxpool = CudaPool()
+        if CudaFPN.fits(model.fpn):
+            model.fpn = CudaFPN(model.fpn)  # type: ignore[assignment]
+    return _count(model, made) > before
 
 
-def _fuse_sequence(sequence: nn.Sequential) -> None:
+def _maker(model: nn.Module) -> "type[FusedConv | CudaConv] | None":
+    weight = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
+    if weight.device.type == "cpu":
+        is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        return FusedConv if is_there else None
+    return CudaConv if weight.device.type == "cuda" and weight.dtype in (torch.bfloat16, torch.float16) else None
+
+
+def _count(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def _fuse_sequence(sequence: nn.Sequential, made: "type[FusedConv | CudaConv]") -> None:
     places = [place for place, module in enumerate(sequence) if not isinstance(module, nn.Identity)]
     for place, following in pairwise(places):
         conv, activation = sequence[place], sequence[following]
         if _is_fusible(conv) and type(activation) in (nn.ReLU, nn.ReLU6) and not has_hooks(activation):
-            sequence[place], sequence[following] = FusedConv(conv, activation), nn.Identity()
+            sequence[place], sequence[following] = made(conv, activation), nn.Identity()
 
 
 def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:

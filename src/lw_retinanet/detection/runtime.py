@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lw_retinanet.detection.cuda_graphs import CudaGraphs
 from lw_retinanet.detection.fused import forget_shapes, fuse
 from lw_retinanet.detection.precision import faster_precision
 from lw_retinanet.devices import Precision, uses_bf16
@@ -106,6 +107,7 @@ class TorchRuntime:
         self.compile = compile
         self._chosen: Literal["fp32", "bf16"] | None = None if precision == "auto" else precision
         self._made: tuple[tuple[Any, ...], Callable[..., Predictions]] | None = None
+        self._graphs: tuple[object, CudaGraphs] | None = None
 
     @property
     def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
@@ -118,6 +120,10 @@ class TorchRuntime:
         Raises:
             InputError: If it is to be compiled and cannot be.
         """
+        return self._network(images)(images, **({"full_head": True} if full_head else {}))
+
+    def _network(self, images: Tensor) -> Callable[..., Predictions]:
+        """The copy of the model as it is now."""
         state = _state(self.model)
         made = self._made
         if made is None or made[0] != state:
@@ -125,15 +131,37 @@ class TorchRuntime:
                 made = self._made  # another thread may have made it while this one waited
                 if made is None or made[0] != state:
                     made = self._made = (state, self._make(images))
-        return made[1](images, **({"full_head": True} if full_head else {}))
+        return made[1]
+
+    def repeated(self, name: Hashable, work: Callable[..., Tensor], images: Tensor, *rest: Tensor) -> Tensor:
+        """A computation that begins with the network, on a CUDA device, as one CUDA graph if the same shapes come again and again.
+
+        Args:
+            name: Says what ``work`` computes.
+            work: Takes the network, the images and the rest; see :meth:`~lw_retinanet.detection.cuda_graphs.CudaGraphs.run`.
+            images: As for :meth:`predict`.
+            rest: Further inputs, on the device.
+
+        Returns:
+            The result, on the host.
+        """
+        network = self._network(images)
+        graphs = self._graphs
+        if graphs is None or graphs[0] is not network:
+            graphs = self._graphs = (network, CudaGraphs())  # those of earlier weights are dropped
+
+        def bound(images: Tensor, *rest: Tensor) -> Tensor:
+            return work(network, images, *rest)
+
+        return graphs[1].run(name, bound, images, *rest)
 
     def detect(self, images: Tensor, sizes_hw: Tensor) -> Detections:
         """Not for this runtime: its networks end with logits and deltas."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Drop the copy; the next call makes it again."""
-        self._made = None
+        """Drop the copy and its CUDA graphs; the next call makes them again."""
+        self._made = self._graphs = None
 
     def _make(self, images: Tensor) -> Callable[..., Predictions]:
         model: nn.Module = self.model
@@ -145,7 +173,7 @@ class TorchRuntime:
         if self._chosen is None and not uses_bf16("auto", device):
             self._chosen = "fp32"
         half = with_half_weights(plain) if plain is not model and self._chosen != "fp32" else plain
-        if device.type == "cpu" and not self.compile:  # the compiler does it itself
+        if not self.compile:  # the compiler does it itself
             for copied in {plain, half} - {model}:
                 if isinstance(copied, RetinaNet):
                     fuse(copied)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lw_retinanet.conventions import OutputRule
+from lw_retinanet.devices import has_triton
 
 _RUN = 9  # usual number of anchors in a cell
 
@@ -48,6 +50,8 @@ def best_candidates(logits: Tensor, anchors_per_level: Sequence[int], rule: Outp
         anchors_per_level: Numbers of anchors, with the sum A.
         rule: Threshold and number of candidates.
     """
+    if has_triton(logits.device.type):
+        return _by_kernels(logits, anchors_per_level, rule)
     return (_passing if logits.device.type == "cpu" else _fixed)(logits, anchors_per_level, rule)
 
 
@@ -124,8 +128,30 @@ def _nth_largest(values: NDArray[np.float32], number: int) -> np.float32:
     return np.partition(values, -number)[-number]
 
 
+def _by_kernels(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
+    """For a CUDA device: :func:`_fixed` by three kernels, which look closer only at levels where too many pairs pass the threshold."""
+    from lw_retinanet.models import kernels
+
+    levels, num_classes = _levels(anchors_per_level, rule), logits.shape[2]
+    number = min(rule.candidates_per_level, max(anchors_per_level) * num_classes)
+    values, pairs = kernels.select(logits.contiguous(), *starts_and_floors(tuple(anchors_per_level), rule, logits.device), number)
+    scores = _scores(values)
+    passed = torch.cat([part > threshold for part, (_, _, threshold) in zip(scores.split(number, dim=1), levels, strict=True)], dim=1)
+    scores, pairs = kernels.sort_by_score(scores * passed, pairs)
+    return Candidates(scores=scores, labels=pairs % num_classes, anchors=pairs // num_classes, is_real=scores > 0)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def starts_and_floors(anchors_per_level: tuple[int, ...], rule: OutputRule, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First anchors of the levels (L + 1,) int32, ending with the number of all, and logits (L,) that a candidate reaches for certain."""
+    starts = torch.tensor([0, *accumulate(anchors_per_level)], dtype=torch.int32)
+    floors = torch.tensor([_logit_below(threshold) for _, _, threshold in _levels(anchors_per_level, rule)])
+    return starts.to(device), floors.to(device)
+
+
 def _fixed(logits: Tensor, anchors_per_level: Sequence[int], rule: OutputRule) -> Candidates:
-    """For other devices: the best pairs with shapes that do not depend on values, and a mask of those that pass the threshold."""
+    """For other devices than these: the best pairs with shapes that do not depend on values, and a mask of those that pass."""
     num_classes = logits.shape[2]
     logits = logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     maxima = logits.amax(dim=2).float()

@@ -104,6 +104,13 @@ def _class_by_class(boxes: NDArray[np.float64], labels: NDArray[np.int64], iou: 
     return torch.from_numpy(np.sort(np.concatenate(kept)))
 
 
+def suppress_on_device(boxes: Tensor, labels: Tensor, is_real: Tensor, *, iou: float, most: int) -> Tensor:
+    """:func:`suppress` by one kernel on a CUDA device with Triton, for which the host does not wait."""
+    from lw_retinanet.models import kernels
+
+    return kernels.suppress(boxes, labels, is_real, iou=iou, most=most)
+
+
 def suppress_without_waiting(boxes: Tensor, labels: Tensor, is_real: Tensor, *, iou: float, most: int) -> tuple[Tensor, Tensor]:
     """:func:`suppress` in a fixed number of steps with fixed shapes, so that the host never waits for the device.
 

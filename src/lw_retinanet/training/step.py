@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,7 @@ def accumulate_gradients(
     world: World,
     use_bf16: bool,
     teacher: Teacher | None = None,
+    network: Callable[[Tensor], Predictions] | None = None,
 ) -> StepResult:
     """Forward and backward over the micro-batches of one step.
 
@@ -91,6 +92,7 @@ def accumulate_gradients(
         world: Processes that share the step.
         use_bf16: Whether the networks run under autocast.
         teacher: Network in evaluation mode on ``world.device`` to learn from beside the labels.
+        network: Runs a step of one micro-batch instead of ``model(images)``, which gives the same.
     """
     device = world.device
     matched = [_match(batch, device, config, conventions) for batch in batches]
@@ -104,8 +106,11 @@ def accumulate_gradients(
         taught = teacher.predict(pixels, sizes_hw, use_bf16=use_bf16) if teacher else None
         is_shared_later = isinstance(model, DistributedDataParallel) and number < len(batches)
         with model.no_sync() if is_shared_later else contextlib.nullcontext():  # type: ignore[operator]
-            with autocast(device, use_bf16):
-                predictions = model(images)
+            if network is not None and len(batches) == 1:
+                predictions = network(images)
+            else:
+                with autocast(device, use_bf16):
+                    predictions = model(images)
             per_image = label_losses(predictions, anchors, matches, config=config, conventions=conventions)
             if config.normaliser == "batch":
                 losses = per_image.sum(dim=1) / num_positive.clamp(min=1)

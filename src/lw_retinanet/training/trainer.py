@@ -20,6 +20,7 @@ from lw_retinanet.structures import Batch
 from lw_retinanet.training.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.ema import MovingAverage
+from lw_retinanet.training.network_graphs import NetworkGraphs
 from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
 from lw_retinanet.training.schedule import average_decay, run_length
 from lw_retinanet.training.step import Teacher, accumulate_gradients
@@ -113,6 +114,8 @@ class Trainer:
         self._wrapped: nn.Module = model
         if world.size > 1:
             self._wrapped = DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+        is_alone = world.size == 1 and NetworkGraphs.fits(model)
+        self._network = NetworkGraphs(model, use_bf16=self.use_bf16) if is_alone else None
         if teacher:
             teacher.model.eval().to(memory_format=torch.channels_last)
         self._is_refused = torch.zeros((), device=world.device)
@@ -150,6 +153,7 @@ class Trainer:
             world=self.world,
             use_bf16=self.use_bf16,
             teacher=self.teacher,
+            network=self._network,
         )
         norm = optimisation.clip_gradients()
         outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()])

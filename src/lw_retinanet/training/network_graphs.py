@@ -1,0 +1,93 @@
+"""Forward and backward of a network in training as CUDA graphs, for shapes that repeat.
+
+A step launches some 2,000 kernels. On a fast GPU the host needs twice as long to launch them as the GPU needs to run them.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lw_retinanet.detection.cuda_graphs import RepeatedShapes
+from lw_retinanet.models.backbone import ResNetBackbone
+from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.structures import Predictions
+
+log = logging.getLogger(__name__)
+_KEPT = 2  # shapes; each keeps all feature maps of a step
+_Replay = Callable[[Tensor], Predictions]
+
+
+class NetworkGraphs:
+    """Runs a network, from the third call with the same shape on by graphs, which give the same numbers.
+
+    The gradients of a graph always lie in the same memory. Therefore every backward pass must find the gradients of the parameters unset,
+    and a step of several micro-batches cannot be taken in this way.
+
+    Args:
+        model: Network on a CUDA device that :meth:`fits`, trained in place. Its parameters must stay where they are.
+        use_bf16: Whether it runs under autocast.
+        record: For tests, see :func:`record_passes`.
+    """
+
+    def __init__(self, model: RetinaNet, *, use_bf16: bool, record: "Callable[[Any, RetinaNet, Tensor], _Replay] | None" = None) -> None:
+        self.model = model
+        self.use_bf16 = use_bf16
+        self._record = record or record_passes
+        self._replays: RepeatedShapes[_Replay] = RepeatedShapes(_KEPT)
+        self._is_out_of_memory = False
+
+    @staticmethod
+    def fits(model: RetinaNet) -> bool:
+        """Whether a graph gives what the network gives: batch norm counts the recording, other backbones are random."""
+        is_plain = isinstance(model.backbone, ResNetBackbone) and not any(isinstance(module, _BatchNorm) for module in model.modules())
+        return is_plain and next(model.parameters()).device.type == "cuda"
+
+    def __call__(self, images: Tensor) -> Predictions:
+        """``model(images)``."""
+        replay = None
+        if not self._is_out_of_memory and torch.is_grad_enabled():
+            try:
+                replay = self._replays.get((images.shape, images.stride()), lambda: self._record(self._run, self.model, images))
+            except torch.OutOfMemoryError:
+                self._is_out_of_memory = True
+                log.info("not enough memory for CUDA graphs; steps run without them")
+        return self._run(images) if replay is None else replay(images)
+
+    def _run(self, images: Tensor) -> Predictions:
+        # Weights that autocast keeps from one use to the next would be those of the recording.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bf16, cache_enabled=False):
+            predictions: Predictions = self.model(images)
+        return predictions
+
+
+def record_passes(run: Callable[[Tensor], Predictions], model: nn.Module, images: Tensor) -> _Replay:
+    """Record ``run`` and the gradients of all trained parameters; returns a function like ``run`` that autograd can go through."""
+    held, learned = images.clone(), [parameter for parameter in model.parameters() if parameter.requires_grad]
+    forward, backward, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # Only this thread is watched: the loader's threads may allocate memory meanwhile.
+    with torch.cuda.graph(forward, pool=pool, capture_error_mode="thread_local"):
+        outputs = run(held)
+    given = [torch.empty_like(output) for output in outputs]
+    with torch.cuda.graph(backward, pool=pool, capture_error_mode="thread_local"):
+        found = torch.autograd.grad(tuple(outputs), learned, given, allow_unused=True)
+    results = [output.detach() for output in outputs]
+
+    class Replayed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, images: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+            held.copy_(images)
+            forward.replay()
+            return tuple(result.detach() for result in results)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            for own, gradient in zip(given, gradients, strict=True):
+                own.copy_(gradient)
+            backward.replay()
+            return (None, *(None if value is None else value.detach() for value in found))
+
+    return lambda images: Predictions(*Replayed.apply(images, *learned))
