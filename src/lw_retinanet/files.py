@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lw_retinanet.errors import InputError, OutputError, printable
+from lw_retinanet.errors import InputError, OutputError, printable, shown
 
 
 @contextmanager
@@ -71,8 +71,8 @@ def existing(path: Path, what: str) -> Path:
     Raises:
         InputError: If there is nothing at this path.
     """
-    if not path.exists():
-        raise InputError(f"{what} {path} does not exist; check the path")
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists() raises for a name that no file can have
+        raise InputError(f"{what} {shown(str(path), most=300)} does not exist; check the path")
     return path
 
 

@@ -150,7 +150,7 @@ def test_a_broken_split_does_not_hide_the_other(tmp_path: Path) -> None:
     save(tmp_path, "train.json", {"images": [], "annotations": []})
     (tmp_path / "val.json").write_text('{"images": [')
     report = check(Dataset.open(tmp_path))
-    assert counts(report.splits[0]) == {}
+    assert counts(report.splits[0]) == {"no_images": 1}
     assert counts(report.splits[1]) == {"broken_file": 1}
     assert "line 1, column 13" in report.splits[1].problems[0].examples[0]
 

@@ -14,7 +14,7 @@ from lw_retinanet.data.convert import convert
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.formats.annotation_format import read_text
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, InputError
+from lw_retinanet.errors import DataError, ImageError, InputError
 
 ROW = "0 0.5 0.5 0.2 0.4\n"  # of a 20 x 10 image: 8, 3, 4, 4
 BOX = [8.0, 3.0, 4.0, 4.0]
@@ -298,7 +298,7 @@ def test_class_names_that_are_no_line_of_text(tmp_path: Path, name: str) -> None
 def test_sizes_beyond_reason(tmp_path: Path) -> None:
     content = json.loads(coco(["a.jpg"]))
     content["categories"] += [{"id": n, "name": str(n)} for n in range(2, 10_003)]
-    with pytest.raises(DataError, match=r"more than the 10,000"):
+    with pytest.raises(DataError, match=r"10,002 classes are more than the 10,000"):
         Dataset.open(text(tmp_path / "x.json", json.dumps(content))).read()
     with (tmp_path / "big.json").open("wb") as file:
         file.write(b"{")
@@ -337,6 +337,45 @@ def test_coco_without_a_list_of_annotations_is_refused_by_all(tmp_path: Path, ch
     with pytest.raises(DataError, match="no list 'annotations'"):
         ready(path)
     assert check(Dataset.open(path)).num_errors == 1
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_training_is_not_started_with_a_cut_image(tmp_path: Path, ending: str) -> None:
+    for name in ("a", "b"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 20, 3), dtype=np.uint8)).save(tmp_path / f"{name}.{ending}")
+    content = (tmp_path / f"b.{ending}").read_bytes()
+    path = text(tmp_path / "x.json", coco([f"a.{ending}", f"b.{ending}"]))
+    (tmp_path / f"b.{ending}").write_bytes(content + b"\0" * 100)  # more bytes behind the end do no harm
+    assert ready(path).num_images == 2
+    (tmp_path / f"b.{ending}").write_bytes(content[:-60])
+    with pytest.raises(ImageError, match=rf"b\.{ending}"):
+        ready(path)
+
+
+def test_names_of_classes_and_splits_are_harmless_in_the_report(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    content = json.loads(coco(["a.jpg"]))
+    content["categories"][0]["name"] = "\x1b[31mred\u202e"
+    lines = check(Dataset.open(text(tmp_path / "x.json", json.dumps(content)))).lines()
+    lines += check(Dataset.open(text(tmp_path / "x.csv", "image,xmin,ymin,xmax,ymax,label,split\na.jpg,1,1,5,5,cat,\x1b[31m\n"))).lines()
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_split_without_images_or_with_nothing_but_crowds_fails_the_check(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    reports = [
+        check(Dataset.open(text(tmp_path / "x.csv", "image,xmin,ymin,xmax,ymax,label\n"))),
+        check(Dataset.open(text(tmp_path / "x.json", coco(["a.jpg"], iscrowd=1)))),
+    ]
+    assert [[problem.kind for problem in report.splits[0].problems if problem.severity == "error"] for report in reports] == [
+        ["no_images"],
+        ["all_ignored"],
+    ]
+
+
+def test_tables_with_the_line_ends_of_old_macs(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    assert ready(text(tmp_path / "x.csv", "image,xmin,ymin,xmax,ymax,label\ra.jpg,8,3,12,7,cat\r")).boxes_xywh.tolist() == [BOX]
 
 
 def test_a_cut_image_fails_the_check_unless_it_is_quick(tmp_path: Path) -> None:

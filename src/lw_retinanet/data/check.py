@@ -52,6 +52,10 @@ def _read(part: Part, quick: bool, progress: Progress | None) -> tuple[Records, 
         problems.add("broken_file", str(error))
         records = build_records(root=part.path.parent, file_names=(), sizes_hw=(), image_of_box=(), boxes_xywh=(), labels=(), categories=())
         return records, problems
+    if records.num_images == 0:
+        problems.add("no_images", str(part.path))
+    if records.num_boxes and records.is_ignored.all():
+        problems.add("all_ignored", f"{records.num_boxes:,} boxes")
     _check_boxes(records, problems, has_ids=part.format.has_annotation_ids)
     _check_tables(records, problems, has_ids=part.format.has_annotation_ids)
     _check_images(records, problems, is_measured=part.format.takes_sizes_from_images, quick=quick, progress=progress)

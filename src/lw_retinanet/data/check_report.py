@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lw_retinanet.data.problems import Problem
 from lw_retinanet.data.records import Id
+from lw_retinanet.errors import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +65,18 @@ class SplitReport:
 
     def lines(self) -> list[str]:
         """Plain text, without colours or line ends."""
-        title = f"{self.split}: " if self.split is not None else ""
-        lines = [f"{title}{self.images:,} images, {self.boxes:,} boxes, {len(self.classes):,} classes ({self.form}, {self.path})"]
+        title = f"{shown(self.split)}: " if self.split is not None else ""
+        lines = [
+            f"{title}{self.images:,} images, {self.boxes:,} boxes, {len(self.classes):,} classes ({self.form}, {shown(self.path, most=300)})"
+        ]
         lines += [f"  {problem.severity}: {problem.line()}" for problem in self.problems] or ["  no problems found"]
         if self.classes:
-            width = max(len("class"), *(len(count.name) for count in self.classes))
+            names = [shown(count.name) for count in self.classes]
+            width = max(len("class"), *map(len, names))
             lines.append(f"  {'class':<{width}}  {'id':>6}  {'images':>9}  {'boxes':>9}  {'ignored':>9}")
             lines += [
-                f"  {count.name:<{width}}  {count.id!s:>6}  {count.images:>9,}  {count.boxes:>9,}  {count.ignored:>9,}"
-                for count in self.classes
+                f"  {name:<{width}}  {shown(str(count.id)):>6}  {count.images:>9,}  {count.boxes:>9,}  {count.ignored:>9,}"
+                for name, count in zip(names, self.classes, strict=True)
             ]
         total = sum(self.side_histogram.values())
         if total:

@@ -17,7 +17,7 @@ from lw_retinanet.data.image_files import is_file, is_safe_name
 from lw_retinanet.data.orientation import upright_bytes
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.turned_boxes import turned_images, with_turned_boxes
-from lw_retinanet.errors import DataError, ImageError
+from lw_retinanet.errors import DataError, ImageError, shown
 from lw_retinanet.files import replacing
 
 Turned = Literal["boxes", "images"]
@@ -82,7 +82,9 @@ def convert(
         files = {name: content for name, content in files.items() if not isinstance(content, Path)}
     missing = [content for content in files.values() if isinstance(content, Path) and not is_file(content)]
     if missing:
-        raise ImageError(f"{missing[0]}: no such image ({len(missing):,} missing in all); restore the files or remove their entries")
+        raise ImageError(
+            f"{shown(str(missing[0]), most=300)}: no such image ({len(missing):,} missing in all); restore the files or remove their entries"
+        )
     _write(files, to, out)
     before, after = list(splits.values()), list(target.kept(splits).values())
     held = np.concatenate([target.holds(records) for records in before])

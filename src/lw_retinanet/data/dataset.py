@@ -13,7 +13,7 @@ from lw_retinanet.data.formats import table
 from lw_retinanet.data.formats.annotation_format import WHOLE, Part, Parts, Sign
 from lw_retinanet.data.formats.other_tools import refuse_archive
 from lw_retinanet.data.image_files import is_file
-from lw_retinanet.data.image_sizes import require_files, require_sizes, with_sizes
+from lw_retinanet.data.image_sizes import require_files, require_sizes, require_whole, with_sizes
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.errors import DataError, shown
 
@@ -120,7 +120,7 @@ class Dataset:
 
         Raises:
             DataError: if the annotations have errors or no box that a model could learn or find, or if no class fits.
-            ImageError: if an image is missing, or its header cannot be read or tells another size than the annotation.
+            ImageError: if an image is missing or cut off, or its header cannot be read or tells another size than the annotation.
         """
         part = self.part(split)
         records = part.read().joined()
@@ -131,6 +131,7 @@ class Dataset:
             match_categories(classes, records)
         if not part.format.takes_sizes_from_images:
             require_sizes(records)
+        require_whole(records)
         return self._said(records, split, scoring=classes is not None)
 
 

@@ -14,10 +14,13 @@ from lw_retinanet.data.images import decode, read_size
 from lw_retinanet.data.orientation import SWAPS_SIDES, orientation
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, ImageError
+from lw_retinanet.errors import DataError, ImageError, shown
 
 HeaderSize = tuple[int, int] | ImageError | None
 _MISSING_REMEDY = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"
+_MOST_CHARACTERS = 300  # of a path in a message
+_END_MARKS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}  # of JPEG and PNG, by how they start
+_TAIL_BYTES = 4096
 _NUM_THREADS = 8  # more than processors, because reading waits for the disk or the network
 
 
@@ -54,6 +57,32 @@ def image_sizes(paths: Sequence[Path], *, decoded: bool = False) -> Iterator[Hea
         return
     with ThreadPoolExecutor(num_threads) as pool:
         yield from pool.map(look, paths)
+
+
+def require_whole(records: Records) -> None:
+    """Check that no image is cut off: one without the end mark of its format is decoded, since some sound ones have none.
+
+    Raises:
+        ImageError: for an image that is cut off.
+    """
+    paths = [records.path(image) for image in range(records.num_images)]
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for path, has_end in zip(paths, pool.map(_has_end_mark, paths), strict=True):
+            if not has_end:
+                decode(path)
+
+
+def _has_end_mark(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            mark = next((end for head, end in _END_MARKS.items() if start.startswith(head)), None)
+            if mark is None:
+                return True
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return mark in file.read()
+    except OSError:
+        return False
 
 
 def measure_sizes(root: Path, file_names: Sequence[str], problems: Problems) -> NDArray[np.int32]:
@@ -100,7 +129,7 @@ def require_files(records: Records) -> None:
     missing = [image for image in range(records.num_images) if not is_file(records.path(image))]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ImageError(f"{records.path(missing[0])} is missing{more}; {_MISSING_REMEDY}")
+        raise ImageError(f"{shown(str(records.path(missing[0])), most=_MOST_CHARACTERS)} is missing{more}; {_MISSING_REMEDY}")
 
 
 def require_size(path: Path, size_hw: tuple[int, int], annotated_hw: tuple[int, int]) -> None:

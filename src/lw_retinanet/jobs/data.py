@@ -12,7 +12,7 @@ from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.preview import preview
 from lw_retinanet.data.split import divide
-from lw_retinanet.errors import DataError, ImageError
+from lw_retinanet.errors import DataError, ImageError, shown
 from lw_retinanet.files import existing
 from lw_retinanet.progress import Progress
 from lw_retinanet.training.anchor_recall import AnchorRecall, anchor_recall
@@ -39,7 +39,7 @@ class DataCheck:
         """The check as text, for people."""
         lines = list(self.report.lines())
         for split, recall in self.anchor_recall.items():
-            lines += [*([f"{split}:"] if split else []), *recall.lines()]
+            lines += [*([f"{shown(split)}:"] if split else []), *recall.lines()]
         return lines
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from lw_retinanet.counting.latency import measure_latency
 from lw_retinanet.counting.profile import profile, with_head
+from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
@@ -138,6 +139,8 @@ def lighten_file(
         evaluated_on=held_out.num_images if held_out is not None else 0,
     )
     write_report(report, folder)
+    if held_out is not None:
+        write_data_use(folder, {"val": held_out})
     notes = {**lightened.record.notes, "lightened": {"from": detector.name, **report.as_dict()}}
     save_model(out, lightened.detector.model, lightened.record.model_copy(update={"notes": notes}))
     return LighteningRun(model_file=out, report_folder=folder, report=report)

@@ -144,10 +144,21 @@ def _in_order(records: Records, problems: Problems) -> Records:
 
 def _check_classes(records: Records, problems: Problems) -> None:
     """Class names go into tables, figures and model files, so each must be a line of text."""
+    require_few_classes(len(records.categories), problems.where)
     odd = [name for name in records.class_names if len(name) > _MOST_CHARACTERS or _NOT_TEXT.search(name)]
     problems.add_many("odd_class_name", len(odd), odd)
-    if len(records.categories) > MAX_CLASSES:
-        problems.add("too_many_classes", f"{len(records.categories):,}")
+
+
+def require_few_classes(count: int, where: Path | str) -> None:
+    """Refuse more classes than a detector can have.
+
+    Raises:
+        DataError: saying the limit.
+    """
+    if count > MAX_CLASSES:
+        raise DataError(
+            f"{where}: more than {MAX_CLASSES:,} classes, the most that a detector can have here; join rare ones, or leave them out"
+        )
 
 
 def existing_splits(folder: Path, pattern: str) -> dict[str, Path]:

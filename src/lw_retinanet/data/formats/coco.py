@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.formats.annotation_format import SPLIT_FOLDERS, WHOLE, AnnotationFormat, Files, Part, Parts, Sign, existing_splits
+from lw_retinanet.data.formats.annotation_format import (
+    SPLIT_FOLDERS,
+    WHOLE,
+    AnnotationFormat,
+    Files,
+    Part,
+    Parts,
+    Sign,
+    existing_splits,
+    require_few_classes,
+)
 from lw_retinanet.data.formats.json_sections import iterate_sections
 from lw_retinanet.data.formats.masks import box_of_mask
 from lw_retinanet.data.formats.other_tools import read_head, refuse_other_json
@@ -195,6 +205,7 @@ class _Categories:
 
     def extend(self, batch: Sequence[Any]) -> None:
         for category in batch:
+            require_few_classes(len(self.found), self.problems.where)
             category_id = _as_id(category.get("id")) if isinstance(category, dict) else None
             name = category.get("name") if category_id is not None else None
             if category_id is None or not isinstance(name, str) or not name:

@@ -69,7 +69,7 @@ class Csv(AnnotationFormat):
 
     def recognise_file(self, path: Path, head: str) -> Parts:
         """A table whose first line names the columns, or is a box itself."""
-        header = next(csv.reader([head.split("\n", 1)[0].strip()[:_LONGEST_LINE]], delimiter=_delimiter(head)), [])
+        header = next(csv.reader([re.split(r"[\r\n]", head, maxsplit=1)[0].strip()[:_LONGEST_LINE]], delimiter=_delimiter(head)), [])
         if "region_shape_attributes" in header:
             raise DataError(f"{path}: a table of VIA (VGG Image Annotator); choose Annotation, Export Annotations (COCO format) instead")
         if _columns(header) is None:
@@ -286,6 +286,7 @@ def _is_near(header: Sequence[str]) -> bool:
 def _rows(path: Path) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
     """Places of the columns, with their number as ``columns``, and (line number, fields) of every line that is not blank."""
     text = read_text(path)
+    text = text if "\n" in text else text.replace("\r", "\n")  # the line ends of old Macs
     reader = csv.reader(StringIO(text, newline=""), delimiter=_delimiter(text))
     try:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
