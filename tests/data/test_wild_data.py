@@ -298,7 +298,7 @@ def test_class_names_that_are_no_line_of_text(tmp_path: Path, name: str) -> None
 def test_sizes_beyond_reason(tmp_path: Path) -> None:
     content = json.loads(coco(["a.jpg"]))
     content["categories"] += [{"id": n, "name": str(n)} for n in range(2, 10_003)]
-    with pytest.raises(DataError, match=r"10,002 classes are more than the 10,000"):
+    with pytest.raises(DataError, match="more than 10,000 classes"):
         Dataset.open(text(tmp_path / "x.json", json.dumps(content))).read()
     with (tmp_path / "big.json").open("wb") as file:
         file.write(b"{")

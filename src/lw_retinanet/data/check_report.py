@@ -66,9 +66,8 @@ class SplitReport:
     def lines(self) -> list[str]:
         """Plain text, without colours or line ends."""
         title = f"{shown(self.split)}: " if self.split is not None else ""
-        lines = [
-            f"{title}{self.images:,} images, {self.boxes:,} boxes, {len(self.classes):,} classes ({self.form}, {shown(self.path, most=300)})"
-        ]
+        where = f"({self.form}, {shown(self.path, most=300)})"
+        lines = [f"{title}{self.images:,} images, {self.boxes:,} boxes, {len(self.classes):,} classes {where}"]
         lines += [f"  {problem.severity}: {problem.line()}" for problem in self.problems] or ["  no problems found"]
         if self.classes:
             names = [shown(count.name) for count in self.classes]

@@ -82,9 +82,8 @@ def convert(
         files = {name: content for name, content in files.items() if not isinstance(content, Path)}
     missing = [content for content in files.values() if isinstance(content, Path) and not is_file(content)]
     if missing:
-        raise ImageError(
-            f"{shown(str(missing[0]), most=300)}: no such image ({len(missing):,} missing in all); restore the files or remove their entries"
-        )
+        first = shown(str(missing[0]), most=300)
+        raise ImageError(f"{first}: no such image ({len(missing):,} missing in all); restore the files or remove their entries")
     _write(files, to, out)
     before, after = list(splits.values()), list(target.kept(splits).values())
     held = np.concatenate([target.holds(records) for records in before])

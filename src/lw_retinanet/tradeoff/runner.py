@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from lw_retinanet import __version__
 from lw_retinanet.config import Config, TrainConfig, load_config
+from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import cpu_name, uses_bf16
@@ -110,6 +111,7 @@ class Runner:
             RunFolderError: if a finished run had other settings.
             TrainingError: if a loss is not finite; finished runs stay.
         """
+        write_data_use(self.out, {"train": self.records, "val": self.held_out})
         runs = [SeedRun(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
         self._note_down()
         left = [run for run in runs if not self._is_done(run)]
