@@ -46,6 +46,7 @@ STAGES = {
     "benchmarking": 10,
     "jobs": 11,
     "tradeoff": 12,
+    "serving": 12,
     "api": 13,
     "cli": 14,
 }
@@ -113,7 +114,7 @@ def test_start_is_cheap(what: str) -> None:
 
 
 def test_help_of_every_command_is_cheap() -> None:
-    single = ["quickstart", "profile", "train", "convert", "lighten", "evaluate", "compare", "predict", "export", "benchmark"]
+    single = ["quickstart", "profile", "train", "convert", "lighten", "evaluate", "compare", "predict", "export", "benchmark", "serve"]
     commands = [*([name] for name in single), ["data", "check"], ["data", "convert"]]
     code = f"import sys\nimport lw_retinanet.cli.main as m\nfor c in {commands}: assert m._run([*c, '--help'], False) == 0"
     run = subprocess.run([sys.executable, "-c", f"{code}\nprint('torch' in sys.modules)"], capture_output=True, text=True, check=True)

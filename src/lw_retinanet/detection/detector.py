@@ -256,7 +256,7 @@ class Detector:
         self, images: "Iterable[_NamedImage | ImageError]", *, score: float | None, head: HeadChoice | None, batch_size: int
     ) -> Iterator[Result | ImageError]:
         """One outcome for each image, in order; errors pass through."""
-        conventions = self._under_score(score)
+        conventions = self.conventions_under(score)
         is_full = (self.head if head is None else self._checked(head)) == "full"
 
         def kind(image: _NamedImage | ImageError) -> tuple[int, int] | None:
@@ -269,8 +269,12 @@ class Detector:
 
         return in_groups(images, kind, run, size=batch_size)
 
-    def _under_score(self, score: float | None) -> Conventions:
-        """The conventions with a caller's own smallest score."""
+    def conventions_under(self, score: float | None) -> Conventions:
+        """The conventions with a caller's own smallest score; None keeps the model's threshold.
+
+        Raises:
+            InputError: If the score is out of range, or below the one that is built into an exported file.
+        """
         if score is None:
             return self.conventions
         if not 0 <= score < 1:

@@ -1,6 +1,7 @@
 """What a detector found in one image."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``file, width, height, detections: [{box, score, label, name, category_id}]``."""
-        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
-        detections = [
-            {"box": box, "score": score, "label": label, "name": self.categories[label].name, "category_id": self.categories[label].id}
-            for box, score, label in rows
-        ]
+        detections = detection_dicts(self.boxes, self.scores, self.labels, self.categories)
         return {"file": self.file, "width": self.image.shape[1], "height": self.image.shape[0], "detections": detections}
 
     def to_json(self) -> str:
@@ -79,3 +76,14 @@ class Result:
         return supervision.Detections(
             xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names, dtype=object)}
         )
+
+
+def detection_dicts(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """Plain values of D detections: ``box, score, label, name, category_id``; the arrays are those of :class:`Result`."""
+    rows = zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
+    return [
+        {"box": box, "score": score, "label": label, "name": categories[label].name, "category_id": categories[label].id}
+        for box, score, label in rows
+    ]
