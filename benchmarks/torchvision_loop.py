@@ -35,7 +35,8 @@ from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import to_tensor
 from lw_retinanet.data.records import Records
-from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import choose_device
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.files import write_text
@@ -103,7 +104,7 @@ def train(
 ) -> tuple[dict[str, float], float]:
     """torchvision's loop: mean losses of the last steps, and seconds."""
     device = next(model.parameters()).device
-    use_bf16 = uses_bf16("auto", device)
+    use_bf16 = choose_precision("auto", device, "training") == "bf16"
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=1e-4)
     warmup = max(1, min(100, steps // 10))
     # Up to the full rate, then straight down to zero.
@@ -141,7 +142,7 @@ def score(model: nn.Module, records: Records) -> Metrics:
     model.eval()
     tables = []
     for row in range(records.num_images):
-        with autocast(device, uses_bf16("auto", device)):
+        with autocast(device, choose_precision("auto", device, "inference") == "bf16"):
             (found,) = model([(to_tensor(decode(records.path(row))).float() / 255).to(device)])
         boxes, scores, labels = (found[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
         tables.append(DetectionTable.from_image(row, boxes, scores, labels.astype(np.int32)))

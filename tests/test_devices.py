@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lw_retinanet.devices import choose_device, uses_bf16
+from lw_retinanet.devices import choose_device, multiplies_in_bf16
 from lw_retinanet.errors import InputError
 
 CPU = torch.device("cpu")
@@ -16,16 +16,9 @@ CPU = torch.device("cpu")
         ({}, False),
     ],
 )
-def test_auto_asks_the_processor(capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_is_asked(capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert uses_bf16("auto", CPU) is expected
-    # A choice is a choice, whatever the machine.
-    assert uses_bf16("bf16", CPU) is True
-    assert uses_bf16("fp32", CPU) is False
-
-
-def test_auto_stays_in_fp32_on_devices_that_it_does_not_know() -> None:
-    assert uses_bf16("auto", torch.device("meta")) is False
+    assert multiplies_in_bf16(CPU) is expected
 
 
 def test_this_machine_gives_the_names_that_are_asked_for() -> None:

@@ -96,7 +96,7 @@ def load(
         path: A ``.safetensors`` file of this program, a run folder, or what ``lw-retinanet export`` wrote: an ``.onnx`` file, OpenVINO's
             ``.xml``, or a Triton model folder. Exported files run on the CPU unless a CUDA device is named.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
-        precision: The precision of the network; ``auto`` takes the faster one, measured at the first image.
+        precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         compile: Run the network through ``torch.compile``. The first image of every input size then takes a minute, later ones are faster.
 
     Raises:
@@ -194,7 +194,7 @@ def evaluate(
         detections: A COCO results file to score.
         out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
         head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
-        precision: The precision of the network; ``auto`` takes the faster one, measured at the first image.
+        precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
         batch_size: The number of images that go through the network at a time.
         progress: Wraps the batches, for instance to show a bar.
@@ -248,7 +248,7 @@ def predict(
         out: A folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO); None writes nothing.
         score: The smallest score of a detection.
         head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
-        precision: The precision of the network; ``auto`` takes the faster one, measured at the first image.
+        precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
         batch_size: The number of images that go through the network at a time.
 

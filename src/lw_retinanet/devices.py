@@ -54,10 +54,8 @@ def has_triton(device_type: str) -> bool:
     return device_type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether to run the network under bf16 autocast; ``auto`` does so if the device multiplies in bf16 natively."""
-    if precision != "auto":
-        return precision == "bf16"
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether the device says that it multiplies in bf16. It may still be slower than fp32: see ``detection/precision.py``."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

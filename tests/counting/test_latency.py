@@ -36,7 +36,7 @@ def _forget() -> None:
 
 @pytest.fixture(params=[True, False])
 def bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(latency, "uses_bf16", lambda *_: request.param)
+    monkeypatch.setattr(latency, "multiplies_in_bf16", lambda *_: request.param)
     return bool(request.param)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.detection.fused import FusedBlock, FusedConv, forget_shapes, fuse
+from lw_retinanet.detection.fused import FusedBlock, FusedConv, fuse
 from lw_retinanet.detection.runtime import with_half_weights
 from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
@@ -112,8 +112,6 @@ def test_shapes_that_come_no_more_make_room() -> None:
     # Images of two sizes in turns: laying out weights anew for each would take longer than not having them laid out.
     assert sees(*(1, 2, 3, 4, 5, 6, 7, 8, 9, 10) * 10) == {1, 2, 3, 4, 5}
     assert sees(*(6, 7, 8, 9, 10) * 10) == {6, 7, 8, 9, 10}
-    forget_shapes(nn.Sequential(fused))
-    assert sees(1) == {1}
 
 
 def test_a_watched_convolution_is_left_alone() -> None:

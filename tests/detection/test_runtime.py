@@ -1,5 +1,4 @@
 import copy
-import logging
 import shutil
 from typing import Any, Literal, cast
 
@@ -138,36 +137,12 @@ def test_a_model_that_shares_parts_may_run_itself(model: RetinaNet) -> None:
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_auto_takes_what_was_measured_and_keeps_it(
-    faster: str, model: RetinaNet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    asked = []
-
-    def measured(fp32: Any, bf16: Any, images: Tensor) -> str:
-        asked.append((fp32(images).logits.dtype, bf16(images).logits.dtype))
-        return faster
-
-    monkeypatch.setattr(module, "faster_precision", measured)
-    monkeypatch.setattr(module, "uses_bf16", lambda *_: True)
+def test_auto_takes_what_is_faster(faster: str, model: RetinaNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "choose_precision", lambda *_: faster)
     runtime = TorchRuntime(model, precision="auto")
-    choices: list[str | None] = [runtime.chosen_precision]
-    with caplog.at_level(logging.INFO):
-        answer = run(runtime)
-    choices.append(runtime.chosen_precision)
-    assert choices == [None, faster]
+    answer = run(runtime)
+    assert runtime.chosen_precision == faster
     assert answer.logits.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[faster]
-    assert f"{faster} is faster" in caplog.text
-    model.load_state_dict(model.state_dict())
-    run(runtime)
-    assert asked == [(torch.float32, torch.bfloat16)]
-
-
-def test_auto_measures_nothing_where_there_is_no_bf16(model: RetinaNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "uses_bf16", lambda *_: False)
-    monkeypatch.setattr(module, "faster_precision", None)
-    runtime = TorchRuntime(model, precision="auto")
-    assert run(runtime).logits.dtype == torch.float32
-    assert runtime.chosen_precision == "fp32"
 
 
 def test_without_a_compiler_there_is_one_clear_line(model: RetinaNet, monkeypatch: pytest.MonkeyPatch) -> None:

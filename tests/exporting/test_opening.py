@@ -13,8 +13,8 @@ from tests.exporting.fakes import CATEGORIES, smooth_image
 import lw_retinanet as lw
 from lw_retinanet.cli.main import _run
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.detection.result import Result
-from lw_retinanet.devices import uses_bf16
 from lw_retinanet.errors import ConfigError, InputError, OutputError, WeightsError
 from lw_retinanet.exporting.opening import manifest_of
 from lw_retinanet.exporting.target import ExportedRuntime
@@ -232,7 +232,7 @@ def test_what_is_not_quantised_has_a_precision(openvino_file: Path) -> None:
     from lw_retinanet.exporting.openvino import OpenVinoRuntime
 
     assert OpenVinoRuntime(openvino_file).precision == "fp32"
-    expected = "bf16" if uses_bf16("auto", torch.device("cpu")) else "fp32"
+    expected = choose_precision("auto", torch.device("cpu"), "inference")
     assert OpenVinoRuntime(openvino_file, precision="int8").precision == expected
 
 

@@ -16,8 +16,9 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, RunFolderError
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.jobs.run_request import request_run
-from lw_retinanet.jobs.train import open_training_data, run_training, train_request
-from lw_retinanet.training.run_folder import read_log
+from lw_retinanet.jobs.train import open_training_data, run_training, train_request, with_chosen_precision
+from lw_retinanet.training.distributed import World
+from lw_retinanet.training.run_folder import RunFolder, read_log
 from lw_retinanet.training.run_plan import macs_reduction
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import load_model
@@ -108,6 +109,23 @@ def test_a_run_of_version_0_1_0_resumes_with_its_schedule(data: Path, tmp_path: 
     rates = [entry["rate"] for entry in read_log(folder / "log.jsonl") if "rate" in entry]
     # Both from step 0: warm-up 0.001, 0.5005, 1, 1 times cosine 1, 0.854, 0.5, 0.146.
     assert [rate / 2e-4 for rate in rates] == pytest.approx([0.001, 0.5005 * 0.85355, 0.5, 0.14645], rel=1e-3)
+
+
+def test_what_auto_is_stands_in_the_run_and_stays(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["bf16", "fp32"])
+    monkeypatch.setattr("lw_retinanet.jobs.train.choose_precision", lambda *_: next(answers))
+    config = settings(train_precision="auto").resolved()
+    chosen = with_chosen_precision(config, World(), None)
+    assert chosen.train.precision == "bf16"
+    with RunFolder.created(tmp_path / "run", chosen, {}):
+        pass
+    assert with_chosen_precision(config, World(), tmp_path / "run").train.precision == "bf16"
+    assert next(answers) == "fp32"  # the second time nothing was measured
+    # Version 0.1.0 wrote `auto` down, and took bf16 where the device has it.
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("precision: bf16", "precision: auto"))
+    monkeypatch.setattr("lw_retinanet.jobs.train.multiplies_in_bf16", lambda _: True)
+    assert with_chosen_precision(config, World(), tmp_path / "run").train.precision == "bf16"
 
 
 def test_workers_may_change_when_resuming_and_nothing_else(run: Path, data: Path, tmp_path: Path) -> None:

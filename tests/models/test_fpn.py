@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 
@@ -30,6 +31,25 @@ def test_the_full_heads_p3_has_its_own_convolution_and_nothing_else_has() -> Non
     assert not torch.equal(full["P3"], light["P3"])
     assert tuple(light) == tuple(full) == tuple(merged) == LEVELS
     assert all(torch.equal(light[level], full[level]) and torch.equal(light[level], merged[level]) for level in LEVELS[1:])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_small_maps_have_a_gradient_in_bf16(size: tuple[int, int]) -> None:
+    # PyTorch's own bf16 gradient of these weights is uninitialised memory where a map is one cell wide (AVX512-BF16 without AMX).
+    network = pyramid_network(full_output=False).to(memory_format=torch.channels_last)
+    convs = network.extra_blocks.p6, network.extra_blocks.p7  # type: ignore[union-attr]
+    sides = {name: tuple(side * scale for side in size) for name, scale in (("C3", 4), ("C4", 2), ("C5", 1))}
+    maps = {name: torch.randn(2, channels, *sides[name]) for name, channels in (("C3", 4), ("C4", 6), ("C5", 10))}
+    gradients = []
+    for is_bf16 in (False, True):
+        junk = [torch.full((WIDTH, WIDTH, 3, 3), torch.nan) for _ in range(8)]
+        del junk  # what is not written to is likely to be NaN
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            network(maps)["P7"].float().sum().backward()
+        gradients.append([conv.weight.grad for conv in convs])
+        network.zero_grad()
+    for exact, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))  # bf16 has 8 bits
 
 
 def test_without_one_the_full_head_reads_the_same_p3() -> None:

@@ -57,14 +57,28 @@ def test_an_interrupted_experiment_goes_on_and_leaves_finished_runs_alone(
     assert finished(tmp_path) == after
 
 
-def test_an_experiment_of_version_0_1_0_goes_on_with_its_schedule(values: dict[str, Any], tmp_path: Path) -> None:
+def test_an_experiment_of_version_0_1_0_goes_on_as_it_began(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["settings"]["train"].pop("precision", None)
     runner = runner_of(values, tmp_path)
     assert runner.config(runner.experiment.baseline, 0).train.schedule_version == 2
     runner.run([])  # writes experiment.yaml
     file = tmp_path / "experiment.yaml"
     file.write_text(file.read_text().partition("decided:")[0])  # 0.1.0 did not write this
+    monkeypatch.setattr("lw_retinanet.tradeoff.runner.multiplies_in_bf16", lambda _: True)
     runner = runner_of(values, tmp_path)
     assert runner.config(runner.experiment.baseline, 0).train.schedule_version == 1
+    assert runner.use_bf16
+
+
+def test_one_experiment_has_one_precision(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values["settings"]["train"].pop("precision", None)
+    monkeypatch.setattr("lw_retinanet.tradeoff.runner.choose_precision", lambda *_: "bf16")
+    runner_of(values, tmp_path).run([])
+    monkeypatch.setattr("lw_retinanet.tradeoff.runner.choose_precision", lambda *_: "fp32")
+    runner = runner_of(values, tmp_path)  # perhaps on another machine
+    assert runner.config(runner.experiment.baseline, 0).train.precision == "bf16"
 
 
 def test_more_rows_and_seeds_are_the_same_experiment_but_other_settings_are_not(values: dict[str, Any], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lw_retinanet.benchmarking.settings import BenchmarkSettings, Timed
 from lw_retinanet.benchmarking.timing import timed
 from lw_retinanet.benchmarking.torchvision_contenders import PEERS, SHIPPED, peer_contenders, torchvision_retinanet
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.devices import choose_device, exact_fp32, uses_bf16
+from lw_retinanet.devices import choose_device, exact_fp32, multiplies_in_bf16
 from lw_retinanet.errors import InputError
 from lw_retinanet.exporting.opening import manifest_of
 from lw_retinanet.heads import contender_presets
@@ -79,7 +79,7 @@ class _Benchmark:
     def _precisions(self) -> tuple[Timed, ...]:
         if self.settings.precision != "all":
             return (self.settings.precision,)
-        if uses_bf16("auto", self.device):
+        if multiplies_in_bf16(self.device):
             return ("fp32", "bf16")
         self.remarks.append("This device does not multiply in bf16, so bf16 was not measured; the precision bf16 measures its emulation.")
         return ("fp32",)

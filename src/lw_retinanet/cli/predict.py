@@ -18,7 +18,7 @@ def predict_command(
     head: str | None = typer.Option(
         None, help="Head of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
     ),
-    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, measured at the first image."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, by a measurement."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time, of equal size when resized; more than 1 helps a GPU."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.counting.rounds import take_turns
-from lw_retinanet.devices import exact_fp32, uses_bf16, waiting_for
+from lw_retinanet.devices import exact_fp32, multiplies_in_bf16, waiting_for
 from lw_retinanet.errors import ConfigError
 
 WARM_UP = 3
@@ -55,7 +55,7 @@ def measure_latency(
     timed = {name: model.eval().to(place) for name, model in copy.deepcopy(dict(models)).items()}
     for name, model in timed.items():
         calls[name, "fp32"] = _call(model, images[name], use_bf16=False)
-    if uses_bf16("auto", place):
+    if multiplies_in_bf16(place):
         # These are copies again, since channels_last would change the models above.
         for name, model in copy.deepcopy(timed).items():
             fast = model.to(memory_format=torch.channels_last)

@@ -81,15 +81,6 @@ class FusedConv(nn.Module):
         return packed
 
 
-def forget_shapes(*models: nn.Module) -> None:
-    """Drop the weights that were laid out for earlier input shapes, to make room for later ones."""
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, FusedConv):
-                module.packed.clear()
-                module._last_call.clear()
-
-
 class FusedBlock(nn.Module):
     """torchvision's ``BasicBlock`` or ``Bottleneck``, with its norms folded; the last convolution adds the shortcut."""
 

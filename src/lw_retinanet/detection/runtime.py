@@ -4,7 +4,6 @@ PyTorch's runtime folds batch norm and ReLU into the convolutions, and runs them
 """
 
 import copy
-import logging
 import os
 import shutil
 import threading
@@ -15,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.detection.cuda_graphs import CudaGraphs
-from lw_retinanet.detection.fused import forget_shapes, fuse
-from lw_retinanet.detection.precision import faster_precision
-from lw_retinanet.devices import Precision, uses_bf16
+from lw_retinanet.detection.fused import fuse
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.frozen_norm import NormedConv2d
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Detections, Predictions
 
-log = logging.getLogger(__name__)
 _making = threading.Lock()
 
 
@@ -83,8 +81,7 @@ class TorchRuntime:
         model: Put into evaluation mode and channels last, on the device. It can be trained and saved as before.
         device: To compute on.
         precision: ``bf16`` runs convolutions in bf16 and layers that need more (such as group norm) in fp32, as autocast does, with
-            weights that were rounded once. ``auto`` is what runs faster, measured at the first call; fp32 where the device has no bf16
-            arithmetic.
+            weights that were rounded once. ``auto`` is what runs faster on this machine, by a measurement.
         fold: False runs the model itself instead of a folded copy of it, for models that share parts. bf16 then means autocast.
         compile: Let ``torch.compile`` fuse the network. It takes a minute for each input size, up to eight of them.
     """
@@ -168,24 +165,14 @@ class TorchRuntime:
         plain = model
         if self.fold and isinstance(model, RetinaNet):
             plain = folded(model).to(memory_format=torch.channels_last)
-        runs: dict[str, Callable[..., Predictions]] = {}
         device = images.device
-        if self._chosen is None and not uses_bf16("auto", device):
-            self._chosen = "fp32"
-        half = with_half_weights(plain) if plain is not model and self._chosen != "fp32" else plain
-        if not self.compile:  # the compiler does it itself
-            for copied in {plain, half} - {model}:
-                if isinstance(copied, RetinaNet):
-                    fuse(copied)
-        if self._chosen != "fp32":
-            runs["bf16"] = _autocast(half, device)
-        if self._chosen != "bf16":
-            runs["fp32"] = plain
-        if self._chosen is None:
-            self._chosen = faster_precision(runs["fp32"], runs["bf16"], images)
-            forget_shapes(plain, half)  # those of the measurement
-            log.info("precision auto: %s is faster here", self._chosen)
-        run = runs[self._chosen]
+        self._chosen = choose_precision(self.precision, device, "inference")
+        if plain is not model:
+            if self._chosen == "bf16":
+                plain = with_half_weights(plain)
+            if not self.compile and isinstance(plain, RetinaNet):  # the compiler does it itself
+                fuse(plain)
+        run: Callable[..., Predictions] = _autocast(plain, device) if self._chosen == "bf16" else plain
         return _compiled(run, device) if self.compile else run
 
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lw_retinanet.devices import Precision, uses_bf16
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import Precision
 from lw_retinanet.errors import ExportError, InputError, OutputError, WeightsError
 from lw_retinanet.exporting.extras import need, quiet
 from lw_retinanet.exporting.graph import ExportGraph, trace
@@ -63,7 +64,7 @@ class OpenVinoRuntime(ExportedRuntime):
         if manifest is None:
             assert path is not None
             manifest = _read_manifest(path)
-        is_bf16 = precision == "bf16" or (precision == "int8" and uses_bf16("auto", torch.device("cpu")))
+        is_bf16 = choose_precision("auto" if precision == "int8" else precision, torch.device("cpu"), "inference") == "bf16"
         super().__init__(network, manifest, precision="bf16" if is_bf16 else "fp32")
         self.path = path
         self._core = openvino.Core()
@@ -193,14 +194,14 @@ class OpenVinoRuntime(ExportedRuntime):
 
     @classmethod
     def open(cls, path: Path, *, device: str = "auto", precision: Precision = "fp32") -> Self:
-        """``auto`` precision is bf16 where the processor computes in it, and a file in int8 has its own. See :class:`ExportedRuntime`."""
+        """``auto`` precision is bf16 where that is faster, and a file in int8 has its own. See :class:`ExportedRuntime`."""
         if device not in ("auto", "cpu"):
             raise InputError(f"{path} runs on the CPU only; use the device cpu, or export to ONNX for {device}")
         manifest = _read_manifest(path)
         if manifest.precision == "int8":
             return cls(path, manifest, precision="int8")
-        is_bf16 = "bf16" in (precision, manifest.precision) or (precision == "auto" and uses_bf16("auto", torch.device("cpu")))
-        return cls(path, manifest, precision="bf16" if is_bf16 else "fp32")
+        wanted: Precision = "bf16" if "bf16" in (precision, manifest.precision) else precision
+        return cls(path, manifest, precision=choose_precision(wanted, torch.device("cpu"), "inference"))
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -94,7 +94,7 @@ def from_pretrained(
         token: Token for private repositories; None takes the one that ``hf auth login`` stored.
         cache_dir: Folder for downloads; None takes the hub's own cache.
         device: Device to run on: ``auto``, ``cpu``, ``cuda``, ...
-        precision: Precision of the network; ``auto`` takes the faster one, which is measured at the first image.
+        precision: Precision of the network; ``auto`` takes the faster one, by a measurement.
 
     Raises:
         WeightsError: If the folder, repository or revision does not exist or cannot be reached, or if its model cannot be used.

@@ -10,7 +10,8 @@ import torch
 
 from lw_retinanet.config import Config
 from lw_retinanet.data.records import Records
-from lw_retinanet.devices import uses_bf16, waiting_for
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import waiting_for
 from lw_retinanet.jobs.train import open_start, open_teacher, open_training_data
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.distributed import World
@@ -46,7 +47,7 @@ def plan_training(config: Config, source: Path, *, processes: int = 1, device: t
     loaded = open_teacher(config, start.record)
     teacher = Teacher(model=loaded.model, full_head=loaded.record.switchable) if loaded else None
     plan = plan_run(config, start.model, records.sizes_hw, name=start.record.preset, processes=processes, teacher=teacher)
-    use_bf16 = uses_bf16(config.train.precision, device)
+    use_bf16 = choose_precision(config.train.precision, device, "training") == "bf16"
     memory = step_memory(
         start.model,
         config=config.train,

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 
 from lw_retinanet import __version__
-from lw_retinanet.config import Config
+from lw_retinanet.config import Config, load_run_config
 from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.devices import choose_device
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import choose_device, multiplies_in_bf16
 from lw_retinanet.errors import ConfigError, DataError, RunFolderError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.detect_records import detect_records
@@ -87,6 +88,7 @@ def run_training(
     config = config.resolved()
     records, held_out = open_training_data(source)
     with joined_world(device) as world, ExitStack() as stack:
+        config = with_chosen_precision(config, world, out if resume else None)
         start = open_start(config, records, out if resume else None)
         teacher = open_teacher(config, start.record)
         model = start.model.to(world.device)
@@ -116,6 +118,19 @@ def run_training(
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
         return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
+
+
+def with_chosen_precision(config: Config, world: World, resumed: Path | None) -> Config:
+    """The settings with what ``train.precision: auto`` is here, by the first process; a resumed run keeps what it began with."""
+    precision = config.train.precision
+    if precision == "auto" and resumed is not None and (resumed / "config.yaml").is_file():
+        precision = load_run_config(resumed / "config.yaml")[0]["train"].get("precision", "auto")
+        if precision == "auto":  # version 0.1.0 wrote this down, and took bf16 where the device has it
+            precision = "bf16" if world.first(lambda: multiplies_in_bf16(world.device)) else "fp32"
+    if precision == "auto" or resumed is None:
+        asked = precision
+        precision = "bf16" if world.first(lambda: choose_precision(asked, world.device, "training") == "bf16") else "fp32"
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
 def open_training_data(source: Path) -> tuple[Records, Records | None]:
@@ -226,6 +241,7 @@ def _require_same(out: Path, earlier: Config, earlier_notes: Mapping[str, Any], 
     for section in ("model", "data", "train"):
         old, new = getattr(earlier, section).model_dump(), getattr(config, section).model_dump()
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key != "workers"]
+        keys = [key for key in keys if (key, old.get(key)) != ("precision", "auto")]  # a run of version 0.1.0; see with_chosen_precision
         differences += [f"{section}.{key}: {old.get(key)} then, {new.get(key)} now" for key in keys]
     if differences:
         raise RunFolderError(f"{out} was started with other settings ({'; '.join(differences)}); resume without changing them")

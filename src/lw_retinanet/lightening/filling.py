@@ -9,7 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from lw_retinanet.devices import uses_bf16
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import BranchName
 from lw_retinanet.lightening.closed_form import solve_closed_form
@@ -35,12 +36,14 @@ class LighteningSettings:
         own_output: Let a P3 whose two branches are new have a convolution of its own that makes its map. It costs no arithmetic.
         max_bytes: Memory limit for cached features. As many images are used as fit in, the mirrored ones last.
         seed: Seed for the choice of cells in the closed form.
+        precision: Precision of the features and the fit; ``auto`` is what runs faster on this machine.
     """
 
     fit: FitSettings = field(default_factory=FitSettings)
     own_output: bool = True
     max_bytes: int = MAX_BYTES
     seed: int = 0
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def fill_levels(
             after_closed_form()
         curve = None
         if settings.fit.steps:
-            curve = fit(level, cached, settings.fit, device=device, use_bf16=uses_bf16("auto", device), progress=progress)
+            curve = fit(level, cached, settings.fit, device=device, use_bf16=_use_bf16(settings, device), progress=progress)
         filled.append(FilledLevel(level=level.level, errors=solved.errors, num_maps=len(cached), seconds=seconds, curve=curve))
     return filled
 
@@ -122,6 +125,10 @@ def checked_steps(fit_steps: int | None, *, has_images: bool) -> int:
     return fit_steps
 
 
+def _use_bf16(settings: LighteningSettings, device: torch.device) -> bool:
+    return choose_precision(settings.precision, device, "training" if settings.fit.steps else "inference") == "bf16"
+
+
 def _cache(
     level: LevelPair, inputs: LevelInputs, num_images: int, settings: LighteningSettings, device: torch.device, progress: Progress | None
 ) -> list[CachedFeatures]:
@@ -130,7 +137,7 @@ def _cache(
     total = 2 * num_images if fits else num_images
     maps = chain(inputs(level, False), inputs(level, True)) if fits else inputs(level, False)
     shown = tracked(maps, total, f"look at images for {level.level}", progress)
-    cached = cache_features(level, shown, needs_answers=fits, use_bf16=uses_bf16("auto", device), max_bytes=settings.max_bytes)
+    cached = cache_features(level, shown, needs_answers=fits, use_bf16=_use_bf16(settings, device), max_bytes=settings.max_bytes)
     if len(cached) < total:
         log.info("the features of %d of %d images fit into %.1f GiB", len(cached), total, settings.max_bytes / 2**30)
     return cached

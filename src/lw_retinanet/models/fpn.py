@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -28,9 +29,22 @@ class P6P7(ExtraFPNBlock):
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Append P6 and P7 to the pyramid ``p`` and its names; ``c`` are C3..C5."""
-        p6 = self.p6(c[-1] if self.source == "C5" else p[-1])
-        p7 = self.p7(F.relu(p6) if self.relu else p6)
+        p6 = _conv(self.p6, c[-1] if self.source == "C5" else p[-1])
+        p7 = _conv(self.p7, F.relu(p6) if self.relu else p6)
         return [*p, p6, p7], [*names, "P6", "P7"]
+
+
+def _conv(conv: nn.Module, maps: Tensor) -> Tensor:
+    """``conv(maps)``; in fp32 for maps one cell wide or high that are trained on a CPU under autocast.
+
+    There, on processors with AVX512-BF16 and without AMX, PyTorch's bf16 gradient of these weights is uninitialised memory (torch 2.14).
+    """
+    if maps.device.type == "cpu" and 1 in maps.shape[-2:] and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            exact: Tensor = conv(maps.float())
+        return exact
+    output: Tensor = conv(maps)
+    return output
 
 
 class FPN(FeaturePyramidNetwork):

@@ -21,7 +21,8 @@ from lw_retinanet.config import Config, TrainConfig, load_config
 from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.devices import cpu_name, uses_bf16
+from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import cpu_name, multiplies_in_bf16
 from lw_retinanet.errors import ConfigError, DataError, InputError, RunFolderError
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
@@ -86,20 +87,19 @@ class Runner:
         self.origin = {"data": self.records.fingerprint(), "validation": self.held_out.fingerprint()}
         if experiment.trunk is not None:
             self.origin["trunk"] = sha256(find_model_file(Path(experiment.trunk)))
-        self.decided: dict[str, Any] = {"schedule_version": TrainConfig().schedule_version}
+        self.decided: dict[str, Any] = {}
         self._require_same_experiment()
 
     @cached_property
     def use_bf16(self) -> bool:
         """Whether the runs of the regime ``head`` compute in bf16; the same for all of them."""
-        precision = self.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision
-        return uses_bf16(precision, self.device)
+        return self.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision == "bf16"
 
     def config(self, cell: Cell, seed: int) -> Config:
         """Resolved settings of one run, with what was decided once for all runs of the experiment."""
         config = self.experiment.config(cell, seed)
         asked = self.experiment.settings.get("train", {})
-        decided = {name: value for name, value in self.decided.items() if name not in asked}
+        decided = {name: value for name, value in self.decided.items() if asked.get(name) in (None, "auto")}
         return config.model_copy(update={"train": config.train.model_copy(update=decided)})
 
     def run(self, cells: Sequence[Cell]) -> None:
@@ -158,7 +158,8 @@ class Runner:
             f"{section}.{name}: {kept[section][name]} then, {value} now"
             for section, values in wanted.items()
             for name, value in values.items()
-            if name in kept[section] and kept[section][name] != value  # a setting that was added to this package later
+            # Settings may have been added to this package later, and version 0.1.0 kept `auto`.
+            if name in kept[section] and kept[section][name] not in (value, "auto")
         ]
         if different:
             raise RunFolderError(
@@ -227,7 +228,9 @@ class Runner:
         if plan.cls or plan.bbox:  # otherwise the row is the trunk as it is
             steps = self.experiment.fit_steps
             files = calibration_files(Path(self.experiment.data), count=512, seed=run.seed)
-            settings = LighteningSettings(fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed)
+            settings = LighteningSettings(
+                fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed, precision="bf16" if self.use_bf16 else "fp32"
+            )
             name = run.cell.variant.preset
             detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.progress).detector
         return detect_records(detector, self.held_out), steps
@@ -262,6 +265,7 @@ class Runner:
     def _require_same_experiment(self) -> None:
         file = self.out / EXPERIMENT_FILE
         if not file.is_file():
+            self.decided = {"schedule_version": TrainConfig().schedule_version, "precision": self._precision()}
             if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
                 raise RunFolderError(f"{self.out} is not empty and holds no experiment; choose another output folder")
             return
@@ -278,7 +282,13 @@ class Runner:
             raise RunFolderError(
                 f"{self.out} holds an experiment with another {' and another '.join(different)}; choose another output folder"
             )
-        self.decided = earlier.get("decided") or {"schedule_version": 1}  # version 0.1.0 decided nothing
+        # Version 0.1.0 wrote nothing down, and took bf16 where the device has it.
+        as_before = {"schedule_version": 1, "precision": "bf16" if multiplies_in_bf16(self.device) else "fp32"}
+        self.decided = earlier.get("decided") or as_before
+
+    def _precision(self) -> str:
+        asked = self.experiment.config(self.experiment.baseline, self.experiment.seeds[0]).train.precision
+        return choose_precision(asked, self.device, "training")
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The processes of a distributed training, as torchrun starts them. A training in one process needs no set-up."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,10 @@ class World:
     def is_main(self) -> bool:
         """Whether this is the first process, the one that writes files."""
         return self.rank == 0
+
+    def first(self, answer: Callable[[], bool]) -> bool:
+        """The answer of the first process, which alone is asked."""
+        return bool(self.sum(torch.tensor(float(self.is_main and answer()), device=self.device)))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over all processes, in place."""

@@ -13,7 +13,7 @@ from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
 from lw_retinanet.data.loader import StepPlan, TrainingSet, make_loader
 from lw_retinanet.data.records import Records
-from lw_retinanet.devices import uses_bf16
+from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch
@@ -100,7 +100,7 @@ class Trainer:
             images_per_step=self.plan.images_per_step,
             macs_reduction=macs_reduction,
         )
-        self.use_bf16 = uses_bf16(settings.precision, world.device)
+        self.use_bf16 = choose_precision(settings.precision, world.device, "training") == "bf16"
         model.backbone.freeze(settings.freeze or 0)
         model.to(memory_format=torch.channels_last)
         optimiser = make_optimiser(model, settings, self.plan.images_per_step)
