@@ -8,14 +8,13 @@ from torch import nn
 
 from lw_retinanet.config import parse_config
 from lw_retinanet.data.records import Category
-from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.detector import Detector, readable, single_images
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.paired import Comparison
 from lw_retinanet.exporting.manifest import ExportPrecision
-from lw_retinanet.files import output_folder
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.jobs.compare import run_comparison
 from lw_retinanet.jobs.convert import run_conversion
@@ -23,7 +22,7 @@ from lw_retinanet.jobs.evaluate import run_evaluation
 from lw_retinanet.jobs.export import Exported, run_export
 from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.load import open_detector
-from lw_retinanet.jobs.predict import Collection
+from lw_retinanet.jobs.predict import predict_into
 from lw_retinanet.jobs.profile import CostReport, run_profile
 from lw_retinanet.jobs.run_request import request_run
 from lw_retinanet.jobs.train import Run, train_request
@@ -258,6 +257,7 @@ def predict(
     Raises:
         WeightsError: if the model cannot be opened.
         ImageError: for an image that cannot be read.
+        InputError: if ``out`` holds one of the images.
 
     Example:
         >>> import lw_retinanet as lw
@@ -267,13 +267,8 @@ def predict(
         >>> results[0].boxes.shape[1]  # x1, y1, x2, y2 in pixels
         4
     """
-    collection = Collection(output_folder(Path(out))) if out is not None else None
-    results = open_detector(model, head=head, device=device, precision=precision).predict(sources, score=score, batch_size=batch_size)
-    if collection is not None:
-        for result in results:
-            collection.add(result)
-        collection.write()
-    return results
+    how: dict[str, Any] = {"score": score, "head": head, "precision": precision, "device": device, "batch_size": batch_size}
+    return readable(predict_into(_path(out), model, single_images(sources), **how))
 
 
 def convert(

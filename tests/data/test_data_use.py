@@ -54,9 +54,9 @@ def test_nothing_to_say_is_no_line(records: Records) -> None:
 
 def test_the_file_of_a_run_folder(records: Records, tmp_path: Path) -> None:
     remark = Problem("duplicate_file_name", 2, ["a.jpg"])
-    write_data_use(tmp_path, {"train": replace(records, remarks=(remark,)), "val": records})
+    write_data_use(tmp_path, trained={"train": replace(records, remarks=(remark,))}, scored={"val2017": records})
     content = json.loads((tmp_path / "data.json").read_text())
     assert content["train"]["unused"] == {"of zero size": 4, "outside their image": 1, "below 1 px": 1, "crowd": 2, "difficult": 1}
     assert content["train"]["notes"] == {"more entries of a file joined with its first": 2}
     assert content["train"]["remarks"][0]["examples"] == ["a.jpg"]
-    assert content["val"]["unused"] == {"crowd": 2, "difficult": 1}
+    assert content["val2017"]["unused"] == {"crowd": 2, "difficult": 1}

@@ -165,7 +165,7 @@ def test_the_score_threshold(detector: Detector) -> None:
 
 def test_a_broken_file_does_not_stop_the_others(detector: Detector, folder: Path) -> None:
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    outcomes = list(detector.predict_files([folder / "a.png", folder / "b.png", folder / "gone.png", folder / "deep" / "c.png"]))
+    outcomes = list(detector.predict_files([folder / "a.png", folder / "b.png", folder / "gone.png", str(folder / "deep" / "c.png")]))
     assert [type(outcome) for outcome in outcomes] == [Result, ImageError, ImageError, Result]
     assert str(folder / "b.png") in str(outcomes[1])
     with pytest.raises(ImageError, match=r"b\.png"):

@@ -12,6 +12,7 @@ from tests.exporting.fakes import CATEGORIES, smooth_image
 
 import lw_retinanet as lw
 from lw_retinanet.cli.main import _run
+from lw_retinanet.conventions import Conventions
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.detection.result import Result
@@ -76,6 +77,10 @@ def test_a_file_with_one_head_refuses_the_other(onnx_file: Path) -> None:
         exported.with_head("lihgt")
 
 
+def with_threshold(conventions: Conventions, threshold: float) -> Conventions:
+    return conventions.model_copy(update={"output": conventions.output.model_copy(update={"score_threshold": threshold})})
+
+
 def test_a_built_in_threshold_cannot_be_lowered_but_raised(triton_folder: Path) -> None:
     exported = lw.load(triton_folder)
     image = smooth_image(*SIZES[0])
@@ -85,6 +90,11 @@ def test_a_built_in_threshold_cannot_be_lowered_but_raised(triton_folder: Path) 
     middle = float(np.median(everything.scores))
     some = exported.predict(image, score=middle)[0]
     assert len(some) == int((everything.scores > middle).sum())
+    strict, lax = (with_threshold(exported.conventions, threshold) for threshold in (middle, 0.01))
+    assert len(exported.with_conventions(strict).predict(image)[0]) == len(some)
+    for call in (lambda: exported.with_conventions(strict).predict(image, score=0.01), lambda: exported.with_conventions(lax)):
+        with pytest.raises(InputError, match=r"below the 0\.05 that is built into"):
+            call()
     with pytest.raises(InputError, match="gives boxes, not logits"):
         exported.network(torch.zeros((1, 3, 64, 64)))
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lw_retinanet as lw
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.result import Result
 from lw_retinanet.errors import InputError
-from lw_retinanet.jobs.predict import Collection
+from lw_retinanet.jobs.predict import Collection, run_prediction
 
 
 def found(file: str | None) -> Result:
@@ -51,10 +52,10 @@ def test_an_image_that_is_read_is_never_written_over(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
-def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    gathered = Collection(None)
-    gathered.add(found("a.jpg"))
-    gathered.write()
-    assert len(gathered.images) == 1
-    assert not list(tmp_path.iterdir())
+def test_the_public_function_and_the_job_refuse_to_draw_over_their_images(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    before = (tmp_path / "a.jpg").read_bytes()
+    for predict in (lw.predict, run_prediction):
+        with pytest.raises(InputError, match="could be overwritten"):
+            predict("no-model.safetensors", [str(tmp_path)], out=tmp_path)
+    assert (tmp_path / "a.jpg").read_bytes() == before

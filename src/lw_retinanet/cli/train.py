@@ -53,7 +53,7 @@ def train_command(
     run = train_request(request, device=device, progress=with_bar)
     if run.metrics:
         print(f"{summary_table(run.metrics)}\n\n{class_table(run.metrics)}\n")
-    if (run.folder / "model.safetensors").exists():
+    if run.is_main:
         print(f"run folder: {run.folder} (model.safetensors, metrics.json, log.jsonl, pictures/)")
 
 

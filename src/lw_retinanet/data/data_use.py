@@ -87,13 +87,11 @@ def use_line(records: Records, source: Path, split: str | None = None, *, scorin
     return f"{where}{sentence}; details: lw-retinanet data check {shown(str(source))}" if sentence else None
 
 
-def write_data_use(folder: Path, splits: Mapping[str, Records]) -> None:
-    """Write ``data.json``: what of each split is not used, and all remarks of its reader. ``val`` and ``test`` are counted for scoring."""
+def write_data_use(folder: Path, *, trained: Mapping[str, Records] | None = None, scored: Mapping[str, Records]) -> None:
+    """Write ``data.json``: what is not used of the splits that are trained and scored on, and all remarks of their reader."""
     content = {
-        split: {
-            **vars(data_use(records, scoring=split in ("val", "test"))),
-            "remarks": [remark.as_dict() for remark in records.remarks],
-        }
+        split: {**vars(data_use(records, scoring=splits is scored)), "remarks": [remark.as_dict() for remark in records.remarks]}
+        for splits in (trained or {}, scored)
         for split, records in splits.items()
     }
     write_text(folder / DATA_FILE, json.dumps(content, indent=1) + "\n")

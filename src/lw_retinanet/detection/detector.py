@@ -83,6 +83,7 @@ class Detector:
         self.runtime = runtime
         self.categories = categories
         self.conventions = conventions
+        self._built_in = conventions.output if runtime.gives_boxes else None  # what the network itself applies, whatever a caller asks for
         self.heads = heads
         self.head: HeadChoice = heads[0]
         self.name = name
@@ -166,7 +167,12 @@ class Detector:
         return made
 
     def with_conventions(self, conventions: Conventions) -> Self:
-        """The same detector, network and all, under other conventions, for instance another image size."""
+        """The same detector, network and all, under other conventions, for instance another image size.
+
+        Raises:
+            InputError: For a score threshold below the one that is built into the network.
+        """
+        self._require_not_below_built_in(conventions.output.score_threshold)
         made = copy.copy(self)
         made.conventions = conventions
         return made
@@ -204,16 +210,7 @@ class Detector:
             InputError: For a source that is none of these or matches no file, a score outside 0..1, or a head that is not there.
             ImageError: For an image that cannot be read.
         """
-        items = [sources] if isinstance(sources, str | Path | np.ndarray) or not isinstance(sources, Sequence) else list(sources)
-        images: list[Source] = []
-        for item in items:
-            images += find_images([item]) if isinstance(item, str | Path) else [item]
-        results = []
-        for result in self.predict_files(images, score=score, head=head, batch_size=batch_size):
-            if isinstance(result, ImageError):
-                raise result
-            results.append(result)
-        return results
+        return readable(self.predict_files(single_images(sources), score=score, head=head, batch_size=batch_size))
 
     def predict_files(
         self, files: "Sequence[Source]", *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
@@ -228,7 +225,7 @@ class Detector:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         # PIL images are converted in this thread, since the same object may come twice; only files go to the threads.
-        taken = (file if isinstance(file, Path) else _NamedImage(file=None, pixels=as_array(file)) for file in files)
+        taken = (Path(file) if isinstance(file, str | Path) else _NamedImage(file=None, pixels=as_array(file)) for file in files)
         return self._detect_all(read_ahead(taken, _read, number=2 * batch_size), score=score, head=head, batch_size=batch_size)
 
     def predict_arrays(
@@ -279,13 +276,16 @@ class Detector:
             return self.conventions
         if not 0 <= score < 1:
             raise InputError(f"score must be from 0 to below 1, got {score}")
-        own = self.conventions.output
-        if self.runtime.gives_boxes and score < own.score_threshold:
-            raise InputError(
-                f"score {score} is below the {own.score_threshold} that is built into {self.name}; export raw outputs to choose it freely"
-            )
-        output = own.model_copy(update={"score_threshold": score, "last_level_score_threshold": None})
+        self._require_not_below_built_in(score)
+        output = self.conventions.output.model_copy(update={"score_threshold": score, "last_level_score_threshold": None})
         return self.conventions.model_copy(update={"output": output})
+
+    def _require_not_below_built_in(self, score: float) -> None:
+        if self._built_in and score < self._built_in.score_threshold:
+            raise InputError(
+                f"score {score} is below the {self._built_in.score_threshold} that is built into {self.name}; export raw outputs to choose "
+                "it freely"
+            )
 
     def padded_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Padded size of the input that an image of this size becomes; images with the same one may go through the network together."""
@@ -350,7 +350,7 @@ class Detector:
         factors = factors_to_images(inputs.originals_hw, inputs.sizes_hw, conventions)[:, None]
         boxes = (found.boxes - last_pixel) * factors + last_pixel
         is_there = torch.arange(found.scores.shape[1]) < found.counts[:, None]
-        if conventions.output != self.conventions.output:  # a caller's own score, not below the one that is built in
+        if conventions.output != self._built_in:  # a caller's own score, not below the one that is built in
             is_there &= found.scores > conventions.output.score_threshold
         return Detections(
             boxes=boxes.where(is_there[..., None], 0.0),
@@ -375,6 +375,29 @@ class Detector:
             )
             for row, (image, count) in enumerate(zip(images, found.counts.tolist(), strict=True))
         ]
+
+
+def single_images(sources: "Sequence[Source] | Source") -> "list[Source]":
+    """Single images, from one or several sources: folders and globs become their files."""
+    items = [sources] if isinstance(sources, str | Path | np.ndarray) or not isinstance(sources, Sequence) else sources
+    images: list[Source] = []
+    for item in items:
+        images += find_images([item]) if isinstance(item, str | Path) else [item]
+    return images
+
+
+def readable(outcomes: Iterable[Result | ImageError]) -> list[Result]:
+    """The results, if every image could be read.
+
+    Raises:
+        ImageError: The first error among the outcomes.
+    """
+    results = []
+    for outcome in outcomes:
+        if isinstance(outcome, ImageError):
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

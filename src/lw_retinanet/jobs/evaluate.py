@@ -51,7 +51,7 @@ def run_evaluation(
         records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories)
         if out:
             metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size)
-            write_data_use(out, {split or "val": records})
+            write_data_use(out, scored={split or "val": records})
             return metrics
         return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=progress))
     if ground_truth is not None and detections is not None and model is None and data is None:
@@ -68,7 +68,7 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
     metrics = evaluate(records, read_results(detections, records))
     if out:
         write_metrics(metrics, out, title=detections.name)
-        write_data_use(out, {split or "val": records})
+        write_data_use(out, scored={split or "val": records})
     return metrics
 
 

@@ -140,7 +140,7 @@ def lighten_file(
     )
     write_report(report, folder)
     if held_out is not None:
-        write_data_use(folder, {"val": held_out})
+        write_data_use(folder, scored={"val": held_out})
     notes = {**lightened.record.notes, "lightened": {"from": detector.name, **report.as_dict()}}
     save_model(out, lightened.detector.model, lightened.record.model_copy(update={"notes": notes}))
     return LighteningRun(model_file=out, report_folder=folder, report=report)

@@ -2,19 +2,22 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lw_retinanet.data.image_files import find_images
-from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.detector import Detector, HeadChoice
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import ImageError, InputError
 from lw_retinanet.files import output_folder, write_text
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress, tracked
+
+if TYPE_CHECKING:
+    from lw_retinanet.detection.detector import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +72,52 @@ def run_prediction(
         WeightsError: If the model cannot be read.
         OutputError: If ``out`` cannot be written to.
     """
-    files = find_images(sources)
-    gathered = Collection(out and output_folder(out), files)
-    detector = open_detector(model, head=head, device=device, precision=precision)
-    errors = []
-    for outcome in tracked(detector.predict_files(files, score=score, batch_size=batch_size), len(files), "predict", progress):
+    images, errors = [], []
+    how: dict[str, Any] = {"score": score, "head": head, "precision": precision, "device": device, "batch_size": batch_size}
+    for outcome in predict_into(out, model, find_images(sources), **how, progress=progress):
         if isinstance(outcome, ImageError):
             errors.append(outcome)
             on_error(outcome)
         else:
-            gathered.add(outcome)
-    gathered.write()
-    return Predicted(images=tuple(gathered.images), folder=out, errors=tuple(errors))
+            images.append(outcome.to_dict())
+    return Predicted(images=tuple(images), folder=out, errors=tuple(errors))
+
+
+def predict_into(
+    out: Path | None,
+    model: str | Path | Detector,
+    images: "Sequence[Source]",
+    *,
+    score: float | None,
+    head: HeadChoice | None,
+    precision: Precision,
+    device: str,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Iterator[Result | ImageError]:
+    """The outcome of each image, in order, which is also drawn into a folder; both JSON files are written after the last one.
+
+    Raises:
+        InputError: If one of the images lies in the folder, where it could be overwritten.
+    """
+    collection = Collection(out, [image for image in images if isinstance(image, Path)]) if out else None
+    detector = open_detector(model, head=head, device=device, precision=precision)
+    for outcome in tracked(detector.predict_files(images, score=score, batch_size=batch_size), len(images), "predict", progress):
+        if collection and isinstance(outcome, Result):
+            collection.add(outcome)
+        yield outcome
+    if collection:
+        collection.write()
 
 
 class Collection:
-    """Gathers results, image by image, without keeping their pixels.
+    """Draws results into a folder, and gathers their plain values."""
 
-    Args:
-        folder: For drawn images and files; None keeps the plain values only.
-        sources: Images that will be read.
-
-    Raises:
-        InputError: If one of ``sources`` lies in ``folder``, where it could be overwritten.
-    """
-
-    def __init__(self, folder: Path | None, sources: Sequence[Path] = ()) -> None:
-        if folder:
-            inside = next((source for source in sources if source.resolve().parent == folder.resolve()), None)
-            if inside:
-                raise InputError(f"{inside} lies in the folder {folder} that results go to and could be overwritten; choose another folder")
-        self.folder = folder
+    def __init__(self, folder: Path, sources: Sequence[Path] = ()) -> None:
+        inside = next((source for source in sources if source.resolve().parent == folder.resolve()), None)
+        if inside:
+            raise InputError(f"{inside} lies in the folder {folder} that results go to and could be overwritten; choose another folder")
+        self.folder = output_folder(folder)
         self.images: list[dict[str, Any]] = []
         self._coco: list[dict[str, Any]] = []
         self._names: set[str] = set()
@@ -108,14 +126,12 @@ class Collection:
         """Take one result in, and draw it into the folder."""
         self.images.append(result.to_dict())
         self._coco += result.to_coco(result.file or str(len(self.images) - 1))
-        if self.folder:
-            result.save(self.folder / self._free_name(Path(result.file or "picture").stem))
+        result.save(self.folder / self._free_name(Path(result.file or "picture").stem))
 
     def write(self) -> None:
         """Write both JSON files."""
-        if self.folder:
-            write_text(self.folder / "predictions.json", json.dumps({"images": self.images}, indent=1) + "\n")
-            write_text(self.folder / "results.json", json.dumps(self._coco) + "\n")
+        write_text(self.folder / "predictions.json", json.dumps({"images": self.images}, indent=1) + "\n")
+        write_text(self.folder / "results.json", json.dumps(self._coco) + "\n")
 
     def _free_name(self, stem: str) -> str:
         """A name that no earlier image has: several folders may hold the same names."""

@@ -49,10 +49,12 @@ class Run:
     Args:
         folder: The run folder.
         metrics: The metrics on ``val``; None without such a split, and in every process but the first.
+        is_main: Whether this is the first of the run's processes, the one that writes.
     """
 
     folder: Path
     metrics: Metrics | None
+    is_main: bool = True
 
     def detector(self, *, device: str = "auto") -> Detector:
         """Open the trained model."""
@@ -95,7 +97,7 @@ def run_training(
         notes = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
         folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
         if world.is_main:
-            write_data_use(out, {"train": records, **({"val": held_out} if held_out else {})})
+            write_data_use(out, trained={"train": records}, scored={"val": held_out} if held_out else {})
             log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
             if not resume:
                 _note_start(config, out, start)
@@ -111,7 +113,7 @@ def run_training(
             teacher=Teacher(model=teacher.model.to(world.device), full_head=teacher.record.switchable) if teacher else None,
         )
         if not world.is_main:
-            return Run(folder=out, metrics=None)
+            return Run(folder=out, metrics=None, is_main=False)
         _save(folder, trained, start.record, config, source)
         if held_out is None:
             return Run(folder=out, metrics=None)

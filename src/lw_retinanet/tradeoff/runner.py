@@ -111,7 +111,7 @@ class Runner:
             RunFolderError: if a finished run had other settings.
             TrainingError: if a loss is not finite; finished runs stay.
         """
-        write_data_use(self.out, {"train": self.records, "val": self.held_out})
+        write_data_use(self.out, trained={"train": self.records}, scored={"val": self.held_out})
         runs = [SeedRun(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
         self._note_down()
         left = [run for run in runs if not self._is_done(run)]
