@@ -16,6 +16,7 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, InputError
 from lw_retinanet.exporting.agreement import Agreement, check_agreement, with_low_threshold
+from lw_retinanet.exporting.balance import NUM_IMAGES, balance_channels
 from lw_retinanet.exporting.calibration import Calibration
 from lw_retinanet.exporting.end_to_end import EndToEnd
 from lw_retinanet.exporting.extras import need
@@ -147,7 +148,10 @@ def _export(model: Path, out: Path, settings: ExportSettings, progress: Progress
     int8 = _Int8(settings, detector, progress) if settings.precision == "int8" else None
     reference = RawGraph(loaded.model, full_head=is_full)
     manifest = _manifest(loaded, settings)
-    network = target.make(EndToEnd(loaded.model, full_head=is_full) if settings.gives_boxes else reference)
+    graph = (EndToEnd if settings.gives_boxes else RawGraph)(loaded.model, full_head=is_full)
+    if int8 and not is_full:
+        int8.balance(graph.network)
+    network = target.make(graph)
     if int8:
         network, manifest = int8.quantise(network, manifest)
     companions = tuple(out / name for name in target.companions)
@@ -198,6 +202,11 @@ class _Int8:
         self.calibration = Calibration(Path(settings.calibrate), rule, count=settings.calibration_images, seed=settings.seed)
         self.attempts: list[Attempt] = []
         self.notes: tuple[str, ...] = ()
+
+    def balance(self, network: RetinaNet) -> None:
+        """Prepare the network for int8; see :func:`~lw_retinanet.exporting.balance.balance_channels`."""
+        inputs = self.calibration.inputs((IMAGES,), count=NUM_IMAGES)
+        balance_channels(network, (torch.from_numpy(feeds[IMAGES]) for feeds in inputs))
 
     def quantise(self, network: Any, manifest: Manifest) -> tuple[Any, Manifest]:
         """The int8 network that passed the gate, and its manifest."""
