@@ -52,7 +52,7 @@ def _read(part: Part, quick: bool, progress: Progress | None) -> tuple[Records, 
         problems.add("broken_file", str(error))
         records = build_records(root=part.path.parent, file_names=(), sizes_hw=(), image_of_box=(), boxes_xywh=(), labels=(), categories=())
         return records, problems
-    if records.num_images == 0:
+    if records.num_images == 0 and not problems.found():  # else that is why
         problems.add("no_images", str(part.path))
     if records.num_boxes and records.is_ignored.all():
         problems.add("all_ignored", f"{records.num_boxes:,} boxes")
