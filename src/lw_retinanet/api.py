@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import nn
 
-from lw_retinanet.config import parse_config
+from lw_retinanet.config import MAX_PIXELS, parse_config
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector, readable, single_images
 from lw_retinanet.detection.result import Result
@@ -181,6 +181,7 @@ def evaluate(
     precision: Precision = "fp32",
     device: str = "auto",
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Metrics:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics.
@@ -196,6 +197,7 @@ def evaluate(
         precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
         batch_size: The number of images that go through the network at a time.
+        max_pixels: The most pixels of an image; larger ones are refused.
         progress: Wraps the batches, for instance to show a bar.
 
     Returns:
@@ -224,6 +226,7 @@ def evaluate(
         precision=precision,
         device=device,
         batch_size=batch_size,
+        max_pixels=max_pixels,
         progress=progress,
     )
 
@@ -238,6 +241,7 @@ def predict(
     precision: Precision = "fp32",
     device: str = "auto",
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Result]:
     """Find objects in images.
 
@@ -250,6 +254,7 @@ def predict(
         precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
         batch_size: The number of images that go through the network at a time.
+        max_pixels: The most pixels of an image; larger ones are refused.
 
     Returns:
         One result for each image, in order.
@@ -267,7 +272,14 @@ def predict(
         >>> results[0].boxes.shape[1]  # x1, y1, x2, y2 in pixels
         4
     """
-    how: dict[str, Any] = {"score": score, "head": head, "precision": precision, "device": device, "batch_size": batch_size}
+    how: dict[str, Any] = {
+        "score": score,
+        "head": head,
+        "precision": precision,
+        "device": device,
+        "batch_size": batch_size,
+        "max_pixels": max_pixels,
+    }
     return readable(predict_into(_path(out), model, single_images(sources), **how))
 
 

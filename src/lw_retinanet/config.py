@@ -38,6 +38,7 @@ Preset = Annotated[str, AfterValidator(_known_preset)]
 Resize = Literal["long_side", "short_side"]
 IMAGE_SIZE = 640
 MAX_SIZE = 1333
+MAX_PIXELS = 64_000_000  # of an image that is decoded, unless a caller raises it
 
 
 def _takes_number(annotation: Any) -> bool:
@@ -95,6 +96,7 @@ class DataConfig(_Settings):
     image_size: int | None = Field(default=None, ge=32, le=4096)
     resize: Resize = "long_side"
     max_size: int = Field(default=MAX_SIZE, ge=32, le=8192)
+    max_pixels: PositiveInt = MAX_PIXELS
     workers: NonNegativeInt = 2
     augment: Literal["none", "flip", "jitter", "full"] | None = None
     jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)

@@ -142,3 +142,36 @@ def test_bad_input(
     picture = data / "images" / "val_0001.jpg"
     line = cli.refuses("predict", *(text.format(model=lively, picture=picture) for text in arguments), unchanged=tmp_path)
     assert all(part in line for part in parts), line
+
+
+def test_a_large_image_is_refused_and_its_remedy_helps(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
+    image = data / "images" / "val_0001.jpg"
+    refused = cli("predict", lively, image, "--max-pixels", "4095", "--json")
+    assert refused.code == 1
+    assert refused.err == f"error: {image}: 64 x 64 is more than the limit of 4,095 pixels; shrink the image or raise max_pixels\n"
+    assert cli("predict", lively, image, "--max-pixels", "4096", "--json").code == 0
+    refused = cli("evaluate", lively, data, "--max-pixels", "4095")
+    assert refused.code == 2
+    assert "64 x 64 is more than the limit of 4,095 pixels; shrink the image or raise max_pixels" in refused.err
+    assert cli("evaluate", lively, data, "--max-pixels", "4096").code == 0
+    refused = cli("train", data, "--out", tmp_path / "run", "--set", "data.max_pixels=4095", "--dry-run")
+    assert refused.code == 2
+    assert "raise max_pixels" in refused.err
+
+
+def test_bad_files_in_a_folder_are_a_line_each_and_harm_no_neighbour(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    whole = (data / "images" / "val_0001.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(whole)
+    (folder / "z.jpg").write_bytes(whole)
+    (folder / "cut.jpg").write_bytes(whole[: 2 * len(whole) // 3] + b"\xff\xd9")
+    (folder / "escape\x1b[31mred\nline.jpg").write_bytes(b"rubbish")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "device.jpg").symlink_to("/dev/zero")
+    outcome = cli("predict", lively, folder, "--json")
+    assert outcome.code == 1
+    assert [Path(image["file"]).name for image in outcome.json["images"]] == ["a.jpg", "z.jpg"]
+    lines = outcome.err.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith(f"error: {folder}/") and line.isprintable() for line in lines)

@@ -40,3 +40,11 @@ def test_a_source_without_images_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match=reason) as caught:
         find_images(["good.jpg", source])
     assert str(caught.value).startswith(source)
+
+
+def test_a_loop_of_links_is_found_and_does_not_hide_its_neighbours(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.jpg", "z.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "nowhere.jpg").symlink_to("missing.jpg")
+    assert find_images([tmp_path]) == [tmp_path / name for name in ("a.jpg", "loop.jpg", "nowhere.jpg", "z.jpg")]
+    assert find_images([tmp_path / "loop.jpg", tmp_path / "a.jpg"]) == [tmp_path / "loop.jpg", tmp_path / "a.jpg"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from lw_retinanet.backbones import BACKBONES_IN_WORDS
-from lw_retinanet.cli.console import one_of, print_json, with_bar
+from lw_retinanet.cli.console import one_of, print_json, say, with_bar
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.files import existing, output_folder
 
@@ -72,7 +72,7 @@ def benchmark_command(
     if json:
         print_json(result)
     else:
-        print("\n".join(lines(result)))
+        say("\n".join(lines(result)))
 
 
 def _load_test(
@@ -88,6 +88,6 @@ def _load_test(
         print_json(result)
     else:
         shown = {name: value if value is None or isinstance(value, int) else round(value, 1) for name, value in result.items()}
-        print("\n".join(f"{name:<12}{value}" for name, value in shown.items()))
+        say("\n".join(f"{name:<12}{value}" for name, value in shown.items()))
     if result["wrong"] or result["lost"] or result["errors"]:
         raise typer.Exit(1)

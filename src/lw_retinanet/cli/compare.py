@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.cli.console import print_json, say, with_bar
 
 
 def compare_command(
@@ -23,4 +23,4 @@ def compare_command(
     if json:
         print_json(comparison.as_dict())
     else:
-        print("\n".join(comparison.lines()))
+        say("\n".join(comparison.lines()))

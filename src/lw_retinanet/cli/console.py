@@ -2,11 +2,12 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lw_retinanet.errors import ConfigError, nearest
+from lw_retinanet.errors import ConfigError, nearest, printable
 
 if TYPE_CHECKING:
     from lw_retinanet.devices import Precision
@@ -15,6 +16,29 @@ Item = TypeVar("Item")
 Word = TypeVar("Word", bound=str)
 SECONDS_BETWEEN_LINES = 15.0
 log = logging.getLogger(__name__)
+
+
+def say(text: str) -> None:
+    """Print lines on standard output, without the control characters that names of files and classes may hold."""
+    print(printable_lines(text))
+
+
+def say_error(text: str) -> None:
+    """Print a line that begins with ``error:`` on standard error, without control characters."""
+    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def printable_lines(text: str) -> str:
+    """Lines that are fit for a terminal, each by itself."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message alone."""
+        return printable_lines(super().format(record))
 
 
 def print_json(value: dict[str, Any]) -> None:

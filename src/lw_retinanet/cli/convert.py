@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json
+from lw_retinanet.cli.console import print_json, say
 
 
 def convert_command(
@@ -29,4 +29,4 @@ def convert_command(
     if json:
         print_json({"out": str(out), **conversion.report.as_dict()})
     else:
-        print("\n".join([*conversion.report.lines(), f"written: {out}"]))
+        say("\n".join([*conversion.report.lines(), f"written: {out}"]))

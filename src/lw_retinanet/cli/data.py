@@ -1,11 +1,10 @@
 """``lw-retinanet data``: look at a data set before training on it."""
 
-import sys
 from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import one_of, print_json, with_bar
+from lw_retinanet.cli.console import one_of, print_json, say, say_error, with_bar
 from lw_retinanet.data.formats.table import FORMATS
 
 app = typer.Typer(help="Check, look at and convert data sets.", no_args_is_help=True)
@@ -27,9 +26,9 @@ def check_command(
     if json:
         print_json(checked.as_dict())
     else:
-        print("\n".join(checked.lines()))
+        say("\n".join(checked.lines()))
     if count := checked.report.num_errors:
-        print(f"error: {data} has {count:,} errors, listed in the report; correct them and check again", file=sys.stderr)
+        say_error(f"{data} has {count:,} errors, listed in the report; correct them and check again")
         raise typer.Exit(2)
 
 
@@ -45,7 +44,7 @@ def preview_command(
     from lw_retinanet.jobs.data import preview_data
 
     files = preview_data(data, out, split=split, count=count, seed=seed)
-    print(f"{len(files) - 1} images in {out}, all of them in {files[-1]}")
+    say(f"{len(files) - 1} images in {out}, all of them in {files[-1]}")
 
 
 @app.command("convert")
@@ -66,9 +65,9 @@ def convert_command(
     conversion = convert_data(
         data, out, to=to, copy_images=copy_images, turned=one_of(known, turned, "turned") if turned is not None else None
     )
-    print(f"{conversion.images:,} images, {conversion.boxes:,} boxes as {conversion.form} in {conversion.out}")
+    say(f"{conversion.images:,} images, {conversion.boxes:,} boxes as {conversion.form} in {conversion.out}")
     for loss in conversion.losses:
-        print(f"  {loss}")
+        say(f"  {loss}")
 
 
 @app.command("split")
@@ -86,4 +85,4 @@ def split_command(
     from lw_retinanet.jobs.data import split_data
 
     done = split_data(data, out, val=val, group=group, seed=seed, copy_images=copy_images)
-    print(f"{done.images:,} images, {done.boxes:,} boxes as {done.form} in {done.out}: train.json, val.json")
+    say(f"{done.images:,} images, {done.boxes:,} boxes as {done.form} in {done.out}: train.json, val.json")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import checked_precision, print_json, with_bar
+from lw_retinanet.cli.console import checked_precision, print_json, say, with_bar
 
 
 def evaluate_command(
@@ -20,6 +20,7 @@ def evaluate_command(
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, by a measurement."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time."),
+    max_pixels: int = typer.Option(64_000_000, min=1, help="Refuse images with more pixels; decoding one takes about 8 bytes a pixel."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics."""
@@ -37,9 +38,10 @@ def evaluate_command(
         precision=checked_precision(precision),
         device=device,
         batch_size=batch_size,
+        max_pixels=max_pixels,
         progress=with_bar,
     )
     if json:
         print_json(metrics.as_dict())
     else:
-        print(f"{summary_table(metrics)}\n\n{class_table(metrics)}")
+        say(f"{summary_table(metrics)}\n\n{class_table(metrics)}")

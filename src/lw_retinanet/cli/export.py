@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.cli.console import print_json, say, with_bar
 from lw_retinanet.exporting.targets import TARGETS
 
 _FORMATS = "; ".join(f"{name}: {row.what}" for name, row in TARGETS.items())
@@ -52,4 +52,4 @@ def export_command(
     if json:
         print_json(exported.as_dict())
     else:
-        print("\n".join(exported.lines()))
+        say("\n".join(exported.lines()))

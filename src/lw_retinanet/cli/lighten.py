@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.cli.console import print_json, say, with_bar
 from lw_retinanet.heads import presets_in_words
 
 
@@ -46,7 +46,7 @@ def lighten_command(
     if json:
         print_json(run.report.as_dict())
         return
-    print("\n".join(run.report.lines()))
+    say("\n".join(run.report.lines()))
     if data is None:
-        print("Filled from the old weights alone, which costs much AP; with --data IMAGES the new towers are fitted, without labels.")
-    print(f"model: {out} (both heads: predict --head full|light); report: {run.report_folder / 'report.html'}")
+        say("Filled from the old weights alone, which costs much AP; with --data IMAGES the new towers are fitted, without labels.")
+    say(f"model: {out} (both heads: predict --head full|light); report: {run.report_folder / 'report.html'}")

@@ -1,5 +1,6 @@
 """``lw-retinanet``: commands, and how errors end them."""
 
+import io
 import logging
 import sys
 
@@ -8,6 +9,7 @@ import typer
 from lw_retinanet import __version__
 from lw_retinanet.cli.benchmark import benchmark_command
 from lw_retinanet.cli.compare import compare_command
+from lw_retinanet.cli.console import PrintableFormatter, say, say_error
 from lw_retinanet.cli.convert import convert_command
 from lw_retinanet.cli.data import app as data_app
 from lw_retinanet.cli.evaluate import evaluate_command
@@ -52,7 +54,7 @@ _UsageProblem: type[Exception] = next(base for base in typer.BadParameter.__mro_
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        print(f"lw-retinanet {__version__}")
+        say(f"lw-retinanet {__version__}")
         raise typer.Exit
 
 
@@ -60,7 +62,11 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 bad usage or bad input."""
     arguments = sys.argv[1:]
     is_debug = "--debug" in arguments
-    logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, stream=sys.stderr, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without Unicode shows names all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logs = logging.StreamHandler(sys.stderr)
+    logs.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, handlers=[logs])
     for chatty in ("matplotlib", "PIL", "filelock", "tensorboard"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     sys.exit(_run([argument for argument in arguments if argument != "--debug"], is_debug))
@@ -78,12 +84,15 @@ def _run(arguments: list[str], is_debug: bool) -> int:
         message = error.format_message().replace("Value error, ", "")  # type: ignore[attr-defined]
         # `no_args_is_help` comes as an error whose message is the help text.
         is_help = type(error).__name__ == "NoArgsIsHelpError"
-        print(message if is_help else f"error: {' '.join(message.split())} (see --help)", file=sys.stderr)
+        if is_help:
+            print(message, file=sys.stderr)
+        else:
+            say_error(f"{message} (see --help)")
         return 2
     except LwRetinaNetError as error:
         if is_debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say_error(str(error))
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
@@ -95,7 +104,7 @@ def _run(arguments: list[str], is_debug: bool) -> int:
         if is_debug:
             raise
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        print(f"error: unexpected {type(error).__name__}: {first}; --debug shows where", file=sys.stderr)
+        say_error(f"unexpected {type(error).__name__}: {first}; --debug shows where")
         return 1
 
 

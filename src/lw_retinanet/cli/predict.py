@@ -1,11 +1,10 @@
 """``lw-retinanet predict``."""
 
-import sys
 from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import checked_precision, print_json, with_bar
+from lw_retinanet.cli.console import checked_precision, print_json, say, say_error, with_bar
 
 
 def predict_command(
@@ -21,6 +20,7 @@ def predict_command(
     precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, by a measurement."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time, of equal size when resized; more than 1 helps a GPU."),
+    max_pixels: int = typer.Option(64_000_000, min=1, help="Refuse images with more pixels; decoding one takes about 8 bytes a pixel."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
@@ -35,12 +35,13 @@ def predict_command(
         precision=checked_precision(precision),
         device=device,
         batch_size=batch_size,
-        on_error=lambda error: print(f"error: {' '.join(str(error).split())}", file=sys.stderr),
+        max_pixels=max_pixels,
+        on_error=lambda error: say_error(str(error)),
         progress=with_bar,
     )
     if json:
         print_json(predicted.as_dict())
     else:
-        print(f"{predicted.num_detections} objects in {len(predicted.images)} images; see {predicted.folder}")
+        say(f"{predicted.num_detections} objects in {len(predicted.images)} images; see {predicted.folder}")
     if predicted.errors:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from lw_retinanet.backbones import BACKBONES_IN_WORDS
-from lw_retinanet.cli.console import print_json
+from lw_retinanet.cli.console import print_json, say
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import presets_in_words
 
@@ -52,7 +52,7 @@ def profile_command(
     if json:
         print_json(report.as_dict())
     else:
-        print("\n".join(report.lines(unicode=(sys.stdout.encoding or "").lower().startswith("utf"))))
+        say("\n".join(report.lines(unicode=(sys.stdout.encoding or "").lower().startswith("utf"))))
 
 
 def _sides(text: str) -> list[int] | None:

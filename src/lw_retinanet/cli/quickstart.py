@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import with_bar
+from lw_retinanet.cli.console import say, with_bar
 
 
 def quickstart_command(
@@ -15,4 +15,4 @@ def quickstart_command(
     from lw_retinanet.jobs.quickstart import run_quickstart
 
     result = run_quickstart(out, seed=seed, progress=with_bar)
-    print(f"{result.page.read_text(encoding='utf-8')}\n\nresults: {result.page}")
+    say(f"{result.page.read_text(encoding='utf-8')}\n\nresults: {result.page}")

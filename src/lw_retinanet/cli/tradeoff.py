@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.cli.console import print_json, say, with_bar
 from lw_retinanet.files import existing, output_folder
 
 
@@ -43,4 +43,4 @@ def tradeoff_command(
     if json:
         print_json(written.as_dict())
     else:
-        print("\n".join(written.lines()))
+        say("\n".join(written.lines()))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, with_bar
+from lw_retinanet.cli.console import print_json, say, with_bar
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import presets_in_words
 
@@ -45,16 +45,16 @@ def train_command(
         if json:
             print_json(plan.as_dict())
         else:
-            print("\n".join([*plan.lines(), "dry run: nothing was written"]))
+            say("\n".join([*plan.lines(), "dry run: nothing was written"]))
         return
     from lw_retinanet.evaluation.report import class_table, summary_table
     from lw_retinanet.jobs.train import train_request
 
     run = train_request(request, device=device, progress=with_bar)
     if run.metrics:
-        print(f"{summary_table(run.metrics)}\n\n{class_table(run.metrics)}\n")
+        say(f"{summary_table(run.metrics)}\n\n{class_table(run.metrics)}\n")
     if run.is_main:
-        print(f"run folder: {run.folder} (model.safetensors, metrics.json, log.jsonl, pictures/)")
+        say(f"run folder: {run.folder} (model.safetensors, metrics.json, log.jsonl, pictures/)")
 
 
 def _check_options(dry_run: bool, resume: Path | None, planning: dict[str, bool]) -> None:

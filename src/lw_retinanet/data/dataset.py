@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lw_retinanet.data.box_quality import require_boxes
@@ -13,7 +13,7 @@ from lw_retinanet.data.formats import table
 from lw_retinanet.data.formats.annotation_format import WHOLE, Part, Parts, Sign
 from lw_retinanet.data.formats.other_tools import refuse_archive
 from lw_retinanet.data.image_files import is_file
-from lw_retinanet.data.image_sizes import require_files, require_sizes, require_whole, with_sizes
+from lw_retinanet.data.image_sizes import require_decodable, require_files, require_sizes, require_whole, with_sizes
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.errors import DataError, shown
 
@@ -108,12 +108,13 @@ class Dataset:
             _logger.warning("%s", line)
         return records
 
-    def ready(self, split: str | None = None, *, classes: Sequence[Category] | None = None) -> Records:
+    def ready(self, split: str | None = None, *, classes: Sequence[Category] | None = None, max_pixels: int | None = None) -> Records:
         """Read a split and check everything that would otherwise stop a long job in its middle.
 
         Args:
             split: As for `part`.
             classes: The classes of the model that will be measured on the split; at least one must be among those of the data set.
+            max_pixels: The most pixels of an image; None is the decoder's own limit.
 
         Returns:
             The annotations, with the sizes of all images known.
@@ -125,7 +126,8 @@ class Dataset:
         part = self.part(split)
         records = part.read().joined()
         require_files(records)
-        records = with_sizes(records)
+        records = with_sizes(replace(records, max_pixels=max_pixels))
+        require_decodable(records)
         require_boxes(records, self.path if split is None else f"{self.path} ({split})")
         if classes is not None:
             match_categories(classes, records)

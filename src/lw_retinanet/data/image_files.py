@@ -44,10 +44,10 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: for a source that does not exist or that yields no image.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for source in sources:
         for path in _images_of(source):
-            found.setdefault(path.resolve(), path)
+            found.setdefault(os.path.realpath(path), path)  # not resolve(), which raises for a loop of links
     return list(found.values())
 
 
@@ -59,7 +59,7 @@ def _images_of(source: str | Path) -> list[Path]:
             if not images:
                 raise InputError(f"{shown}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))}); name another one")
             return images
-        if path.exists():
+        if os.path.lexists(path):  # also a link to nowhere or to itself: the decoder says what is wrong with it
             return [path]
         is_pattern = any(character in str(path) for character in "*?[")
         # Path.glob takes no absolute pattern.

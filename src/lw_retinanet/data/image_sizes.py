@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_files import is_file, is_safe_name
-from lw_retinanet.data.images import decode, read_size
+from lw_retinanet.data.images import decode, printable, read_size, too_large
 from lw_retinanet.data.orientation import SWAPS_SIDES, orientation
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Records
@@ -69,7 +70,7 @@ def require_whole(records: Records) -> None:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for path, has_end in zip(paths, pool.map(_has_end_mark, paths), strict=True):
             if not has_end:
-                decode(path)
+                decode(path, max_pixels=records.max_pixels)
 
 
 def _has_end_mark(path: Path) -> bool:
@@ -130,6 +131,18 @@ def require_files(records: Records) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ImageError(f"{shown(str(records.path(missing[0])), most=_MOST_CHARACTERS)} is missing{more}; {_MISSING_REMEDY}")
+
+
+def require_decodable(records: Records) -> None:
+    """Check that no image has more pixels than are decoded.
+
+    Raises:
+        ImageError: naming the first that has.
+    """
+    num_pixels = records.sizes_hw.astype(np.int64).prod(axis=1)
+    for row in np.flatnonzero(num_pixels > (records.max_pixels or MAX_PIXELS))[:1].tolist():
+        height, width = records.sizes_hw[row].tolist()
+        raise ImageError(f"{printable(records.path(row))}: {too_large((height, width), records.max_pixels)}")
 
 
 def require_size(path: Path, size_hw: tuple[int, int], annotated_hw: tuple[int, int]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, WebPImagePlugin
 
+from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_formats.bmp import open_bmp
 from lw_retinanet.data.image_formats.gif import open_gif
 from lw_retinanet.data.image_formats.jpeg import open_jpeg
@@ -28,8 +29,6 @@ from lw_retinanet.data.image_formats.signatures import image_format
 from lw_retinanet.data.image_formats.tiff import open_tiff
 from lw_retinanet.errors import ImageError, InputError
 from lw_retinanet.errors import printable as printable
-
-MAX_PIXELS = 64_000_000
 
 # Not Image.open(), which first applies a limit of pixels that is global to the process.
 _OPENERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {

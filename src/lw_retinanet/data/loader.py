@@ -13,7 +13,6 @@ from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.augment import MIN_VISIBLE, apply_colours, apply_geometry, plan_geometry
 from lw_retinanet.data.image_sizes import require_size
-from lw_retinanet.data.images import decode
 from lw_retinanet.data.preprocess import pad_to, padded_size, to_tensor
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import LwRetinaNetError
@@ -85,8 +84,7 @@ class TrainingSet(Dataset["Sample | LwRetinaNetError"]):
             DataError: if it has another size than its annotation says.
         """
         records, rows = self.records, self.records.rows(key.index)
-        path = records.path(key.index)
-        pixels = decode(path)
+        path, pixels = records.path(key.index), records.decode(key.index)
         size_hw = (int(records.sizes_hw[key.index, 0]), int(records.sizes_hw[key.index, 1]))
         require_size(path, (pixels.shape[0], pixels.shape[1]), size_hw)
         keep = self.usable[rows]

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
 from lw_retinanet.drawing import contact_sheet, draw_boxes, save_image
 from lw_retinanet.errors import ConfigError, InputError
@@ -76,7 +75,7 @@ def choose(records: Records, *, count: int, seed: int) -> list[int]:
 
 
 def _draw(records: Records, image: int) -> NDArray[np.uint8]:
-    pixels = decode(records.path(image))
+    pixels = records.decode(image)
     rows = records.rows(image)
     zoom = max(1, round(_READABLE_SIDE / max(pixels.shape[:2])))
     return draw_boxes(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lw_retinanet.data.images import decode
 from lw_retinanet.data.problems import Problem, Problems
 
 Id = int | str
@@ -54,6 +55,7 @@ class Records:
         annotation_ids: (B,) int64 ids of the annotation file, 1..B where it has none.
         categories: K classes; label ``k`` means ``categories[k]``.
         remarks: What the reader ignored, repaired or left out.
+        max_pixels: The size up to which images are decoded; None is the decoder's own limit.
     """
 
     root: Path
@@ -69,6 +71,7 @@ class Records:
     annotation_ids: NDArray[np.int64]
     categories: tuple[Category, ...]
     remarks: tuple[Problem, ...] = ()
+    max_pixels: int | None = None
 
     @property
     def num_images(self) -> int:
@@ -113,6 +116,10 @@ class Records:
     def path(self, image: int) -> Path:
         """The file of image number ``image``."""
         return self.root / self.file_names[image]
+
+    def decode(self, image: int) -> NDArray[np.uint8]:
+        """The pixels of image number ``image``, (H, W, 3) uint8 RGB, as :func:`~lw_retinanet.data.images.decode` gives them."""
+        return decode(self.path(image), max_pixels=self.max_pixels)
 
     def subset(self, images: NDArray[np.int64]) -> "Records":
         """The images of the given numbers (0..I-1), in that order, with their boxes; ids and classes stay."""

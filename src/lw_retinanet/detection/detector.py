@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
@@ -192,7 +193,13 @@ class Detector:
         )
 
     def predict(
-        self, sources: "Sequence[Source] | Source", *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
+        self,
+        sources: "Sequence[Source] | Source",
+        *,
+        score: float | None = None,
+        head: HeadChoice | None = None,
+        batch_size: int = 1,
+        max_pixels: int | None = None,
     ) -> list[Result]:
         """Detect in images.
 
@@ -202,6 +209,7 @@ class Detector:
             head: See :meth:`with_head`; None takes the detector's own choice, which is ``light`` unless it was made with another.
             batch_size: Images that go through the network together, if they have the same padded size. On a CPU one at a time is as
                 fast; on a GPU more are faster.
+            max_pixels: The most pixels of a file's image; None is the decoder's own limit, 64 million.
 
         Returns:
             One result for each image, in order. It does not depend on the other images, but for rounding.
@@ -210,23 +218,31 @@ class Detector:
             InputError: For a source that is none of these or matches no file, a score outside 0..1, or a head that is not there.
             ImageError: For an image that cannot be read.
         """
-        return readable(self.predict_files(single_images(sources), score=score, head=head, batch_size=batch_size))
+        return readable(self.predict_files(single_images(sources), score=score, head=head, batch_size=batch_size, max_pixels=max_pixels))
 
     def predict_files(
-        self, files: "Sequence[Source]", *, score: float | None = None, head: HeadChoice | None = None, batch_size: int = 1
+        self,
+        files: "Sequence[Source]",
+        *,
+        score: float | None = None,
+        head: HeadChoice | None = None,
+        batch_size: int = 1,
+        max_pixels: int | None = None,
     ) -> Iterator[Result | ImageError]:
         """Detect in many files, in order, reading ahead in threads. An image that cannot be read comes back as its error and does not
         stop the rest.
 
         Args:
             files: Paths; PIL images and arrays may be among them.
-            score, head, batch_size: As for :meth:`predict`.
+            score, head, batch_size, max_pixels: As for :meth:`predict`.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         # PIL images are converted in this thread, since the same object may come twice; only files go to the threads.
         taken = (Path(file) if isinstance(file, str | Path) else _NamedImage(file=None, pixels=as_array(file)) for file in files)
-        return self._detect_all(read_ahead(taken, _read, number=2 * batch_size), score=score, head=head, batch_size=batch_size)
+        return self._detect_all(
+            read_ahead(taken, partial(_read, max_pixels=max_pixels), number=2 * batch_size), score=score, head=head, batch_size=batch_size
+        )
 
     def predict_arrays(
         self,
@@ -406,10 +422,10 @@ class _NamedImage:
     pixels: NDArray[np.uint8]
 
 
-def _read(source: Path | _NamedImage) -> _NamedImage | ImageError:
+def _read(source: Path | _NamedImage, max_pixels: int | None) -> _NamedImage | ImageError:
     if isinstance(source, _NamedImage):
         return source
     try:
-        return _NamedImage(file=str(source), pixels=decode(source))
+        return _NamedImage(file=str(source), pixels=decode(source, max_pixels=max_pixels))
     except ImageError as error:
         return error

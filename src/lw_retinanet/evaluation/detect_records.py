@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.category_match import match_categories
 from lw_retinanet.data.image_sizes import require_size
-from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.pipeline import read_ahead
@@ -79,7 +78,7 @@ def _decoded(records: Records, batches: Sequence[NDArray[np.int64]]) -> Iterator
 
 
 def _decode_one(records: Records, row: int) -> NDArray[np.uint8]:
-    image = decode(records.path(row))
+    image = records.decode(row)
     height, width = records.sizes_hw[row].tolist()
     # If an image was resized or rotated after it was annotated, all of its boxes would count as misses.
     require_size(records.path(row), (image.shape[0], image.shape[1]), (height, width))

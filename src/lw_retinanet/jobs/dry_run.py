@@ -42,7 +42,7 @@ def plan_training(config: Config, source: Path, *, processes: int = 1, device: t
         InputError: for settings or data with which the run would not start.
     """
     config = config.resolved()
-    records, held_out = open_training_data(source)
+    records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
     start = _planned_start(config, records, measure=measure)
     loaded = open_teacher(config, start.record)
     teacher = Teacher(model=loaded.model, full_head=loaded.record.switchable) if loaded else None

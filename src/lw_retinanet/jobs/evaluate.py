@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.box_quality import require_boxes
 from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
-from lw_retinanet.data.images import decode
 from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
@@ -36,6 +36,7 @@ def run_evaluation(
     precision: Precision = "fp32",
     device: str = "auto",
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Metrics:
     """Score a model on a data set, or a file of detections against a file of annotations.
@@ -48,7 +49,7 @@ def run_evaluation(
             output_folder(out)
         detector = open_detector(model, head=head, device=device, precision=precision)
         dataset = Dataset.open(data)
-        records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories)
+        records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories, max_pixels=max_pixels)
         if out:
             metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size)
             write_data_use(out, scored={split or "val": records})
@@ -85,6 +86,6 @@ def evaluate_into(out: Path, detector: Detector, records: Records, *, progress: 
 def _save_detections_figure(path: Path, detector: Detector, records: Records) -> None:
     """Draw what a detector finds in a few images that show as many classes as possible."""
     chosen = choose(records, count=min(FIGURE_IMAGES, records.num_images), seed=0)
-    results = [detector.predict_arrays([decode(records.path(image))], score=FIGURE_SCORE)[0] for image in chosen]
+    results = [detector.predict_arrays([records.decode(image)], score=FIGURE_SCORE)[0] for image in chosen]
     sheet = contact_sheet([result.plot() for result in results], columns=4, titles=[Path(records.file_names[i]).name for i in chosen])
     save_image(sheet, path)

@@ -1,12 +1,14 @@
 """Predict on files: drawn images, one JSON file, one COCO results file."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.detection.detector import Detector, HeadChoice
 from lw_retinanet.detection.result import Result
@@ -54,13 +56,14 @@ def run_prediction(
     precision: Precision = "fp32",
     device: str = "auto",
     batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
     on_error: Callable[[ImageError], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Predicted:
     """Detect in many files. An image that cannot be read does not stop the others.
 
     Args:
-        model, score, head, precision, device, batch_size: As for :func:`lw_retinanet.predict`.
+        model, score, head, precision, device, batch_size, max_pixels: As for :func:`lw_retinanet.predict`.
         sources: Image files, folders and globs.
         out: Folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO results, file names as image ids); None writes
             nothing.
@@ -73,7 +76,14 @@ def run_prediction(
         OutputError: If ``out`` cannot be written to.
     """
     images, errors = [], []
-    how: dict[str, Any] = {"score": score, "head": head, "precision": precision, "device": device, "batch_size": batch_size}
+    how: dict[str, Any] = {
+        "score": score,
+        "head": head,
+        "precision": precision,
+        "device": device,
+        "batch_size": batch_size,
+        "max_pixels": max_pixels,
+    }
     for outcome in predict_into(out, model, find_images(sources), **how, progress=progress):
         if isinstance(outcome, ImageError):
             errors.append(outcome)
@@ -93,6 +103,7 @@ def predict_into(
     precision: Precision,
     device: str,
     batch_size: int,
+    max_pixels: int,
     progress: Progress | None = None,
 ) -> Iterator[Result | ImageError]:
     """The outcome of each image, in order, which is also drawn into a folder; both JSON files are written after the last one.
@@ -102,7 +113,9 @@ def predict_into(
     """
     collection = Collection(out, [image for image in images if isinstance(image, Path)]) if out else None
     detector = open_detector(model, head=head, device=device, precision=precision)
-    for outcome in tracked(detector.predict_files(images, score=score, batch_size=batch_size), len(images), "predict", progress):
+    for outcome in tracked(
+        detector.predict_files(images, score=score, batch_size=batch_size, max_pixels=max_pixels), len(images), "predict", progress
+    ):
         if collection and isinstance(outcome, Result):
             collection.add(outcome)
         yield outcome
@@ -114,7 +127,7 @@ class Collection:
     """Draws results into a folder, and gathers their plain values."""
 
     def __init__(self, folder: Path, sources: Sequence[Path] = ()) -> None:
-        inside = next((source for source in sources if source.resolve().parent == folder.resolve()), None)
+        inside = next((source for source in sources if os.path.realpath(source.parent) == os.path.realpath(folder)), None)
         if inside:
             raise InputError(f"{inside} lies in the folder {folder} that results go to and could be overwritten; choose another folder")
         self.folder = output_folder(folder)

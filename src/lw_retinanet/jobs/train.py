@@ -88,7 +88,7 @@ def run_training(
         TrainingError: if the loss is not finite.
     """
     config = config.resolved()
-    records, held_out = open_training_data(source)
+    records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
     with joined_world(device) as world, ExitStack() as stack:
         config = with_chosen_precision(config, world, out if resume else None)
         start = open_start(config, records, out if resume else None)
@@ -135,7 +135,7 @@ def with_chosen_precision(config: Config, world: World, resumed: Path | None) ->
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
-def open_training_data(source: Path) -> tuple[Records, Records | None]:
+def open_training_data(source: Path, *, max_pixels: int | None = None) -> tuple[Records, Records | None]:
     """Read the training split and, if there is one, the validation split, with the sizes of all images.
 
     Raises:
@@ -143,7 +143,7 @@ def open_training_data(source: Path) -> tuple[Records, Records | None]:
         ImageError: if an image is missing, or its header cannot be read or tells another size than the annotations.
     """
     dataset = Dataset.open(source)
-    records = dataset.ready(dataset.or_whole("train"))
+    records = dataset.ready(dataset.or_whole("train"), max_pixels=max_pixels)
     if dataset.held_out is None:
         log.warning(
             "%s has no val split, so nothing measures the model; to make one: lw-retinanet data split %s --val 0.2 --out FOLDER",
@@ -151,7 +151,7 @@ def open_training_data(source: Path) -> tuple[Records, Records | None]:
             source,
         )
         return records, None
-    held_out = dataset.ready(dataset.held_out, classes=records.categories)
+    held_out = dataset.ready(dataset.held_out, classes=records.categories, max_pixels=max_pixels)
     shared = records.shared_images(held_out)
     if shared:
         log.warning(
