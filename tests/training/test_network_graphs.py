@@ -44,6 +44,7 @@ def test_graphs_give_what_the_network_gives(use_bf16: bool) -> None:
         # Sums of gradients are in no fixed order on a GPU; bf16 rounds them to 2^-8.
         for ours, theirs in zip(gradients(model, found), gradients(plain, expected), strict=True):
             assert (ours - theirs).norm() <= (0.03 if use_bf16 else 1e-3) * theirs.norm() + 1e-9
+        del found, expected, ours, theirs  # recording needs the graphs of earlier steps to be gone, as they are in training
         with torch.no_grad():
             for net in (model, plain):
                 for parameter in net.parameters():
@@ -68,6 +69,21 @@ def test_a_shape_is_recorded_when_it_repeats_and_memory_is_the_limit() -> None:
     assert recorded == [(1, 3, 64, 64), (1, 3, 96, 96)]
     with torch.no_grad():
         assert NetworkGraphs(model, use_bf16=False, record=record)(images).logits.equal(model(images).logits)
+
+
+def test_a_recording_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+
+    def frozen(run: Any, _: RetinaNet, images: Tensor) -> Any:
+        recorded = run(images)  # what comes back whatever the images are
+        return lambda images: recorded
+
+    graphs = NetworkGraphs(model, use_bf16=False, record=frozen)
+    with caplog.at_level("INFO"):
+        for seed in range(4):
+            images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+            assert graphs(images).logits.equal(model(images).logits)
+    assert "differs by" in caplog.text
 
 
 def test_random_and_counting_layers_are_not_recorded() -> None:

@@ -18,6 +18,7 @@ from lw_retinanet.structures import Predictions
 
 log = logging.getLogger(__name__)
 _KEPT = 2  # shapes; each keeps all feature maps of a step
+_LARGEST_DIFFERENCE = 0.05  # relative; in bf16, sums in another order differ by about 0.01
 _Replay = Callable[[Tensor], Predictions]
 
 
@@ -38,7 +39,7 @@ class NetworkGraphs:
         self.use_bf16 = use_bf16
         self._record = record or record_passes
         self._replays: RepeatedShapes[_Replay] = RepeatedShapes(_KEPT)
-        self._is_out_of_memory = False
+        self._is_off = False
 
     @staticmethod
     def fits(model: RetinaNet) -> bool:
@@ -49,19 +50,38 @@ class NetworkGraphs:
     def __call__(self, images: Tensor) -> Predictions:
         """``model(images)``."""
         replay = None
-        if not self._is_out_of_memory and torch.is_grad_enabled():
+        if not self._is_off and torch.is_grad_enabled():
             try:
-                replay = self._replays.get((images.shape, images.stride()), lambda: self._record(self._run, self.model, images))
-            except torch.OutOfMemoryError:
-                self._is_out_of_memory = True
-                log.info("not enough memory for CUDA graphs; steps run without them")
+                replay = self._replays.get((images.shape, images.stride()), lambda: self._recorded(images))
+            except RuntimeError as error:  # not enough memory, or an operation that cannot be recorded
+                self._is_off = True
+                log.info("steps run without CUDA graphs: %s", str(error).splitlines()[0])
         return self._run(images) if replay is None else replay(images)
+
+    def _recorded(self, images: Tensor) -> _Replay:
+        """A replay whose answers and gradients were compared with the network's, on other images than those of the recording."""
+        replay, images = self._record(self._run, self.model, images), 0.5 * images
+        found = (answers_and_gradients(run, self.model, images) for run in (replay, self._run))
+        for ours, theirs in zip(*found, strict=True):
+            difference = (ours - theirs).norm() / theirs.norm()
+            if not difference <= _LARGEST_DIFFERENCE:
+                raise RuntimeError(f"a recorded step differs by {float(difference):.2g}")
+        return replay
 
     def _run(self, images: Tensor) -> Predictions:
         # Weights that autocast keeps from one use to the next would be those of the recording.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bf16, cache_enabled=False):
             predictions: Predictions = self.model(images)
         return predictions
+
+
+def answers_and_gradients(run: Callable[[Tensor], Predictions], model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """All answers, and all gradients of their sum, as vectors."""
+    outputs = run(images)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(tuple(outputs), learned, [torch.ones_like(output) for output in outputs], allow_unused=True)
+    answers = torch.cat([output.detach().float().flatten() for output in outputs])
+    return answers, torch.cat([value.float().flatten() for value in found if value is not None])
 
 
 def record_passes(run: Callable[[Tensor], Predictions], model: nn.Module, images: Tensor) -> _Replay:
