@@ -50,6 +50,19 @@ def test_names_that_are_written_twice_are_the_same() -> None:
         ("data.max_size=1000", ["data", "resize=short_side"]),
         ("train.base_steps=90000", ["train", "train.schedule=paper"]),
         ("train.epochs", ["section.name=value"]),
+        ("train.epochs=", ["section.name=value"]),
+        ("train.steps=9999999999999999999", ["train.steps=9999999999999999999", "less than or equal to 1000000000"]),
+        ("train.batch_size=1000000000", ["less than or equal to 4096"]),
+        ("train.accumulate=1000000000", ["less than or equal to 4096"]),
+        ("model.head_width=1000000", ["less than or equal to 2048"]),
+        ("data.workers=100000", ["less than or equal to 256"]),
+        ("train.seed=" + "9" * 60, ["less than 9223372036854775808"]),
+        ("train.seed=" + "9" * 5000, ["train.seed='999", "integer"]),
+        ("train.seed=" + "[" * 5000, ["train.seed='[[["]),
+        ("train.steps=2024-99-99", ["train.steps='2024-99-99'", "integer"]),
+        ("train.recipe=" + "s" * 10**6, ["is not one of default, paper"]),
+        ("train." + "s" * 10**5 + "=1", ["unknown setting 'train.sss"]),
+        ("train.\u202e=1", ["unknown setting"]),
         ("epochs=3", ["section.name=value", "did you mean train.epochs"]),
         ("train=3", ["section.name=value"]),
     ],
@@ -59,6 +72,7 @@ def test_every_bad_setting_is_refused_in_one_line_that_helps(setting: str, parts
         parse(setting)
     message = str(caught.value)
     assert "\n" not in message
+    assert len(message) < 500
     for part in parts:
         assert part in message
 

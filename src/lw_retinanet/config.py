@@ -11,9 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -36,6 +34,10 @@ def _known_preset(name: str) -> str:
 
 Preset = Annotated[str, AfterValidator(_known_preset)]
 Resize = Literal["long_side", "short_side"]
+# Limits that no real run comes near; beyond them a number only costs memory or overflows.
+Steps = Annotated[int, Field(ge=0, le=10**9)]
+PositiveSteps = Annotated[int, Field(gt=0, le=10**9)]
+Images = Annotated[int, Field(gt=0, le=4096)]
 IMAGE_SIZE = 640
 MAX_SIZE = 1333
 MAX_PIXELS = 64_000_000  # of an image that is decoded, unless a caller raises it
@@ -63,7 +65,7 @@ class ModelConfig(_Settings):
     preset: Preset = "lw-v3"
     backbone: str = "resnet50"
     backbone_weights: str = "none"
-    head_width: PositiveInt = 256
+    head_width: int = Field(default=256, gt=0, le=2048)
     anchors: Literal["nine", "one"] = "nine"
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
     stride_in: Literal["auto", "3x3", "1x1"] = "auto"
@@ -96,8 +98,8 @@ class DataConfig(_Settings):
     image_size: int | None = Field(default=None, ge=32, le=4096)
     resize: Resize = "long_side"
     max_size: int = Field(default=MAX_SIZE, ge=32, le=8192)
-    max_pixels: PositiveInt = MAX_PIXELS
-    workers: NonNegativeInt = 2
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, le=10**12)
+    workers: int = Field(default=2, ge=0, le=256)
     augment: Literal["none", "flip", "jitter", "full"] | None = None
     jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)
     group_by_shape: bool = True
@@ -123,18 +125,18 @@ class TrainConfig(_Settings):
     """How to train. :meth:`Config.resolved` replaces None by the recipe's value; docs/settings.md describes every setting."""
 
     recipe: Literal["default", "paper"] = "default"
-    epochs: PositiveInt = 12
-    steps: PositiveInt | None = None
-    base_steps: PositiveInt | None = None
-    batch_size: PositiveInt = 4
-    accumulate: PositiveInt = 1
+    epochs: int = Field(default=12, gt=0, le=10**6)
+    steps: PositiveSteps | None = None
+    base_steps: PositiveSteps | None = None
+    batch_size: Images = 4
+    accumulate: Images = 1
     optimiser: Literal["adamw", "sgd"] | None = None
     rate: PositiveFloat | None = None
     backbone_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     schedule: Literal["paper", "cosine", "steps"] | None = None
     schedule_version: Literal[1, 2] = 2
-    warmup_steps: NonNegativeInt | None = None
+    warmup_steps: Steps | None = None
     clip: NonNegativeFloat | None = None
     ema: float | None = Field(default=None, ge=0, lt=1)
     assignment: Literal["iou", "atss"] | None = None
@@ -143,9 +145,9 @@ class TrainConfig(_Settings):
     box_weight: PositiveFloat | None = None
     normaliser: Literal["batch", "image"] = "batch"
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    seed: NonNegativeInt = 0
-    save_every: NonNegativeInt = 0
-    evaluate_every: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    save_every: Steps = 0
+    evaluate_every: Steps = 0
     freeze: int | None = Field(default=None, ge=0, le=5)
     teacher: str | None = None
     distill_weight: PositiveFloat = 1.0

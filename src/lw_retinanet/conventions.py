@@ -4,16 +4,21 @@ A model file stores this record, so that converted weights give the same detecti
 defaults are this project's own choices.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 STRIDES = (8, 16, 32, 64, 128)
+# Limits far beyond every detector; outside of them a file only costs memory, or the network's answers are noise.
+Ratio = Annotated[float, Field(ge=1e-3, le=1e3)]
+Divisor = Annotated[float, Field(ge=1e-4, le=1e6)]
+PixelValue = Annotated[float, Field(ge=-1e6, le=1e6)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AnchorRule(_Record):
@@ -32,9 +37,9 @@ class AnchorRule(_Record):
         stride_rule: ``fixed`` means strides of 8 to 128, ``padded_over_feature`` the padded size divided by the map's size (torchvision).
     """
 
-    base_size: PositiveFloat = 4.0
-    octave_scales: tuple[PositiveFloat, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    base_size: Ratio = 4.0
+    octave_scales: tuple[Ratio, ...] = Field(default=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)), min_length=1, max_length=64)
+    aspect_ratios: tuple[Ratio, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1, max_length=64)
     order: Literal["ratio_major", "scale_major"] = "ratio_major"
     rounding: Literal["exact", "torchvision", "detectron"] = "exact"
     centre: float = Field(default=0.0, ge=0, le=1)
@@ -80,16 +85,16 @@ class InputRule(_Record):
     """
 
     resize: Literal["long_side", "short_side"] = "long_side"
-    size: PositiveInt = 640
-    max_size: PositiveInt = 1333
+    size: int = Field(default=640, ge=1, le=8192)
+    max_size: int = Field(default=1333, ge=1, le=8192)
     rounding: Literal["round", "floor", "detectron"] = "round"
     antialias: bool = True
     resample_as: Literal["uint8", "float32"] = "uint8"
-    pad_multiple: PositiveInt = 32
+    pad_multiple: int = Field(default=32, ge=1, le=1024)
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    scale: PositiveFloat = 255.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    scale: Divisor = 255.0
+    mean: tuple[PixelValue, PixelValue, PixelValue] = (0.485, 0.456, 0.406)
+    std: tuple[Divisor, Divisor, Divisor] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
     def _require_detectrons_sampling(self) -> Self:
@@ -119,9 +124,9 @@ class OutputRule(_Record):
 
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
     last_level_score_threshold: float | None = Field(default=None, ge=0, lt=1)
-    candidates_per_level: PositiveInt = 1000
+    candidates_per_level: Count = 1000
     nms_iou: float = Field(default=0.5, gt=0, le=1)
-    max_detections: PositiveInt = 100
+    max_detections: Count = 100
     clip: Literal["before_nms", "after_nms"] = "before_nms"
     clip_to: Literal["picture", "picture_minus_one", "padded_minus_one"] = "picture"
     frame: Literal["input", "picture"] = "input"
@@ -151,7 +156,7 @@ class Conventions(_Record):
     """
 
     stride_in: Literal["3x3", "1x1"] = "3x3"
-    norm_eps: NonNegativeFloat = 1e-5
+    norm_eps: float = Field(default=1e-5, ge=0, le=1)
     p6_source: Literal["C5", "P5"] = "C5"
     p7_relu: bool = True
     anchors: AnchorRule = AnchorRule()

@@ -76,6 +76,11 @@ def existing(path: Path, what: str) -> Path:
     return path
 
 
+def no_file(path: Path) -> str:
+    """What is wrong with a path at which there is no ordinary file."""
+    return "is no ordinary file" if path.exists() or path.is_symlink() else "does not exist"
+
+
 def read_limited(path: Path, most: int) -> bytes:
     """The content of an ordinary file of at most ``most`` bytes; a pipe or a device would never end.
 

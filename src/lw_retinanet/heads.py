@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from lw_retinanet.errors import ConfigError, nearest
+from lw_retinanet.errors import ConfigError, nearest, quoted, shown
 
 BranchName = Literal["cls", "bbox"]
 Level = Literal["P3", "P4", "P5", "P6", "P7"]
@@ -24,6 +24,7 @@ PREDICTION_NAMES = ("3x3", "1x1", "dw3x3+1x1")
 BATCH_NORM_UNITS = ("1x1-bn", "dw3x3+1x1-bn")
 BRANCHES: dict[str, tuple[BranchName, ...]] = {"cls": ("cls",), "bbox": ("bbox",), "both": ("cls", "bbox")}
 _FORBID_OTHERS = {"extra": "forbid"}  # for pydantic, which reads plans from the records of model files
+MAX_WIDTH, MAX_UNITS = 8192, 64  # of anything that is built
 _WIDTHS = range(8, 512 + 1, 8)  # that a preset's name may ask for; multiples of eight fill vector registers
 
 
@@ -94,14 +95,14 @@ class TowerPlan:
     predict: str = "3x3"
 
     def __post_init__(self) -> None:
-        if not self.units:
-            raise ValueError("a tower has at least one unit")
+        if not 1 <= len(self.units) <= MAX_UNITS:
+            raise ValueError(f"a tower has 1 to {MAX_UNITS} units, got {len(self.units):,}")
         for what, names, known in (("unit", self.units, UNIT_NAMES), ("prediction kernel", (self.predict,), PREDICTION_NAMES)):
             for name in names:
                 if name not in known and name != SHARED:
-                    raise ValueError(f"unknown {what} {name!r}; known: {', '.join([*known, SHARED])}")
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"the width of a tower must be positive, got {self.width}")
+                    raise ValueError(f"unknown {what} {quoted(name)}; known: {', '.join([*known, SHARED])}")
+        if self.width is not None and not 1 <= self.width <= MAX_WIDTH:
+            raise ValueError(f"the width of a tower must be 1 to {MAX_WIDTH:,}, got {shown(self.width)}")
         if self.width is not None and SHARED in (*self.units, self.predict):
             raise ValueError("a tower with shared layers keeps the pyramid's width; leave width out")
 

@@ -218,7 +218,7 @@ def test_redrawing_lets_norms_forget() -> None:
         ({"units": ("1x1",), "predict": "7x7"}, "unknown prediction kernel '7x7'"),
         ({"units": ("1x1", "shared"), "width": 64}, "leave width out"),
         ({"units": ("1x1",), "width": 64, "predict": "shared"}, "leave width out"),
-        ({"units": ()}, "at least one unit"),
+        ({"units": ()}, "1 to 64 units, got 0"),
     ],
 )
 def test_towers_that_cannot_be_built_are_refused(fields: Mapping[str, object], message: str) -> None:

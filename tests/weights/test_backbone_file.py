@@ -82,7 +82,7 @@ NORM = "features.0.1.weight"
         (lambda s: other(s, **{NORM: None}), f"do not fit backbone mobilenet_v2: 1 missing, first {NORM}; name the backbone"),
         (lambda s: other(s, surprise=torch.zeros(1)), "1 not known, first surprise"),
         (lambda s: other(s, **{NORM: torch.zeros(7)}), rf"{NORM} is \(7,\) instead of \(32,\)"),
-        (lambda s: other(s, **{NORM: torch.full((32,), float("nan"))}), f"{NORM} holds values that are not finite"),
+        (lambda s: other(s, **{NORM: torch.full((32,), float("nan"))}), f"{NORM} is not finite"),
         (lambda s: dict(resnet18(weights=None).state_dict()), r"missing, first features.*not known, first conv1\.weight"),
     ],
 )

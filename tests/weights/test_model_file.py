@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def poison(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
         (lambda t, r: r.update(width=24), "of another shape, first"),
         (lambda t, r: r.update(backbone="resnet19"), "record of model file .* cannot be used: .*resnet19"),
         (lambda t, r: r.update(classes=[]), r"cannot be used: classes=\[\]: "),
-        (lambda t, r: r.update(format=2), "cannot be used: format=2: .*newer version"),
+        (lambda t, r: r.update(format=2), "cannot be used: format=2: .*newer one"),
         (lambda t, r: r.update(surprise=1), "cannot be used: unknown field 'surprise'; "),
         (lambda t, r: r["plan"].update(cls={"P9": {}}), "cannot be used: plan"),
         (lambda t, r: r["plan"].update(cls={"P3": {"units": ["3x3-gn"]}}), "cannot be used: .*group norm has a multiple of 32 channels"),
@@ -190,6 +191,75 @@ def test_a_record_that_is_no_record_is_refused(text: str, tmp_path: Path) -> Non
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", metadata={KEY: text})
     with pytest.raises(WeightsError, match=r"the record of model file .* cannot be used"):
         load_model(tmp_path / "other.safetensors")
+
+
+def of(suffix: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Edit:
+    """An edit of the first tensor with this end of its name."""
+
+    def edit(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        name = min(name for name in tensors if name.endswith(suffix))
+        tensors[name] = change(tensors[name])
+
+    return edit
+
+
+def field(path: str, value: object) -> Edit:
+    """An edit of a field of the record."""
+
+    def edit(tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        *parts, last = path.split(".")
+        for part in parts:
+            record = record[part]
+        record[last] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (of("weight", lambda t: torch.full_like(t, 3e38)), "1 with numbers beyond 1e.12"),
+        (of("running_var", lambda t: -t - 1), "1 of variances that are not above 0"),
+        (of("weight", lambda t: t.to(torch.int32)), "1 of another type"),
+        (of("weight", lambda t: t.to(torch.float8_e4m3fn)), "1 of another type"),
+        *((field("width", 10**power), "cannot be used: width=10+.*less than or equal") for power in (5, 9, 18, 30)),
+        (field("plan.shared.width", 10**9), "a tower must be 1 to 8,192"),
+        (field("plan.shared.units", ["3x3"] * 300_000), "1 to 64 units, got 300,000"),
+        (field("conventions.input.size", 100_000), "conventions.input.size=100000"),
+        (field("conventions.input.pad_multiple", 100_000), "pad_multiple=100000"),
+        (field("conventions.input.std", [1e-300] * 3), "std.0=1e-300"),
+        (field("conventions.input.mean", [float("nan")] * 3), "mean.0=nan"),
+        (field("conventions.input.scale", float("inf")), "scale=inf"),
+        (field("conventions.anchors.base_size", float("inf")), "base_size=inf"),
+        (field("conventions.anchors.octave_scales", [1.0] * 300_000), "at most 64"),
+        (field("conventions.anchors.octave_scales", []), "at least 1"),
+        (field("conventions.output.max_detections", 10**30), "max_detections=10+"),
+        (field("conventions.output.nms_iou", float("nan")), "nms_iou=nan"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused_before_anything_is_built(good: Path, tmp_path: Path, edit: Edit, message: str) -> None:
+    test_a_file_that_does_not_fit_itself_is_refused(good, tmp_path, edit, message)
+
+
+def test_a_record_with_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    test_a_record_that_is_no_record_is_refused('{"format": ' + "9" * 5000 + "}", tmp_path)
+
+
+def test_of_two_tensors_with_one_name_neither_is_taken(good: Path, tmp_path: Path) -> None:
+    raw = good.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + size].rstrip()
+    name, entry = next((name, entry) for name, entry in json.loads(header).items() if name != "__metadata__")
+    twice = header[:-1] + f', "{name}": {json.dumps(entry)}}}'.encode()
+    (tmp_path / "model.safetensors").write_bytes(len(twice).to_bytes(8, "little") + twice + raw[8 + size :])
+    with pytest.raises(WeightsError, match=f"cannot read model file .*: its header has {name} twice; give a whole"):
+        load_model(tmp_path)
+
+
+def test_a_pipe_is_no_model_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(WeightsError, match=r"is no ordinary file; give a \.safetensors file"):
+        load_model(tmp_path / "pipe.safetensors")
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

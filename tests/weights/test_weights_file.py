@@ -1,6 +1,7 @@
 """Files that are damaged, of another kind or hostile: each gives one clear line, and none of their code runs."""
 
 import argparse
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -162,8 +163,13 @@ def test_a_file_that_holds_no_weights_is_explained_in_one_line(kind: str, tmp_pa
 
 
 def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(WeightsError, match="does not exist; give an existing file or torchvision:NAME"):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path, what in (
+        (tmp_path / "none.pth", "does not exist"),
+        (tmp_path, "is no ordinary file"),
+        (tmp_path / "pipe.pth", "is no ordinary file"),
+    ):
+        with pytest.raises(WeightsError, match=f"{what}; give an existing file or torchvision:NAME"):
             read_weights_file(path)
 
 

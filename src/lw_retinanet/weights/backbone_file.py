@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
 from lw_retinanet.errors import WeightsError, first_line
+from lw_retinanet.files import no_file
 from lw_retinanet.models.backbone import Backbone, TimmBackbone
+from lw_retinanet.weights.tensor_file import fault, read_header
 
 log = logging.getLogger(__name__)
 _REMEDY = "give a local file as model.backbone_weights, or none"
@@ -51,8 +53,8 @@ def load_backbone(backbone: Backbone, *, name: str, source: str) -> None:
         if tensor.shape != wanted[key].shape:
             shapes = f"{tuple(tensor.shape)} instead of {tuple(wanted[key].shape)}"
             raise WeightsError(f"{where} do not fit backbone {name}: {key} is {shapes}; name the backbone that the file was made for")
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{where} cannot be used: {key} holds values that are not finite; get the file anew")
+        if what := fault(key, tensor, eps=1e-5):
+            raise WeightsError(f"{where} cannot be used: {key} is {what}; get the file anew")
     target.load_state_dict(found, strict=False)
     log.info("backbone %s: %d tensors from %s", name, len(found), where)
 
@@ -65,8 +67,7 @@ def guess_stride(source: str) -> Literal["3x3", "1x1"]:
     words = path.name.lower()
     if path.suffix == ".safetensors" and path.is_file():
         try:
-            with safe_open(path, framework="pt") as file:
-                words += str(file.metadata() or {}).lower()
+            words += str(read_header(path).metadata).lower()
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"cannot read weights file {path}: {error}; get the file anew") from None
     return "1x1" if any(word in words for word in ("caffe", "msra", "detectron")) else "3x3"
@@ -79,9 +80,10 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         WeightsError: If the file is missing or damaged, or holds something else.
     """
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist; give none, imagenet or an existing file")
+        raise WeightsError(f"weights file {path} {no_file(path)}; give none, imagenet or an existing file")
     try:
         if path.suffix == ".safetensors":
+            read_header(path)
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about how the file was written

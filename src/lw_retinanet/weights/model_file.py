@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -15,11 +15,12 @@ from lw_retinanet import __version__
 from lw_retinanet.config import explain
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category, Id
-from lw_retinanet.errors import ConfigError, WeightsError, first_line
-from lw_retinanet.files import replacing
-from lw_retinanet.heads import HeadPlan
+from lw_retinanet.errors import ConfigError, WeightsError, first_line, shown
+from lw_retinanet.files import no_file, replacing
+from lw_retinanet.heads import MAX_WIDTH, HeadPlan
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.weights.tensor_file import FLOATS, TensorHeader, fault, read_header
 
 KEY = "lw_retinanet"
 
@@ -52,7 +53,7 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
     version: str = __version__
     preset: str
     backbone: str
-    width: PositiveInt
+    width: int = Field(ge=1, le=MAX_WIDTH)
     norm: Literal["frozen", "batch", "group"]
     plan: HeadPlan
     classes: tuple[_ClassRecord, ...] = Field(min_length=1, max_length=100_000)
@@ -149,7 +150,7 @@ def find_model_file(path: Path) -> Path:
     if not file.is_file():
         if path.is_dir():
             raise WeightsError(f"{path} holds no model.safetensors; resume its training until the end, or name another run folder")
-        raise WeightsError(f"model file {path} does not exist; give a .safetensors file or a run folder that `train` made")
+        raise WeightsError(f"model file {path} {no_file(path)}; give a .safetensors file or a run folder that `train` made")
     return file
 
 
@@ -163,39 +164,67 @@ def load_model(path: Path) -> LoadedModel:
     if path.suffix.lower() in (".onnx", ".xml"):
         raise WeightsError(f"{path} was exported and holds no weights to change or train; give the .safetensors file that it was made from")
     try:
+        header = read_header(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+    record = _record_of(path, header.metadata)
+    try:
+        model = build_network(record).eval()
+    except ConfigError as error:
+        raise WeightsError(f"the record of model file {path} cannot be used: {error}") from None
+    _require_fit(path, _misfits(model, header))
+    try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"cannot read model file {path}: {first_line(error)}; give a whole .safetensors file that `train` made"
-        ) from None
+        raise _unreadable(path, error) from None
+    _require_fit(path, _faults(tensors, record.conventions.norm_eps))
+    wanted = model.state_dict()
+    model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}, assign=True)
+    return LoadedModel(model=model, record=record)
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"cannot read model file {path}: {first_line(error)}; give a whole .safetensors file that `train` made")
+
+
+def _record_of(path: Path, metadata: Mapping[str, str]) -> ModelRecord:
     if KEY not in metadata:
         raise WeightsError(
             f"{path} is a safetensors file, but not a model of this program (no {KEY} record); "
             "a file with weights of a backbone belongs in the setting model.backbone_weights"
         )
     try:
-        record = ModelRecord.model_validate(json.loads(metadata[KEY]))
-    except (ValidationError, json.JSONDecodeError, RecursionError) as error:
-        reason = explain(error) if isinstance(error, ValidationError) else "it is not JSON"
-        raise WeightsError(f"the record of model file {path} cannot be used: {reason}; a newer version may have written it") from None
-    try:
-        model = build_network(record)
-    except ConfigError as error:
-        raise WeightsError(f"the record of model file {path} cannot be used: {error}") from None
-    problems = _misfits(model, tensors)
+        return ModelRecord.model_validate(json.loads(metadata[KEY]))
+    except (ValidationError, ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
+        reason = explain(error) if isinstance(error, ValidationError) else "it is not JSON that can be read"
+        raise WeightsError(
+            f"the record of model file {path} cannot be used: {reason}; get the file anew, or update this program if a newer one wrote it"
+        ) from None
+
+
+def _require_fit(path: Path, found: Mapping[str, Sequence[str]]) -> None:
+    problems = "; ".join(f"{len(names)} {what}, first {shown(min(names))}" for what, names in found.items() if names)
     if problems:
-        raise WeightsError(f"the tensors of {path} do not fit its record: {problems}; the file was changed after it was written")
-    wanted = model.state_dict()
-    model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}, assign=True)
-    return LoadedModel(model=model.eval(), record=record)
+        raise WeightsError(
+            f"the tensors of {path} do not fit its record: {problems}; the file was changed after it was written: get it anew"
+        )
 
 
-def _misfits(model: RetinaNet, tensors: Mapping[str, torch.Tensor]) -> str:
-    wanted = model.state_dict()
-    missing, left_over = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    shapes = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
-    found = (("missing", missing), ("not known", left_over), ("of another shape", sorted(shapes)), ("not finite", broken))
-    return "; ".join(f"{len(names)} {what}, first {names[0]}" for what, names in found if names)
+def _misfits(model: RetinaNet, header: TensorHeader) -> dict[str, list[str]]:
+    wanted, kinds = model.state_dict(), header.kinds
+    both = wanted.keys() & kinds.keys()
+    return {
+        "missing": list(wanted.keys() - kinds.keys()),
+        "not known": list(kinds.keys() - wanted.keys()),
+        "of another shape": [name for name in both if tuple(wanted[name].shape) != kinds[name][1]],
+        "of another type": [name for name in both if kinds[name][0] not in (FLOATS if wanted[name].is_floating_point() else ("I64",))],
+    }
+
+
+def _faults(tensors: Mapping[str, torch.Tensor], eps: float) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and (what := fault(name, tensor, eps)):
+            found.setdefault(what, []).append(name)
+    return found

@@ -10,7 +10,7 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.errors import ConfigError, nearest, quoted, shown
 from lw_retinanet.yaml_file import parse_yaml
 
-BACKBONE = "backbone"
+BACKBONE, WEIGHTS = "backbone", "weights"  # can be set, but are no conventions
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -32,14 +32,14 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def apply_overrides(conventions: Conventions, overrides: Mapping[str, Any]) -> Conventions:
-    """Return the conventions with other values at dotted names; ``backbone``, which is no convention, is ignored.
+    """Return the conventions with other values at dotted names; ``backbone`` and ``weights``, which are none, are ignored.
 
     Raises:
         ConfigError: For an unknown name (the message has the nearest known one), or a value that the field does not accept.
     """
     values = conventions.model_dump()
     for key, value in overrides.items():
-        if key == BACKBONE:
+        if key in (BACKBONE, WEIGHTS):
             continue
         if key not in convention_names():
             raise ConfigError(f"unknown convention {quoted(key)}{nearest(key, convention_names())}; known: {', '.join(convention_names())}")
@@ -57,8 +57,8 @@ def apply_overrides(conventions: Conventions, overrides: Mapping[str, Any]) -> C
 
 
 def convention_names() -> list[str]:
-    """Return every name that can be set, ``backbone`` first."""
-    names = [BACKBONE]
+    """Return every name that can be set, ``backbone`` and ``weights`` first."""
+    names = [BACKBONE, WEIGHTS]
     for name, field in Conventions.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             names += [f"{name}.{inner}" for inner in field.annotation.model_fields]

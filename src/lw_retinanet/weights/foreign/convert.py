@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from lw_retinanet.conventions import STRIDES, Conventions
 from lw_retinanet.data.records import Category
-from lw_retinanet.errors import ConfigError, WeightsError, nearest
+from lw_retinanet.errors import ConfigError, WeightsError, nearest, shown
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.models.backbone import RESNETS
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.foreign import frameworks, torchvision
 from lw_retinanet.weights.foreign.class_rows import GivenClasses, assign_classes, read_classes, with_known_ids
-from lw_retinanet.weights.foreign.convention_overrides import BACKBONE, apply_overrides
+from lw_retinanet.weights.foreign.convention_overrides import BACKBONE, WEIGHTS, apply_overrides
 from lw_retinanet.weights.foreign.conversion import ConversionReport, ConversionSource, ConvertedModel
 from lw_retinanet.weights.foreign.network import Architecture, fill_network, read_architecture
 from lw_retinanet.weights.foreign.weights_file import ForeignFile, read_weights_file
 from lw_retinanet.weights.foreign.weights_format import Assumption, WeightsFormat
 from lw_retinanet.weights.model_file import KEY, LoadedModel, build_network, load_model, make_record
+from lw_retinanet.weights.tensor_file import read_header
 
 _ANCHORS_REMEDY = "give them as anchors.octave_scales=[...] and anchors.aspect_ratios=[...]"
 
@@ -52,12 +53,15 @@ def convert(
     apply_overrides(Conventions(), {key: value for key, value in overrides.items() if key != "input.rounding"})
     given = None if classes is None else read_classes(classes)
     text = str(source)
+    weights = None if overrides.get(WEIGHTS) is None else str(overrides[WEIGHTS])
     if text.startswith(torchvision.DOWNLOAD):
+        if weights is not None:
+            raise ConfigError(f"{text} holds one detector; leave weights={shown(weights)} out")
         file = torchvision.download(text.removeprefix(torchvision.DOWNLOAD))
         return convert_file(file, frameworks.recognise(file, origin), given=given, overrides=overrides, source=text)
     if _is_model_file(Path(source)):
         return _convert_model_file(Path(source), given, overrides)
-    file = read_weights_file(Path(source))
+    file = read_weights_file(Path(source), weights=weights)
     return convert_file(file, frameworks.recognise(file, origin), given=given, overrides=overrides, source=Path(source).name)
 
 
@@ -88,6 +92,9 @@ def convert_file(
     rows, wanted = assign_classes(architecture.num_rows, layout, given)
     filled = fill_network(file, layout, architecture, conventions, rows.rows)
     assumed = [item for item in layout.assumed if item.setting not in overrides]
+    if len(file.weights) > 1:
+        why = f"the file also holds {', '.join(map(shown, file.weights[1:]))}"
+        assumed.append(Assumption(setting=WEIGHTS, value=file.weights[0], why=why))
     if rows.source in ("unknown", "number of COCO's rows"):
         assumed.append(Assumption(setting="classes", value=f"{len(rows.categories)}", why=rows.note))
     report = ConversionReport(
@@ -96,7 +103,7 @@ def convert_file(
         generation=layout.generation,
         backbone=architecture.backbone,
         used=filled.used,
-        unused=filled.unused,
+        unused={**filled.unused, **file.left_out},
         assumed=assumed,
         classes=rows.categories,
         class_note=rows.note,
@@ -150,12 +157,8 @@ def _is_model_file(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        with path.open("rb") as file:
-            if file.read(9)[8:] != b"{":
-                return False
-        with safe_open(path, framework="pt") as tensors:
-            return KEY in (tensors.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
+        return KEY in read_header(path).metadata
+    except (SafetensorError, OSError):
         return False
 
 
@@ -163,8 +166,9 @@ def _convert_model_file(path: Path, given: GivenClasses | None, overrides: Mappi
     """A model file of ours with other classes or conventions."""
     loaded = load_model(path)
     record = loaded.record
-    if BACKBONE in overrides:
-        raise ConfigError(f"{path} is a model file, which names its own backbone; leave backbone={overrides[BACKBONE]} out")
+    for name in (BACKBONE, WEIGHTS):
+        if name in overrides:
+            raise ConfigError(f"{path} is a model file, which has its own {name}; leave {name}={overrides[name]} out")
     conventions = apply_overrides(record.conventions, overrides)
     if conventions != record.conventions:
         try:

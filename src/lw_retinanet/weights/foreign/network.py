@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from lw_retinanet.conventions import Conventions
-from lw_retinanet.errors import ConfigError, WeightsError
+from lw_retinanet.errors import ConfigError, WeightsError, shown
 from lw_retinanet.heads import HeadPlan, TowerPlan
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
 from lw_retinanet.weights.foreign.weights_format import TensorNames, WeightsFormat
+from lw_retinanet.weights.tensor_file import fault
 
 # (has bottlenecks, residual blocks of the four stages) -> torchvision's name of the network.
 RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -175,7 +176,8 @@ def fill_network(
     model = _build(file.where, architecture, conventions, num_classes=len(rows))
     state: dict[str, Tensor] = {}
     used: dict[str, str] = {}
-    missing, misshapen, broken = [], [], []
+    missing, misshapen = [], []
+    broken: dict[str, list[str]] = {}
     for ours, wanted in model.state_dict().items():
         theirs = layout.names(ours)
         if theirs is None:
@@ -195,22 +197,22 @@ def fill_network(
         if not tensor.is_floating_point():
             raise WeightsError(f"{theirs} of {file.where} holds {tensor.dtype}, not floating point numbers; give the unquantised model")
         values = tensor.to(torch.float32, copy=True)
-        if not bool(torch.isfinite(values).all()) or (ours.endswith("running_var") and not _can_divide(values, conventions.norm_eps)):
-            broken.append(theirs)
+        if what := fault(ours, values, conventions.norm_eps):
+            broken.setdefault(what, []).append(theirs)
             continue
         if ours.startswith(_CLASS_PREDICTION):
             values = values.unflatten(0, (architecture.num_anchors, architecture.num_rows))[:, list(rows)].flatten(0, 1)
         state[ours] = values.contiguous()
     taken = set(used.values())
-    unused = {name: layout.reason_to_drop(name) for name in file.tensors if name not in taken}
+    unused = {name: layout.reason_to_drop(name, tensor) for name, tensor in file.tensors.items() if name not in taken}
     unknown = [name for name, reason in unused.items() if reason is None]
     found = (
         ("missing", missing),
         ("not known", unknown),
         ("of another shape", misshapen),
-        ("not finite, or variances not above 0", broken),
+        *broken.items(),
     )
-    problems = "; ".join(f"{len(names)} {what}, first {names[0]}" for what, names in found if names)
+    problems = "; ".join(f"{len(names)} {what}, first {shown(names[0])}" for what, names in found if names)
     if problems:
         kind = f"{layout.framework} ({layout.generation}), {architecture.backbone}"
         raise WeightsError(f"the tensors of {file.where} do not fit a RetinaNet of {kind}: {problems}; give the whole, unchanged file")
@@ -232,10 +234,6 @@ def _build(where: str, architecture: Architecture, conventions: Conventions, *, 
             )
     except (ConfigError, ValueError) as error:
         raise WeightsError(f"{where} cannot be converted: {error}") from None
-
-
-def _can_divide(variances: Tensor, eps: float) -> bool:
-    return bool((variances >= 0).all()) and bool((variances + eps > 0).all())
 
 
 def _constant(ours: str, wanted: Tensor, conventions: Conventions) -> Tensor:

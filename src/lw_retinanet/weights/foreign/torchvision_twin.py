@@ -123,7 +123,7 @@ def torchvision_of_file(source: ConversionSource, conventions: Conventions) -> T
         head_norm=partial(nn.GroupNorm, 32) if architecture.plan.shared.units[0].endswith("-gn") else None,
         backbone_norm=FrozenBatchNorm2d,
         # torchvision itself accepts the tensor names of its older versions.
-        tensors={name: tensor.float() for name, tensor in tensors.items() if source.layout.reason_to_drop(name) is None},
+        tensors={name: tensor.float() for name, tensor in tensors.items() if source.layout.reason_to_drop(name, tensor) is None},
     )
 
 

@@ -5,7 +5,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lw_retinanet.errors import WeightsError, first_line
+from lw_retinanet.errors import WeightsError, first_line, shown
+from lw_retinanet.files import no_file
 from lw_retinanet.weights.foreign.pickled_arrays import PickledArray, list_names, names_in_pickles, read_pickled_arrays
+from lw_retinanet.weights.foreign.wrappers import find_place
+from lw_retinanet.weights.tensor_file import read_header
 
 # Files of torch before 1.6 start with this pickle: one number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -44,15 +47,23 @@ class ForeignFile:
         where: Name of the file, for messages.
         tensors: The tensors by name, without prefixes that wrappers add (``module.``, ``model.``).
         extras: Everything else at the top level, mostly plain values; objects of other programs are inert placeholders.
+        left_out: Names of tensors beside the detector, such as metrics and counters -> why they are left out.
+        weights: Name of the place that the tensors come from, then those of other places with a whole detector, such as ``model_ema``.
     """
 
     where: str
     tensors: Mapping[str, Tensor]
     extras: Mapping[str, Any]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
 
 
-def read_weights_file(path: Path) -> ForeignFile:
+def read_weights_file(path: Path, *, weights: str | None = None) -> ForeignFile:
     """Read a safetensors file, a file of ``torch.save`` (of any version), or a pickle of NumPy arrays; the content decides which it is.
+
+    Args:
+        path: The file.
+        weights: The name of one of several detectors in a checkpoint, for example ``model_ema``; None takes those that were trained.
 
     Raises:
         WeightsError: If the file is missing, empty, damaged, of another kind, holds no named tensors, or could only be read by running
@@ -60,7 +71,7 @@ def read_weights_file(path: Path) -> ForeignFile:
     """
     where = str(path)
     if not path.is_file():
-        raise WeightsError(f"weights file {where} does not exist; give an existing file or torchvision:NAME")
+        raise WeightsError(f"weights file {where} {no_file(path)}; give an existing file or torchvision:NAME")
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -78,19 +89,44 @@ def read_weights_file(path: Path) -> ForeignFile:
         content = _read_safetensors(path)
     else:
         raise WeightsError(f"{where} is no weights file: neither safetensors, nor a torch file, nor a pickle; {_REMEDY}")
-    return unwrap(content, where)
+    return unwrap(content, where, weights=weights)
 
 
-def unwrap(content: object, where: str) -> ForeignFile:
+def unwrap(content: object, where: str, *, weights: str | None = None) -> ForeignFile:
     """Find the state dict in the content of a file.
 
     Args:
         content: What the reader of the file returned, or a state dict.
         where: Name of the file, for messages.
+        weights: As for :func:`read_weights_file`.
 
     Raises:
-        WeightsError: If there is no state dict.
+        WeightsError: If there is no state dict, or not the one that is wanted.
     """
+    place, others = find_place(content, where, weights)
+    if place is None:
+        return _unwrap_by_name(content, where)
+    tensors: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    extras: dict[str, Any] = {}
+    around = content
+    for key in place.path:
+        assert isinstance(around, Mapping)
+        extras.update({str(name): value for name, value in around.items() if name != key})
+        around = around[key]
+    for name, value in place.state.items():
+        tensor = _as_tensor(value, f"{shown(str(name))} of {where}")
+        if tensor is None:
+            extras[str(name)] = value
+        elif str(name).startswith(place.prefix):
+            tensors[str(name).removeprefix(place.prefix)] = tensor
+        else:
+            left_out[str(name)] = f"not part of {place.prefix.removesuffix('.')}, the detector"
+    return ForeignFile(where=where, tensors=tensors, extras=extras, left_out=left_out, weights=(place.name, *others))
+
+
+def _unwrap_by_name(content: object, where: str) -> ForeignFile:
+    """The state dict under one of the usual names, for files without the names of the usual parts of a detector."""
     extras: dict[str, Any] = {}
     for _ in range(3):
         if not isinstance(content, Mapping):
@@ -104,7 +140,7 @@ def unwrap(content: object, where: str) -> ForeignFile:
         raise WeightsError(f"{where} holds no named tensors; {_REMEDY}")
     tensors: dict[str, Tensor] = {}
     for key, value in content.items():
-        tensor = _as_tensor(value, f"{key} of {where}")
+        tensor = _as_tensor(value, f"{shown(str(key))} of {where}")
         if tensor is None:
             extras[str(key)] = value
         else:
@@ -112,10 +148,10 @@ def unwrap(content: object, where: str) -> ForeignFile:
     return ForeignFile(where=where, tensors=_without_wrappers(tensors), extras=extras)
 
 
-def _has_tensors(content: object) -> bool:
-    if not isinstance(content, Mapping):
+def _has_tensors(content: object, depth: int = 4) -> bool:
+    if not isinstance(content, Mapping) or not depth:
         return False
-    return any(isinstance(value, Tensor | PickledArray) or _has_tensors(value) for value in content.values())
+    return any(isinstance(value, Tensor | PickledArray) or _has_tensors(value, depth - 1) for value in content.values())
 
 
 def _as_tensor(value: object, where: str) -> Tensor | None:
@@ -146,6 +182,7 @@ def _without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
+        read_header(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
@@ -166,6 +203,8 @@ def _pickle_of_zip(path: Path) -> bytes:
             # torch does not compress, so the content is never larger than the file: a zip bomb is refused.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise WeightsError(f"{path} is a compressed zip archive, which torch does not write; unpack it, and give what is inside")
+            if damaged := archive.testzip():
+                raise WeightsError(f"weights file {path} is damaged ({shown(damaged)} has another checksum); get the file anew")
             return archive.read(pickles[0])
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
         raise WeightsError(f"weights file {path} is cut short or damaged ({first_line(error)[:200]}); get the file anew") from None

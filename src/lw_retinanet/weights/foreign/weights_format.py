@@ -123,6 +123,8 @@ class WeightsFormat:
     has_background_row: bool = False
     cell_anchors: tuple[Tensor, ...] = ()
 
-    def reason_to_drop(self, name: str) -> str | None:
+    def reason_to_drop(self, name: str, tensor: Tensor) -> str | None:
         """Return why a tensor of the file is not used, or None if the format gives no reason."""
+        if not tensor.dim():
+            return "a single number, as counters and metrics are"
         return next((reason for pattern, reason in (_COUNTERS, *self.unused) if re.fullmatch(pattern, name)), None)
