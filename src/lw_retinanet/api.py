@@ -182,6 +182,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
+    max_detections: int = 100,
     progress: Progress | None = None,
 ) -> Metrics:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics.
@@ -191,13 +192,14 @@ def evaluate(
         data: The data set.
         split: The split of the data set; None takes ``val`` if the data set has splits.
         ground_truth: An annotation file, which goes with ``detections`` in place of ``model`` and ``data``.
-        detections: A COCO results file to score.
+        detections: A COCO results file to score, or the ``predictions.json`` of :func:`predict`.
         out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
         head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
         precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
         batch_size: The number of images that go through the network at a time.
         max_pixels: The most pixels of an image; larger ones are refused.
+        max_detections: How many detections of an image and class are scored, best first; COCO's limit is 100.
         progress: Wraps the batches, for instance to show a bar.
 
     Returns:
@@ -227,6 +229,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         max_pixels=max_pixels,
+        max_detections=max_detections,
         progress=progress,
     )
 

@@ -30,6 +30,7 @@ def test_json_has_the_keys_of_the_contract(cli: Any, lively: Path, data: Path, s
 
 def test_files_and_pictures(scored: Path, data: Path) -> None:
     assert {str(path.relative_to(scored)) for path in scored.rglob("*.*")} == {
+        "data.json",
         "metrics.json",
         "detections.json",
         "pictures/precision_recall.png",
@@ -210,3 +211,18 @@ def test_turned_pictures_are_scored_as_displayed(cli: Any, lively: Path, tmp_pat
         (tmp_path / "val.json").write_text(json.dumps(table))
         results.append(cli("evaluate", lively, tmp_path / "val.json", "--json").json)
     assert results[0] == results[1]
+
+
+def test_what_predict_wrote_can_be_scored(cli: Any, scored: Path, data: Path, lively: Path, tmp_path: Path) -> None:
+    images = [data / "images" / image["file_name"] for image in json.loads((data / "val.json").read_text())["images"]]
+    assert cli("predict", lively, *images, "--score", "0.05", "--out", tmp_path / "out").code == 0
+    aps = []
+    for name in ("predictions.json", "results.json"):
+        result = cli("evaluate", "--ground-truth", data, "--split", "val", "--detections", tmp_path / "out" / name, "--json")
+        aps.append(result.json["AP"])
+    assert aps == [json.loads((scored / "metrics.json").read_text())["AP"]] * 2
+
+
+def test_more_detections_than_coco_counts_can_be_scored(cli: Any, data: Path, lively: Path) -> None:
+    assert "AR300" in cli("evaluate", lively, data, "--max-detections", "300", "--json").json
+    assert cli("evaluate", lively, data, "--max-detections", "5").code == 2

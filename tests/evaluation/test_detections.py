@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_a_detectors_corners_become_width_and_height() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (entry(image_id="b"), r"detection \[1\]: image_id 'b' is not in the data set"),
+        (entry(image_id="b"), r"detection \[1\]: image_id 'b' is neither an id nor the name of one file"),
         (entry(image_id=[1]), r"detection \[1\]: image_id is a list, not an id"),
         (entry(category_id="90"), r"category_id '90' is not in the data set, which has 90"),
         (entry(category_id=17), r"category_id 17 is not in the data set; give"),
@@ -159,3 +160,34 @@ def test_importing_evaluation_loads_nothing_heavy() -> None:
         "print([name for name in ('torch', 'matplotlib', 'hotcoco', 'rich') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_predict_wrote_is_matched_by_file_name(make_records: Any, tmp_path: Path) -> None:
+    records = replace(make_records([], image_ids=(1, 2, 3)), file_names=["a/x.jpg", "b/x.jpg", "y.jpg"])
+    names = ["/home/me/data/images/b/x.jpg", "y.jpg", "a\\\\x.jpg".replace("\\\\", "\\")]
+    listed = write(tmp_path / "results.json", [entry(image_id=name, category_id=1) for name in names])
+    assert read_results(listed, records).image.tolist() == [1, 2, 0]
+    one = {"box": [1, 2, 4, 6], "score": 0.5, "label": 0, "name": "fish", "category_id": 1}
+    own = write(
+        tmp_path / "predictions.json", {"images": [{"file": names[0], "detections": [one]}, {"file": "other.jpg", "detections": []}]}
+    )
+    table = read_results(own, records)
+    assert table.image.tolist() == [1]
+    assert table.boxes_xywh.tolist() == [[1, 2, 3, 4]]
+    for wrong in ("x.jpg", "z.jpg", "", "ax.jpg"):
+        with pytest.raises(DataError, match="is neither an id nor the name of one file of the data set"):
+            read_results(write(tmp_path / "dt.json", [entry(image_id=wrong, category_id=1)]), records)
+    with pytest.raises(DataError, match=r"images\[0\]: not as `predict` writes it"):
+        read_results(write(tmp_path / "dt.json", {"images": [{"file": "y.jpg"}]}), records)
+
+
+@pytest.mark.parametrize("changes", [{"image_id": True}, {"category_id": True}])
+def test_true_is_no_id(changes: dict[str, Any], make_records: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a boolean, not an id; write the data set's own id"):
+        read_results(write(tmp_path / "dt.json", [entry(**{"image_id": 1, "category_id": 1, **changes})]), make_records([]))
+
+
+def test_a_long_id_is_shortened(records: Records, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="image_id 'xxx") as caught:
+        read_results(write(tmp_path / "dt.json", [entry(image_id="x" * 1_000_000)]), records)
+    assert len(str(caught.value)) < 500

@@ -1,5 +1,6 @@
 """``lw-retinanet evaluate``."""
 
+import sys
 from pathlib import Path
 
 import typer
@@ -12,7 +13,7 @@ def evaluate_command(
     data: Path | None = typer.Argument(None, help="Data set."),
     split: str | None = typer.Option(None, help="Split of the data set [default: val, if there are splits]."),
     ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),
-    detections: Path | None = typer.Option(None, help="COCO results file to score, instead of a model."),
+    detections: Path | None = typer.Option(None, help="COCO results file, or what predict wrote, to score instead of a model."),
     out: Path | None = typer.Option(None, help="Folder for detections.json, metrics.json and figures."),
     head: str | None = typer.Option(
         None, help="Head of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
@@ -21,6 +22,9 @@ def evaluate_command(
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time."),
     max_pixels: int = typer.Option(64_000_000, min=1, help="Refuse images with more pixels; decoding one takes about 8 bytes a pixel."),
+    max_detections: int = typer.Option(
+        100, min=11, max=100_000, help="Detections of an image and class that are scored; COCO's limit is 100."
+    ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics."""
@@ -39,8 +43,11 @@ def evaluate_command(
         device=device,
         batch_size=batch_size,
         max_pixels=max_pixels,
+        max_detections=max_detections,
         progress=with_bar,
     )
+    for note in metrics.notes:
+        print(f"note: {note.replace('max_detections to', '--max-detections')}", file=sys.stderr)
     if json:
         print_json(metrics.as_dict())
     else:

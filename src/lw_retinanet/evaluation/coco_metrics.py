@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ConfigError, DataError
 from lw_retinanet.evaluation.detections import DetectionTable, check_detections
+from lw_retinanet.evaluation.notes import notes_on
 
 RECALL_LEVELS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 """The 101 recall values at which COCO reads the precision."""
@@ -82,6 +83,7 @@ class Metrics:
         images: Number of scored images, including those without boxes.
         per_class: One entry for each class, in the order of the data set.
         precision50: (K, 101) precision at IoU 0.5 for each of ``RECALL_LEVELS``; -1 for a class without boxes.
+        notes: What the numbers hide, see :func:`lw_retinanet.evaluation.notes.notes_on`.
     """
 
     AP: float
@@ -100,6 +102,7 @@ class Metrics:
     images: int
     per_class: tuple[ClassMetrics, ...]
     precision50: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def mean_precision50(self) -> NDArray[np.float64]:
@@ -153,6 +156,7 @@ def evaluate(records: Records, detections: DetectionTable, *, max_detections: tu
         images=records.num_images,
         per_class=_per_class(records, precision[..., 0, 2]),
         precision50=precision[0, :, :, 0, 2].T.copy(),
+        notes=notes_on(records, detections, max_detections[2]),
     )
 
 

@@ -2,18 +2,18 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lw_retinanet.data.records import Id, Records
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, quoted
 from lw_retinanet.files import write_bytes
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
@@ -101,17 +101,19 @@ def check_detections(detections: DetectionTable, records: Records) -> None:
 
 
 def read_results(path: Path, records: Records) -> DetectionTable:
-    """Read detections from a COCO results file, or from a COCO annotation file whose boxes carry a ``score``.
+    """Read detections from a COCO results file, from a COCO annotation file whose boxes carry a ``score``, or from what ``predict`` wrote.
 
     Args:
-        path: JSON: a list of ``{image_id, category_id, bbox, score}``, or an object with such a list as ``annotations``.
+        path: JSON: a list of ``{image_id, category_id, bbox, score}``, an object with such a list as ``annotations``, or
+            ``{images: [{file, detections: [{box, score, category_id}]}]}``. Text that is no image id of the data set is taken for
+            the name of an image file.
         records: The data set that the ids belong to.
 
     Raises:
         DataError: If a detection is malformed, not finite, or of an unknown image or class; the message names the first one.
     """
     entries, place = _entries(path)
-    row_of_image = {image_id: row for row, image_id in enumerate(records.image_ids)}
+    row_of_image: Mapping[Id, int] = _ImageRows(records)
     label_of_category = {category_id: label for label, category_id in enumerate(records.category_ids)}
     images: list[int] = []
     labels: list[int] = []
@@ -123,6 +125,8 @@ def read_results(path: Path, records: Records) -> DetectionTable:
             label = label_of_category[entry["category_id"]]
             box, score = entry["bbox"], entry["score"]
             _, _, _, _ = box
+            if isinstance(entry["image_id"], bool) or isinstance(entry["category_id"], bool):  # true is 1 to Python
+                raise TypeError
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{path}: {place}[{position}]: {_fault(entry, row_of_image, label_of_category)}") from None
         images.append(image)
@@ -135,6 +139,36 @@ def read_results(path: Path, records: Records) -> DetectionTable:
         _finite(scores, 1, "score", f"{path}: {place}"),
         labels,
     )
+
+
+class _ImageRows(dict[Id, int]):
+    """Row of an image by its id. Names of files, as ``predict`` writes them, are looked up only where they are no ids."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__((image_id, row) for row, image_id in enumerate(records.image_ids))
+        self._records = records
+        self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] | None = None
+
+    def __missing__(self, name: Id) -> int:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        if self._by_name is None:
+            self._by_name = {}
+            for row, file_name in enumerate(self._records.file_names):
+                parts = PurePosixPath(file_name.replace("\\", "/")).parts
+                self._by_name.setdefault(parts[-1] if parts else "", []).append((parts, row))
+        wanted = PurePosixPath(name.replace("\\", "/")).parts
+        found = [row for parts, row in self._by_name.get(wanted[-1] if wanted else "", ()) if _is_end(parts, wanted)]
+        if len(found) != 1:
+            raise KeyError(name)
+        self[name] = found[0]
+        return found[0]
+
+
+def _is_end(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Whether one path is the end of the other."""
+    count = min(len(first), len(second))
+    return first[-count:] == second[-count:]
 
 
 def write_results(detections: DetectionTable, records: Records, path: Path) -> None:
@@ -171,7 +205,28 @@ def _entries(path: Path) -> tuple[list[Any], str]:
         return parsed["annotations"], "annotations"
     if isinstance(parsed, list):
         return parsed, "detection "
+    if isinstance(parsed, dict) and isinstance(parsed.get("images"), list):
+        return list(_predicted(parsed["images"], path)), "detection "
     raise DataError(f"{path}: expected a JSON list of detections (or an object with 'annotations'), found {_kind(parsed)}")
+
+
+def _predicted(images: list[Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The detections of ``predict``'s own file as entries of a results file."""
+    for position, image in enumerate(images):
+        try:
+            for one in image["detections"]:
+                x1, y1, x2, y2 = one["box"]
+                yield {
+                    "image_id": image["file"],
+                    "category_id": one["category_id"],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": one["score"],
+                }
+        except (KeyError, TypeError, ValueError):
+            raise DataError(
+                f"{path}: images[{position}]: not as `predict` writes it, with file and detections (box, score, category_id); "
+                "give its predictions.json or results.json, or any COCO results file"
+            ) from None
 
 
 def _fault(entry: Any, row_of_image: Mapping[Id, int], label_of_category: Mapping[Id, int]) -> str:
@@ -184,14 +239,25 @@ def _fault(entry: Any, row_of_image: Mapping[Id, int], label_of_category: Mappin
         return f"no {', '.join(map(repr, missing))}; a detection needs {', '.join(_KEYS)}{hint}"
     for key, known in (("image_id", row_of_image), ("category_id", label_of_category)):
         value = entry[key]
-        if not isinstance(value, int | float | str):
+        if not isinstance(value, int | float | str) or isinstance(value, bool):
             return f"{key} is {_kind(value)}, not an id; write the data set's own id"
-        if value not in known:
+        if not _knows(known, value):
             other: Id = str(value) if not isinstance(value, str) else int(value) if value.isdecimal() and len(value) < 20 else value
             if other in known:
-                return f"{key} {value!r} is not in the data set, which has {other!r}; write the id as the data set does"
-            return f"{key} {value!r} is not in the data set; give the annotations that these detections were made for"
+                return f"{key} {quoted(value)} is not in the data set, which has {quoted(other)}; write the id as the data set does"
+            if key == "image_id" and isinstance(value, str):
+                return (
+                    f"{key} {quoted(value)} is neither an id nor the name of one file of the data set; give the annotations of these images"
+                )
+            return f"{key} {quoted(value)} is not in the data set; give the annotations that these detections were made for"
     return f"bbox is {json.dumps(entry['bbox'])[:80]}; write four numbers: x, y, width, height"
+
+
+def _knows(known: Mapping[Id, int], value: Id) -> bool:
+    try:
+        return known[value] >= 0
+    except KeyError:
+        return False
 
 
 def _finite(values: list[Any], per_entry: int, key: str, place: str) -> NDArray[np.float64]:

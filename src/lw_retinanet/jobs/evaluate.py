@@ -37,46 +37,67 @@ def run_evaluation(
     device: str = "auto",
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
+    max_detections: int = 100,
     progress: Progress | None = None,
 ) -> Metrics:
     """Score a model on a data set, or a file of detections against a file of annotations.
 
     The parameters are those of :func:`lw_retinanet.evaluate`.
     """
+    if not 10 < max_detections <= 100_000:
+        raise InputError(f"max_detections must be 11 to 100,000, got {max_detections}; COCO's own limit is 100")
     if ground_truth is None and detections is None and model is not None and data is not None:
         existing(data, "data set")
         if out:
             output_folder(out)
-        detector = open_detector(model, head=head, device=device, precision=precision)
+        detector = _giving(open_detector(model, head=head, device=device, precision=precision), max_detections)
         dataset = Dataset.open(data)
         records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories, max_pixels=max_pixels)
         if out:
-            metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size)
+            metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size, max_detections=max_detections)
             write_data_use(out, scored={split or "val": records})
             return metrics
-        return evaluate(records, detect_records(detector, records, batch_size=batch_size, progress=progress))
+        found = detect_records(detector, records, batch_size=batch_size, progress=progress)
+        return evaluate(records, found, max_detections=(1, 10, max_detections))
     if ground_truth is not None and detections is not None and model is None and data is None:
-        return _score_file(ground_truth, detections, split, out)
+        return _score_file(ground_truth, detections, split, out, max_detections)
     raise InputError("give either a model and a data set, or the files ground_truth and detections")
 
 
-def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None) -> Metrics:
+def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None, most: int) -> Metrics:
     existing(detections, "detections file")
     if out:
         output_folder(out)
     records = Dataset.open(existing(ground_truth, "annotation file")).read(split, joined=False, scoring=True)
     require_boxes(records, ground_truth)
-    metrics = evaluate(records, read_results(detections, records))
+    metrics = evaluate(records, read_results(detections, records), max_detections=(1, 10, most))
     if out:
         write_metrics(metrics, out, title=detections.name)
         write_data_use(out, scored={split or "val": records})
     return metrics
 
 
-def evaluate_into(out: Path, detector: Detector, records: Records, *, progress: Progress | None = None, batch_size: int = 1) -> Metrics:
+def _giving(detector: Detector, most: int) -> Detector:
+    """The detector, which gives at least as many detections of an image as are scored."""
+    output = detector.conventions.output
+    if output.max_detections >= most:
+        return detector
+    raised = output.model_copy(update={"max_detections": most, "candidates_per_level": max(output.candidates_per_level, most)})
+    return detector.with_conventions(detector.conventions.model_copy(update={"output": raised}))
+
+
+def evaluate_into(
+    out: Path,
+    detector: Detector,
+    records: Records,
+    *,
+    progress: Progress | None = None,
+    batch_size: int = 1,
+    max_detections: int = 100,
+) -> Metrics:
     """Evaluate, and write ``detections.json``, ``metrics.json`` and two figures: precision over recall, and some images with detections."""
     detections = detect_records(detector, records, batch_size=batch_size, progress=progress)
-    metrics = evaluate(records, detections)
+    metrics = evaluate(records, detections, max_detections=(1, 10, max_detections))
     write_results(detections, records, out / "detections.json")
     write_metrics(metrics, out, title=detector.name)
     _save_detections_figure(out / "pictures" / "detections.jpg", detector, records)
