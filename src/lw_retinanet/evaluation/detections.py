@@ -253,9 +253,9 @@ def _fault(entry: Any, row_of_image: Mapping[Id, int], label_of_category: Mappin
     return f"bbox is {json.dumps(entry['bbox'])[:80]}; write four numbers: x, y, width, height"
 
 
-def _knows(known: Mapping[Id, int], value: Id) -> bool:
+def _knows(known: Mapping[Id, int], value: float | str) -> bool:
     try:
-        return known[value] >= 0
+        return known[value] >= 0  # type: ignore[index]  # 1.0 is 1 to a dictionary
     except KeyError:
         return False
 

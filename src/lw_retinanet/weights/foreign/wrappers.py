@@ -75,8 +75,8 @@ def _places(content: object, path: tuple[str, ...]) -> Iterator[WeightsPlace]:
                 roots.setdefault("".join(f"{part}." for part in parts[:root]), set()).add(parts[root])
     whole = [prefix for prefix, found in roots.items() if len(found) > 1]
     for prefix in whole:
-        parts = path if path and len(whole) == 1 else (*path, *prefix.split(".")[:-1])
-        yield WeightsPlace(path=path, prefix=prefix, state=content, name=".".join(parts))
+        names = path if path and len(whole) == 1 else (*path, *prefix.split(".")[:-1])
+        yield WeightsPlace(path=path, prefix=prefix, state=content, name=".".join(names))
     for name, value in content.items():
         if isinstance(name, str):
             yield from _places(value, (*path, name))
