@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -35,6 +37,21 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("gpu")
     with pytest.raises(InputError, match="device cuda:1 is not available here"):
         choose_device("cuda:1")
+    with pytest.raises(InputError, match="mps is an Apple GPU, which is not available here; use cpu or auto"):
+        choose_device("mps")
+    with pytest.raises(InputError, match="use auto, cpu, cuda or mps"):
+        choose_device("gpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps").type == "mps"
+    assert choose_device("auto") == CPU
+
+    def too_old() -> bool:
+        warnings.warn("The NVIDIA driver on your system is too old", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    with pytest.raises(InputError, match=r"cuda is not available here \(The NVIDIA driver on your system is too old\); use cpu or auto"):
+        choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("auto").type == "cuda"

@@ -3,8 +3,14 @@
 Importing the package does not import torch; the first use of a function or class does.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "darwin":
+    # torch reads this when it is imported: what an Apple GPU lacks is computed on the CPU.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
 

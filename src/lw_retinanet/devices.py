@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +18,7 @@ Precision = Literal["fp32", "bf16", "auto"]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is CUDA if there is a GPU, else the CPU.
+    """The device of this name; ``auto`` is CUDA if there is a GPU, else the CPU. An Apple GPU (``mps``) is used only if it is named.
 
     Raises:
         InputError: If torch does not know the name, or the device is not available.
@@ -25,8 +26,14 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = known_device(name)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device {name} is not available here; use cpu or auto")
+    with warnings.catch_warnings(record=True) as told:  # a driver that is too old for torch, for one
+        warnings.simplefilter("always")
+        has_cuda = torch.cuda.is_available()
+    if device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count()):
+        reason = f" ({' '.join(str(told[0].message).split())[:200]})" if told and not has_cuda else ""
+        raise InputError(f"device {name} is not available here{reason}; use cpu or auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device {name} is an Apple GPU, which is not available here; use cpu or auto")
     return device
 
 
@@ -39,7 +46,7 @@ def known_device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError:
-        raise InputError(f"unknown device {name!r}; use auto, cpu or cuda") from None
+        raise InputError(f"unknown device {name!r}; use auto, cpu, cuda or mps") from None
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -69,6 +76,8 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 
 def waiting_for(device: torch.device) -> Callable[[], None]:
     """A function that waits until the device has finished its work."""
+    if device.type == "mps":
+        return torch.mps.synchronize
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from lw_retinanet.benchmarking.machine import available_cpus, machine, pinned_threads
+from lw_retinanet.benchmarking.machine import available_cpus, has_amx, machine, pinned_threads
 from lw_retinanet.devices import exact_fp32
 from lw_retinanet.errors import InputError
 
@@ -36,6 +36,18 @@ def test_the_record_says_what_ran() -> None:
     assert found["packages"]["torch"] == torch.__version__.split("+")[0] or found["packages"]["torch"] == torch.__version__
     assert (found["device"], found["threads"]) == ("cpu", torch.get_num_threads())
     assert found["processor"]
+    assert set(found["bf16_pays"]) in (set(), {"inference", "training"})
+
+
+@pytest.mark.parametrize(("cap", "expected"), [(None, True), ("ALL", True), ("AVX512_CORE_AMX", True), ("AVX512_CORE_BF16", False)])
+def test_a_cap_takes_amx_away(cap: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if cap:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert has_amx() is expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False}, raising=False)
+    assert not has_amx()
 
 
 def test_tf32_is_off_inside_only() -> None:

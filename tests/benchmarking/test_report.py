@@ -10,7 +10,7 @@ from lw_retinanet.benchmarking.chart import figure, save_chart
 from lw_retinanet.benchmarking.contender import Contender
 from lw_retinanet.benchmarking.parity import Parity
 from lw_retinanet.benchmarking.report import report as report_of
-from lw_retinanet.benchmarking.tables import filled, latency_rows, lines, markdown, stage_rows
+from lw_retinanet.benchmarking.tables import _abilities, filled, latency_rows, lines, markdown, stage_rows
 from lw_retinanet.benchmarking.timing import Measured
 
 MACHINE = {
@@ -164,3 +164,10 @@ def test_names_in_the_chart_stand_apart() -> None:
     boxes = [Text.get_window_extent(name) for name in names]
     assert len(boxes) == 9
     assert not any(box.count_overlaps(boxes[:place]) for place, box in enumerate(boxes))
+
+
+def test_the_line_below_says_what_the_processor_can() -> None:
+    times = {"pays": False, "fp32_ms": 1.8, "bf16_ms": 2.9}
+    machine = {**MACHINE, "instructions": "AVX512", "amx": False, "caps": {"A": "B"}, "bf16_pays": {"inference": times}}
+    assert _abilities(machine) == " (AVX512; no AMX; A=B; bf16 does not pay for inference: 2.9 against 1.8 ms)"
+    assert _abilities({**machine, "caps": {}, "bf16_pays": {}}) == " (AVX512; no AMX; no bf16)"

@@ -271,3 +271,25 @@ def test_one_pil_image_may_come_twice(detector: Detector, folder: Path) -> None:
 def test_a_batch_of_nothing_is_refused(detector: Detector) -> None:
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         detector.predict(noise(8, 8, 3), batch_size=0)
+
+
+def test_a_batch_that_does_not_fit_is_halved(detector: Detector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+
+    most, images = 2, [noise(64, 64, 3, seed=seed) for seed in range(5)]
+    expected = detector.predict(images, batch_size=1)
+    whole = Detector.detections
+
+    def small(self: Detector, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        if len(inputs.images) > most:
+            raise torch.OutOfMemoryError
+        return whole(self, inputs, *arguments, **options)
+
+    monkeypatch.setattr(Detector, "detections", small)
+    found = detector.predict(images, batch_size=5)
+    assert "too little memory for 5 images at a time; a batch_size of 2 is tried" in caplog.text
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, rtol=0, atol=0.01)
+    most = 0
+    with pytest.raises(InputError, match="too little memory for one image; use the device cpu, or smaller images"):
+        detector.predict(images[:1])

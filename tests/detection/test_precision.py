@@ -8,6 +8,7 @@ import torch
 
 import lw_retinanet.detection.precision as module
 from lw_retinanet.detection.precision import Times, cache_file, choose_precision, measure, measured_times
+from lw_retinanet.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -123,6 +124,12 @@ def test_bf16_where_it_loses_is_done_with_a_warning(monkeypatch: pytest.MonkeyPa
         "bf16 is slower than fp32 for training here: a convolution takes 2.50 ms in bf16 and 1.00 ms in fp32; "
         "the precision auto or fp32 is faster"
     ]
+
+
+def test_apple_gpus_compute_in_fp32() -> None:
+    assert choose_precision("auto", torch.device("mps"), "inference") == "fp32"
+    with pytest.raises(InputError, match="use the precision fp32 or auto"):
+        choose_precision("bf16", torch.device("mps"), "inference")
 
 
 def test_nothing_is_measured_where_the_answer_is_known(measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

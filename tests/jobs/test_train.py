@@ -13,7 +13,7 @@ from lw_retinanet.config import Config, parse_config
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.data.sample import make_sample
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.errors import DataError, RunFolderError
+from lw_retinanet.errors import DataError, RunFolderError, TrainingError
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.jobs.run_request import request_run
 from lw_retinanet.jobs.train import open_training_data, run_training, train_request, with_chosen_precision
@@ -126,6 +126,21 @@ def test_what_auto_is_stands_in_the_run_and_stays(data: Path, tmp_path: Path, mo
     file.write_text(file.read_text().replace("precision: bf16", "precision: auto"))
     monkeypatch.setattr("lw_retinanet.jobs.train.multiplies_in_bf16", lambda _: True)
     assert with_chosen_precision(config, World(), tmp_path / "run").train.precision == "bf16"
+
+
+def test_a_device_without_memory_names_the_batch_to_try(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lw_retinanet.training.step import accumulate_gradients
+
+    def small(model: Any, batches: Any, **options: Any) -> Any:
+        if len(batches[0].indices) > 1:
+            raise torch.OutOfMemoryError
+        return accumulate_gradients(model, batches, **options)
+
+    monkeypatch.setattr("lw_retinanet.training.trainer.accumulate_gradients", small)
+    with pytest.raises(TrainingError, match=r"train\.batch_size=2; train\.batch_size=1 and train\.accumulate=2 take half") as caught:
+        run_training(settings(train_steps=1), data, tmp_path / "run", device=CPU)
+    assert "in a new run in another folder" in str(caught.value)
+    run_training(settings(train_steps=1, train_batch_size=1, train_accumulate=2), data, tmp_path / "again", device=CPU)
 
 
 def test_workers_may_change_when_resuming_and_nothing_else(run: Path, data: Path, tmp_path: Path) -> None:

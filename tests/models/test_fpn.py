@@ -37,7 +37,7 @@ def test_the_full_heads_p3_has_its_own_convolution_and_nothing_else_has() -> Non
 def test_small_maps_have_a_gradient_in_bf16(size: tuple[int, int]) -> None:
     # PyTorch's own bf16 gradient of these weights is uninitialised memory where a map is one cell wide (AVX512-BF16 without AMX).
     network = pyramid_network(full_output=False).to(memory_format=torch.channels_last)
-    convs = network.extra_blocks.p6, network.extra_blocks.p7  # type: ignore[union-attr]
+    convs = network.extra_blocks.p6, network.extra_blocks.p7
     sides = {name: tuple(side * scale for side in size) for name, scale in (("C3", 4), ("C4", 2), ("C5", 1))}
     maps = {name: torch.randn(2, channels, *sides[name]) for name, channels in (("C3", 4), ("C4", 6), ("C5", 10))}
     gradients = []

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from lw_retinanet import __version__
-from lw_retinanet.devices import cpu_name
+from lw_retinanet.detection.precision import ISA_VARIABLES, Work, measured_times
+from lw_retinanet.devices import cpu_name, multiplies_in_bf16
 from lw_retinanet.errors import InputError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnxruntime", "openvino")
@@ -32,11 +33,30 @@ def machine(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "processor": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "amx": has_amx(),
+        "caps": {name: os.environ[name] for name in ISA_VARIABLES if name in os.environ},
+        "bf16_pays": bf16_verdict(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cpus": available_cpus(),
         "load_before": load,
     }
+
+
+def has_amx() -> bool:
+    """Whether convolutions can use AMX: the processor has it and no environment variable forbids it."""
+    caps = [os.environ[name].upper() for name in ISA_VARIABLES if name.endswith("MAX_CPU_ISA") and name in os.environ]
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16")) and all("AMX" in cap or cap in ("ALL", "DEFAULT") for cap in caps)
+
+
+def bf16_verdict(device: torch.device) -> dict[str, Any]:
+    """For each work, whether bf16 pays on the device, and the times of a convolution that say so; empty where bf16 is not computed."""
+    if not multiplies_in_bf16(device):
+        return {}
+    works: tuple[Work, ...] = ("inference", "training")
+    times = {work: measured_times(device, work) for work in works}
+    return {work: {"pays": each.bf16_pays, "fp32_ms": each.fp32, "bf16_ms": each.bf16} for work, each in times.items()}
 
 
 def available_cpus() -> list[int]:

@@ -40,10 +40,24 @@ def markdown(result: Mapping[str, Any], *, stages: bool = False) -> list[str]:
     commit = f" at {machine['commit']}" if machine.get("commit") else ""
     each = "the next image" if settings["batch_size"] == 1 else f"the next {settings['batch_size']} images"
     below = (
-        f"{settings['rounds']} rounds, in each {each}, {machine['threads']} threads, {machine['processor']}, {machine['device']}, "
+        f"{settings['rounds']} rounds, in each {each}, {machine['threads']} threads, {machine['processor']}{_abilities(machine)}, "
+        f"{machine['device']}, "
         f"load before {load}; {result['pictures']}; lw-retinanet {machine['lw_retinanet']}{commit}, {packages}."
     )
     return [table[0], f"|{' --- |' * len(rows[0])}", *table[1:], "", below, *result["remarks"]]
+
+
+def _abilities(machine: Mapping[str, Any]) -> str:
+    """Instruction sets and what bf16 is worth. Results of version 0.1.0 have neither."""
+    if "amx" not in machine:
+        return ""
+    caps = [f"{name}={value}" for name, value in machine["caps"].items()]
+    verdicts = [
+        f"bf16 {'pays' if times['pays'] else 'does not pay'} for {work}: {times['bf16_ms']:.1f} against {times['fp32_ms']:.1f} ms"
+        for work, times in machine["bf16_pays"].items()
+    ]
+    parts = [machine["instructions"], "AMX" if machine["amx"] else "no AMX", *caps, *(verdicts or ["no bf16"])]
+    return f" ({'; '.join(parts)})"
 
 
 def latency_rows(result: Mapping[str, Any]) -> Rows:

@@ -22,7 +22,7 @@ def lighten_command(
     keep_pyramid: bool = typer.Option(False, help="Leave the convolution that makes P3 as it is, although only D3 reads it."),
     latency: bool = typer.Option(True, help="Measure milliseconds of the full and the light head."),
     seed: int = typer.Option(0, min=0, help="Seed for the choice of images and cells and for the order of the fit."),
-    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Make a trained detector cheaper: the head on its finest level gets new towers, fitted to the old ones; all other weights stay."""

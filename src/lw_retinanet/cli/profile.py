@@ -30,7 +30,7 @@ def profile_command(
     plot: Path | None = typer.Option(
         None, help="Write a bar chart to this .png or .svg file: every block, or with --budget what is saved where."
     ),
-    device: str = typer.Option("auto", help="For --latency: auto, cpu or cuda."),
+    device: str = typer.Option("auto", help="For --latency: auto, cpu, cuda or mps."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Count multiply-accumulates and parameters of every block, and show where they are."""

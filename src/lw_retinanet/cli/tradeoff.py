@@ -17,7 +17,7 @@ def tradeoff_command(
     only: list[str] = typer.Option([], help="Row to run, for example lw-v3@416; may be repeated [default: all]."),
     report_only: bool = typer.Option(False, "--report-only", help="Run nothing; make table, figures and report from the finished runs."),
     latency: bool = typer.Option(True, help="Measure milliseconds of every row, side by side, when all is done."),
-    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Compare lighter heads with smaller images: same recipe, same counter, several seeds, with intervals."""

@@ -21,7 +21,7 @@ def train_command(
     settings: list[str] = typer.Option([], "--set", help="A setting, for example train.epochs=12; may be repeated."),
     out: Path | None = typer.Option(None, help="New run folder [default: runs/MODEL-DATA-NUMBER]."),
     resume: Path | None = typer.Option(None, help="Run folder to continue."),
-    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check the data, print length, cost and memory of the run, and write nothing."),
     processes: int | None = typer.Option(
         None, min=1, max=4096, help="With --dry-run: processes (GPUs) to plan for [default: torchrun's, or 1]."

@@ -1,6 +1,7 @@
 """Images in, boxes out: the object that every way of using a model shares."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     Source = str | Path | Image | NDArray[np.uint8]
 
 HeadChoice = Literal["light", "full"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,8 +380,17 @@ class Detector:
 
     @torch.inference_mode()
     def _detect_group(self, images: "Sequence[_NamedImage]", conventions: Conventions, is_full: bool) -> list[Result]:
-        """All in one batch."""
-        found = self.detections(self.prepare([image.pixels for image in images]), conventions, full_head=is_full)
+        """All in one batch, or in two halves if the device has too little memory."""
+        try:
+            found = self.detections(self.prepare([image.pixels for image in images]), conventions, full_head=is_full)
+        except torch.OutOfMemoryError:
+            found = None  # leaving the handler frees what the failed batch held
+        if found is None:
+            half = len(images) // 2
+            if not half:
+                raise InputError(f"{self.device} has too little memory for one image; use the device cpu, or smaller images")
+            log.warning("%s has too little memory for %d images at a time; a batch_size of %d is tried", self.device, len(images), half)
+            return [*self._detect_group(images[:half], conventions, is_full), *self._detect_group(images[half:], conventions, is_full)]
         boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()
         return [
             Result(

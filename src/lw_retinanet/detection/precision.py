@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lw_retinanet.devices import Precision, cpu_name, multiplies_in_bf16, waiting_for
-from lw_retinanet.errors import LwRetinaNetError
+from lw_retinanet.errors import InputError, LwRetinaNetError
 from lw_retinanet.files import write_text
 
 Work = Literal["inference", "training"]
@@ -48,7 +48,12 @@ def choose_precision(precision: Precision, device: torch.device, work: Work) -> 
         precision: ``auto`` is bf16 where it was measured to be faster by ``MIN_GAIN``.
         device: To compute on.
         work: ``training`` measures a backward pass, too.
+
+    Raises:
+        InputError: for bf16 on an Apple GPU.
     """
+    if precision == "bf16" and device.type == "mps":
+        raise InputError("bf16 is not for Apple GPUs (mps); use the precision fp32 or auto")
     if precision == "fp32":
         return "fp32"
     if device.type not in ("cpu", "cuda") or (precision == "auto" and not multiplies_in_bf16(device)):

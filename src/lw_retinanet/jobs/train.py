@@ -19,7 +19,7 @@ from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import choose_device, multiplies_in_bf16
-from lw_retinanet.errors import ConfigError, DataError, RunFolderError
+from lw_retinanet.errors import ConfigError, DataError, RunFolderError, TrainingError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
@@ -101,7 +101,7 @@ def run_training(
             log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
             if not resume:
                 _note_start(config, out, start)
-        trained = train(
+        trained = _train_within_memory(
             model,
             records,
             config=config,
@@ -120,6 +120,18 @@ def run_training(
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
         return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
+
+
+def _train_within_memory(model: RetinaNet, records: Records, *, config: Config, **others: Any) -> RetinaNet:
+    try:
+        return train(model, records, config=config, **others)
+    except torch.OutOfMemoryError:
+        batch, passes = config.train.batch_size, config.train.accumulate
+        fewer = f"train.batch_size={batch // 2} and train.accumulate={passes * 2} take half as much for a step of as many images"
+        remedy = "set a smaller data.image_size" if batch == 1 else f"{fewer}, if {batch // 2} fit"
+        raise TrainingError(
+            f"the device ran out of memory with train.batch_size={batch}; {remedy}, in a new run in another folder"
+        ) from None
 
 
 def with_chosen_precision(config: Config, world: World, resumed: Path | None) -> Config:

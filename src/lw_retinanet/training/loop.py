@@ -1,6 +1,5 @@
 """The training loop: plain torch, one process or many, and the same run however often it is interrupted."""
 
-import logging
 from collections.abc import Callable
 
 from lw_retinanet.config import Config
@@ -12,12 +11,10 @@ from lw_retinanet.training.distributed import World
 from lw_retinanet.training.progress import training_progress
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_log import RunLog
-from lw_retinanet.training.schedule import warmup_length
 from lw_retinanet.training.scores import Score
 from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.trainer import Trainer
 
-_logger = logging.getLogger(__name__)
 Evaluate = Callable[[RetinaNet, int], Score]
 """Evaluates a model after so many steps, at once or in the background."""
 
@@ -60,8 +57,6 @@ def train(
         trainer.restore(checkpoint)
     if trainer.done > trainer.total_steps:
         raise RunFolderError(f"{folder.path} has done {trainer.done} steps, more than the {trainer.total_steps} asked for")
-    if world.is_main and not checkpoint:
-        _tell_shortened_warmup(trainer)
     batches = trainer.batches()
     with RunLog(folder, trainer) as log:
         # The run may have been killed while this score was being computed.
@@ -84,12 +79,6 @@ def train(
                 if is_saved and world.is_main:
                     save_checkpoint(folder.checkpoints, trainer.snapshot())
     return trainer.averaged
-
-
-def _tell_shortened_warmup(trainer: Trainer) -> None:
-    asked, steps = trainer.config.train.warmup_steps or 0, warmup_length(trainer.config.train, trainer.total_steps)
-    if steps < asked:
-        _logger.info("warm-up takes %d steps instead of %d, a quarter of the run's %d", steps, asked, trainer.total_steps)
 
 
 def _is_saved(trainer: Trainer) -> bool:

@@ -1,5 +1,6 @@
 """A training in progress: all that an optimiser step reads and changes, and the step itself."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,8 +23,10 @@ from lw_retinanet.training.distributed import World
 from lw_retinanet.training.ema import MovingAverage
 from lw_retinanet.training.network_graphs import NetworkGraphs
 from lw_retinanet.training.optimiser import Optimisation, make_optimiser, scheduled_rate
-from lw_retinanet.training.schedule import average_decay, run_length
+from lw_retinanet.training.schedule import average_decay, run_length, warmup_length
 from lw_retinanet.training.step import Teacher, accumulate_gradients
+
+log = logging.getLogger(__name__)
 
 
 class Reading:
@@ -119,6 +122,9 @@ class Trainer:
         if teacher:
             teacher.model.eval().to(memory_format=torch.channels_last)
         self._is_refused = torch.zeros((), device=world.device)
+        warmup, asked = warmup_length(settings, self.total_steps), settings.warmup_steps or 0
+        if warmup < asked and world.is_main:
+            log.info("warm-up takes %d steps instead of %d, a quarter of the run's %d", warmup, asked, self.total_steps)
 
     @property
     def averaged(self) -> RetinaNet:
