@@ -202,16 +202,12 @@ def evaluate(
         max_detections: How many detections of an image and class are scored, best first; COCO's limit is 100.
         progress: Wraps the batches, for instance to show a bar.
 
-    Returns:
-        The twelve COCO numbers in 0..1, and those of every class.
-
     Raises:
-        WeightsError: if the model cannot be opened.
-        DataError: if the data set or the detections cannot be used.
+        WeightsError, DataError: if the model, the data set or the detections cannot be used.
 
     Example:
         >>> import lw_retinanet as lw
-        >>> metrics = lw.evaluate("runs/mine", "my_data")
+        >>> metrics = lw.evaluate("runs/mine", "my_data")  # the twelve COCO numbers in 0..1, and those of every class
         >>> metrics.images, 0 <= metrics.AP <= 1
         (24, True)
         >>> lw.evaluate(ground_truth="my_data/val.json", detections="runs/mine/detections.json").AP == metrics.AP
