@@ -62,6 +62,33 @@ def _read_again(values, chosen, at, classes, floor, near, near_keys, is_listed, 
 
 
 @triton.jit
+def _limit(  # type: ignore[no-untyped-def]
+    values, chosen, at, classes, floor, near, near_keys, is_listed, length, passing, number,
+    key_bits: tl.constexpr, of_pairs: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """The key of the last value that is taken, and how many of the values that equal it are."""
+    limit = tl.full([], -2147483648, tl.int32)
+    rest = tl.full([], 0, tl.int32) + number
+    if passing > number:
+        # Two bits of the limit at a time, the highest first: the largest key that at least ``number`` values reach.
+        above = tl.full([], 0, tl.int32)
+        for step in range(0, key_bits // 2):
+            unit = tl.full([], 1, tl.int32) << (30 - 2 * step)
+            one, two, three = tl.zeros([block], tl.int32), tl.zeros([block], tl.int32), tl.zeros([block], tl.int32)
+            for begin in range(0, length, block):
+                _, key = _read_again(values, chosen, at, classes, floor, near, near_keys, is_listed, length, begin, of_pairs, block)
+                one += (key >= limit + unit).to(tl.int32)
+                two += (key >= limit + 2 * unit).to(tl.int32)
+                three += (key >= limit + 3 * unit).to(tl.int32)
+            ones, twos, threes = tl.sum(one, axis=0), tl.sum(two, axis=0), tl.sum(three, axis=0)
+            # Of the values that reach the next higher limit the last such count is that of the values above the final one.
+            above = tl.where(threes < number, tl.where(twos < number, tl.where(ones < number, ones, twos), threes), above)
+            limit += unit * ((ones >= number).to(tl.int32) + (twos >= number).to(tl.int32) + (threes >= number).to(tl.int32))
+        rest = number - above
+    return limit, rest
+
+
+@triton.jit
 def _select_kernel(  # type: ignore[no-untyped-def]
     values, chosen, counts, out_places, out_values, near, starts, floors, anchors_of_image, classes, number, capacity,
     key_bits: tl.constexpr, of_pairs: tl.constexpr, block: tl.constexpr,
@@ -95,25 +122,10 @@ def _select_kernel(  # type: ignore[no-untyped-def]
     is_listed = passing <= capacity
     if is_listed:
         length = passing
-    limit = tl.full([], -2147483648, tl.int32)  # key of the last value that is taken; of the values that equal it, ``rest`` are
-    rest = tl.full([], 0, tl.int32) + number
+    limit, rest = _limit(
+        values, chosen, at, classes, floor, near, near_keys, is_listed, length, passing, number, key_bits, of_pairs, block
+    )  # fmt: skip
     shift = 32 - key_bits
-    if passing > number:
-        # Two bits of the limit at a time, the highest first: the largest key that at least ``number`` values reach.
-        above = tl.full([], 0, tl.int32)
-        for step in range(0, key_bits // 2):
-            unit = tl.full([], 1, tl.int32) << (30 - 2 * step)
-            one, two, three = tl.zeros([block], tl.int32), tl.zeros([block], tl.int32), tl.zeros([block], tl.int32)
-            for begin in range(0, length, block):
-                e, key = _read_again(values, chosen, at, classes, floor, near, near_keys, is_listed, length, begin, of_pairs, block)
-                one += (key >= limit + unit).to(tl.int32)
-                two += (key >= limit + 2 * unit).to(tl.int32)
-                three += (key >= limit + 3 * unit).to(tl.int32)
-            ones, twos, threes = tl.sum(one, axis=0), tl.sum(two, axis=0), tl.sum(three, axis=0)
-            # Of the values that reach the next higher limit the last such count is that of the values above the final one.
-            above = tl.where(threes < number, tl.where(twos < number, tl.where(ones < number, ones, twos), threes), above)
-            limit += unit * ((ones >= number).to(tl.int32) + (twos >= number).to(tl.int32) + (threes >= number).to(tl.int32))
-        rest = number - above
     limit = limit >> shift
     written = tl.full([], 0, tl.int32)
     for begin in range(0, length, block):
