@@ -213,6 +213,7 @@ def evaluate(
         >>> lw.evaluate(ground_truth="my_data/val.json", detections="runs/mine/detections.json").AP == metrics.AP
         True
     """
+    how: dict[str, Any] = {"head": head, "precision": precision, "device": device, "batch_size": batch_size, "max_pixels": max_pixels}
     return run_evaluation(
         model,
         _path(data),
@@ -220,12 +221,8 @@ def evaluate(
         ground_truth=_path(ground_truth),
         detections=_path(detections),
         out=_path(out),
-        head=head,
-        precision=precision,
-        device=device,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
         max_detections=max_detections,
+        **how,
         progress=progress,
     )
 
