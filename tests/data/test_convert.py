@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_voc_keeps_boxes_and_turns_crowds_into_difficult(make: Maker, tmp_path: 
     assert again.is_difficult.tolist() == [False, True, True, False]
     assert any("1 crowd" in loss for loss in done.losses)
     assert any("object areas" in loss for loss in done.losses)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"bytes\xff.png"), "two\nlines.png"])
+def test_a_file_name_that_voc_cannot_hold_is_refused_and_the_remedy_helps(make: Maker, tmp_path: Path, name: str) -> None:
+    records = make(names=("a.png", name, "c.png"))
+    with pytest.raises(DataError, match=r"is no plain text, .*; rename the file, or convert to COCO") as caught:
+        convert(records, "voc", tmp_path / "to")
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "to").exists()
+    convert(records, "coco", tmp_path / "to")
+    assert Dataset.open(tmp_path / "to").read().file_names == records.file_names
 
 
 def test_ordinary_data_loses_nothing(tmp_path: Path) -> None:

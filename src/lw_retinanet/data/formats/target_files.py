@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.image_files import is_safe_name
 from lw_retinanet.data.records import Category, Records, build_records
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, shown
 
 
 def plain_objects(records: Records) -> NDArray[np.bool_]:
@@ -70,6 +70,20 @@ def require_plain_class_names(splits: Mapping[str, Records], form: str) -> None:
         odd = next((name for name in records.class_names if re.search(r"[\x00-\x1f]", name) or name != name.strip()), None)
         if odd is not None:
             raise DataError(f"{split}: the class name {odd!r} has control characters or outer spaces; rename it")
+
+
+def require_text_file_names(splits: Mapping[str, Records], form: str) -> None:
+    """Refuse file names that cannot stand in a text file: with control characters, or with bytes that are no UTF-8.
+
+    Raises:
+        DataError: naming the file.
+    """
+    for split, records in splits.items():
+        odd = next((name for name in records.file_names if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name)), None)
+        if odd is not None:
+            raise DataError(
+                f"{split}: the file name {shown(odd)} is no plain text, which {form} cannot hold; rename the file, or convert to COCO"
+            )
 
 
 def target_names(splits: Mapping[str, Records]) -> dict[str, list[str]]:

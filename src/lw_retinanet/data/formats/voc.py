@@ -29,6 +29,7 @@ from lw_retinanet.data.formats.annotation_format import (
 )
 from lw_retinanet.data.formats.target_files import (
     require_plain_class_names,
+    require_text_file_names,
     target_names,
     with_unique_stems,
     without_details,
@@ -102,6 +103,7 @@ class Voc(AnnotationFormat):
     def files(self, splits: Mapping[str, Records]) -> Files:
         """``Annotations/``, ``JPEGImages/`` and ``ImageSets/Main/``."""
         require_plain_class_names(splits, "VOC")
+        require_text_file_names(splits, "VOC")
         files: Files = {}
         names = target_names(splits)
         stems: dict[str, str] = {}
