@@ -345,7 +345,9 @@ def test_torchvisions_own_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         raise URLError("no route to host")
 
     monkeypatch.setattr(RetinaNet_ResNet50_FPN_Weights, "get_state_dict", unreachable)
-    with pytest.raises(WeightsError, match=r"cannot get torchvision's weights of retinanet_resnet50_fpn .*no route.*give the file"):
+    with pytest.raises(
+        WeightsError, match=r"cannot get torchvision's weights of retinanet_resnet50_fpn .*no route.*convert them to a model file"
+    ):
         convert("torchvision:retinanet_resnet50_fpn")
     with pytest.raises(WeightsError, match=r"no RetinaNet called 'retinanet_resnet50'.*did you mean"):
         convert("torchvision:retinanet_resnet50")

@@ -38,8 +38,7 @@ def benchmark_command(
 ) -> None:
     """Time models side by side, from image files to boxes, after checking that models with the same weights give the same detections."""
     if http is not None:
-        _load_test(http, models, images, clients=clients, seconds=seconds, token=token, as_json=json)
-        return
+        return _load_test(http, models, images, clients=clients, seconds=seconds, token=token, as_json=json)
     from lw_retinanet.benchmarking.report import write_report_files
     from lw_retinanet.benchmarking.run import benchmark
     from lw_retinanet.benchmarking.settings import BenchmarkSettings
@@ -69,10 +68,7 @@ def benchmark_command(
     result = benchmark(models or [], settings, progress=with_bar)
     if out is not None:
         write_report_files(out, result)
-    if json:
-        print_json(result)
-    else:
-        say("\n".join(lines(result)))
+    return print_json(result) if json else say("\n".join(lines(result)))
 
 
 def _load_test(

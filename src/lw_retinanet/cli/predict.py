@@ -8,7 +8,7 @@ from lw_retinanet.cli.console import checked_precision, print_json, say, say_err
 
 
 def predict_command(
-    model: Path = typer.Argument(help="Model file, run folder or exported file."),
+    model: Path = typer.Argument(help="Model file, run folder, exported file or torchvision:NAME."),
     sources: list[str] = typer.Argument(help="Images, folders, globs."),
     out: Path | None = typer.Option(
         None, help="Folder for images with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."

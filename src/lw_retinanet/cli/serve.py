@@ -9,7 +9,7 @@ from lw_retinanet.cli.console import checked_precision
 
 
 def serve_command(
-    model: str = typer.Argument(help="Model file, run folder or exported file."),
+    model: str = typer.Argument(help="Model file, run folder, exported file or torchvision:NAME."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines in."),
     port: int = typer.Option(8000, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
     token: str | None = typer.Option(None, envvar="LW_RETINANET_TOKEN", help="Requests need the header Authorization: Bearer TOKEN."),

@@ -6,6 +6,8 @@ from typing import Literal
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device
 from lw_retinanet.exporting.opening import exported_file, open_exported
+from lw_retinanet.weights.foreign.convert import convert
+from lw_retinanet.weights.foreign.torchvision import DOWNLOAD
 from lw_retinanet.weights.model_file import load_model
 
 
@@ -17,10 +19,11 @@ def open_detector(
     precision: Literal["fp32", "bf16", "auto"] = "fp32",
     compile: bool = False,  # noqa: A002
 ) -> Detector:
-    """Open a model file, a run folder or an exported file.
+    """Open a model file, a run folder, an exported file, or torchvision's own trained weights.
 
     Args:
-        model: The file or folder; a detector is returned as it is, with another head if one is named.
+        model: The file or folder; ``torchvision:NAME`` for what :func:`lw_retinanet.convert`
+            downloads or finds in torch's cache; a detector is returned as it is, with another head if one is named.
         head: ``light`` or ``full`` for a lightened model; None keeps the head that answers by default.
         device: As for :func:`lw_retinanet.load`.
         precision: As for :func:`lw_retinanet.load`.
@@ -38,7 +41,7 @@ def open_detector(
 def _opened(path: Path, device: str, precision: Literal["fp32", "bf16", "auto"], compiled: bool) -> Detector:
     if exported_file(path) is not None:
         return open_exported(path, device=device, precision=precision, compile=compiled)
-    loaded = load_model(path)
+    loaded = convert(path).loaded if str(path).startswith(DOWNLOAD) else load_model(path)
     return Detector.of_model(
         loaded.model,
         loaded.record.categories,

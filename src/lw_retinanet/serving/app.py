@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from lw_retinanet import __version__
 from lw_retinanet.serving.engine import NUM_EXAMPLES
-from lw_retinanet.serving.gate import Gate
+from lw_retinanet.serving.outer_layer import OuterLayer
 from lw_retinanet.serving.refusal import RefusedError
 from lw_retinanet.serving.service import DetectionService
 
@@ -50,7 +50,7 @@ _DETECT_BODY = {
 }
 
 
-def build_app(service: DetectionService) -> Gate:
+def build_app(service: DetectionService) -> OuterLayer:
     """The routes of a service, with everything around them."""
     app = FastAPI(title="lw_retinanet", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.exception_handler(RefusedError)(_refused(service))
@@ -60,7 +60,7 @@ def build_app(service: DetectionService) -> Gate:
     _add_state(app, service)
     _add_page(app, service)
     paths = frozenset(str(getattr(route, "path", "")) for route in app.routes)
-    return Gate(app, service, paths)
+    return OuterLayer(app, service, paths)
 
 
 def _add_detection(app: FastAPI, service: DetectionService) -> None:

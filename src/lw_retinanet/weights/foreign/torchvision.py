@@ -115,6 +115,7 @@ def download(name: str) -> ForeignFile:
         state = get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a checksum that is wrong, a cached file that is damaged: half a dozen types
         raise WeightsError(
-            f"cannot get torchvision's weights of {name} ({first_line(error)}); download them where there is a network and give the file"
+            f"cannot get torchvision's weights of {name} ({first_line(error)}); "
+            "on a machine with a network, convert them to a model file, and give that"
         ) from None
     return unwrap(state, f"{DOWNLOAD}{name}")

@@ -31,7 +31,7 @@ _HEADERS = (
 _LINGER_S = 2.0  # closing at once would reset the connection, and a client that still sends would not see the answer
 
 
-class Gate:
+class OuterLayer:
     """Wraps the routes.
 
     Args:
@@ -68,7 +68,7 @@ class Gate:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, gate: Gate, scope: Message, receive: Receive, send: Send) -> None:
+    def __init__(self, gate: OuterLayer, scope: Message, receive: Receive, send: Send) -> None:
         self.gate, self.scope, self._receive, self._send = gate, scope, receive, send
         self.status = 0
         self.received = self.sent = 0
