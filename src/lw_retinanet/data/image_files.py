@@ -6,9 +6,8 @@ import posixpath
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
-from lw_retinanet.data.images import printable
 from lw_retinanet.data.problems import Problems
-from lw_retinanet.errors import InputError
+from lw_retinanet.errors import InputError, printable
 
 # The suffix only selects files of a folder or a pattern; what a file is follows from its content.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_files import is_file, is_safe_name
-from lw_retinanet.data.images import decode, printable, read_size, too_large
+from lw_retinanet.data.images import decode, read_size, too_large
 from lw_retinanet.data.orientation import SWAPS_SIDES, orientation
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, ImageError, shown
+from lw_retinanet.errors import DataError, ImageError, printable, shown
 
 HeaderSize = tuple[int, int] | ImageError | None
 _MISSING_REMEDY = "put it there or take it out of the annotations (`lw-retinanet data check` lists all)"

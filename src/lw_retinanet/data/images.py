@@ -27,8 +27,7 @@ from lw_retinanet.data.image_formats.png import open_png
 from lw_retinanet.data.image_formats.promise import require_no_holes
 from lw_retinanet.data.image_formats.signatures import image_format
 from lw_retinanet.data.image_formats.tiff import open_tiff
-from lw_retinanet.errors import ImageError, InputError
-from lw_retinanet.errors import printable as printable
+from lw_retinanet.errors import ImageError, InputError, printable
 
 # Not Image.open(), which first applies a limit of pixels that is global to the process.
 _OPENERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from lw_retinanet.data.images import printable
-from lw_retinanet.errors import DataError
+from lw_retinanet.errors import DataError, printable
 
 UPRIGHT = 1
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
