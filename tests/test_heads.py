@@ -14,7 +14,7 @@ from torch import nn
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.counting.macs import Cost, count_blocks
 from lw_retinanet.errors import ConfigError
-from lw_retinanet.heads import BRANCHES, D_BLOCKS, PRESETS, HeadPlan, d_block, is_preset, light_blocks, plan_of, preset_names
+from lw_retinanet.heads import BRANCHES, D_BLOCKS, PRESETS, HeadPlan, block_tower, is_preset, light_blocks, plan_of, preset_names
 from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Head
 
@@ -97,7 +97,7 @@ def test_field_of_view_of_d3(preset: str, side: int) -> None:
 @pytest.mark.parametrize("block", light_blocks())
 def test_every_block_in_every_branch_by_name(block: str, branches: str) -> None:
     plan = plan_of(f"{branches}-{block}")
-    own = {"P3": d_block(block)}
+    own = {"P3": block_tower(block)}
     assert (plan.cls, plan.bbox) == (own if branches != "bbox" else {}, own if branches != "cls" else {})
     assert plan.shared == HeadPlan().shared
     assert TypeAdapter(HeadPlan).validate_json(TypeAdapter(HeadPlan).dump_json(plan)) == plan
@@ -168,7 +168,7 @@ def test_what_is_no_text_is_no_preset() -> None:
 
 def test_batch_norm_towers_belong_to_one_level() -> None:
     with pytest.raises(ValueError, match="give each level units with batch norm of its own"):
-        HeadPlan(shared=d_block("v1-bn"))
+        HeadPlan(shared=block_tower("v1-bn"))
 
 
 # MACs a cell of P3 by hand, from 256 channels: tower, class prediction (9 * 80 outputs), box prediction (36).

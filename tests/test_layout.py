@@ -186,7 +186,6 @@ def test_functions_fit_on_a_screen() -> None:
     assert len(long) <= 4, long
 
 
-@pytest.mark.xfail(reason="not yet everywhere", strict=False)
 def test_public_definitions_say_what_they_do() -> None:
     missing = [
         f"{place(path, node)} {node.name}"
@@ -230,7 +229,6 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert not imported
 
 
-@pytest.mark.xfail(reason="not yet everywhere", strict=False)
 def test_only_the_command_line_speaks_of_options() -> None:
     """Messages and docstrings of the library name parameters and settings."""
     allowed = {"benchmarking/machine.py", "tradeoff/report.py", "tradeoff/page_figure.py"}  # options of git, and CSS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lw_retinanet.heads import HeadPlan, d_block
+from lw_retinanet.heads import HeadPlan, block_tower
 from lw_retinanet.models.head import Head, Init
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +139,7 @@ def test_scaling_line_by_hand(audit: dict[str, ModuleType]) -> None:
 @pytest.mark.parametrize("block", ["original", "v1", "v2", "v3", "narrow", "dw5"])
 def test_signal_by_formula_is_the_signal_of_a_tower(audit: dict[str, ModuleType], block: str, init: Init) -> None:
     torch.manual_seed(0)
-    plan = HeadPlan(cls={"P3": d_block(block)})
+    plan = HeadPlan(cls={"P3": block_tower(block)})
     units, _ = Head(in_channels=256, num_classes=1, num_anchors=1, plan=plan, init=init).double().cls.layers("P3")
     features = inputs = torch.randn(1, 256, 20, 20, dtype=torch.float64)
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lw_retinanet.counting.macs import count_blocks
-from lw_retinanet.heads import HeadPlan, Level, TowerPlan, d_block, plan_of
+from lw_retinanet.heads import HeadPlan, Level, TowerPlan, block_tower, plan_of
 
 from .printed import BBOX, D3_SHARE, LIGHT_GFLOPS, LIGHT_RATIOS, SCALING_GFLOPS, SCALING_RATIOS, titled
 from .readings import (
@@ -144,7 +144,7 @@ def released_plan() -> HeadPlan:
     """The released code to the letter: the first unit of both towers is un-shared at every level."""
     first = TowerPlan(units=("3x3", "shared", "shared", "shared"), predict="shared")
     levels: dict[Level, TowerPlan] = {"P4": first, "P5": first, "P6": first, "P7": first}
-    return HeadPlan(cls={**levels, "P3": d_block("v3")}, bbox={**levels, "P3": d_block("v3", predict="shared")})
+    return HeadPlan(cls={**levels, "P3": block_tower("v3")}, bbox={**levels, "P3": block_tower("v3", predict="shared")})
 
 
 def released_table() -> list[str]:

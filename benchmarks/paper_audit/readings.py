@@ -11,7 +11,7 @@ from torch import nn
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.counting.macs import Cost, count_blocks
-from lw_retinanet.heads import HeadPlan, TowerPlan, d_block, plan_of
+from lw_retinanet.heads import HeadPlan, TowerPlan, block_tower, plan_of
 from lw_retinanet.models.build import build, meta_copy
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
@@ -51,7 +51,7 @@ def total(blocks: Mapping[str, Cost]) -> int:
 
 def block_plan(block: str, branches: str, predict: str) -> HeadPlan:
     """A D-block in ``cls``, ``bbox`` or ``cls bbox`` of D3, with this prediction."""
-    tower = d_block(block, predict=predict)
+    tower = block_tower(block, predict=predict)
     return HeadPlan(cls={"P3": tower} if "cls" in branches else {}, bbox={"P3": tower} if "bbox" in branches else {})
 
 

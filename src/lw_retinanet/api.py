@@ -1,4 +1,4 @@
-"""The public functions: each does one whole job, the same as the command of its name, with the same defaults."""
+"""The public functions. ``create`` builds a network; each other one does a whole job, as the command of its name, with its defaults."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ from torch import nn
 
 from lw_retinanet.config import MAX_PIXELS, parse_config
 from lw_retinanet.data.records import Category
-from lw_retinanet.detection.detector import Detector, readable, single_images
+from lw_retinanet.detection.detector import Detector, HeadChoice, readable, single_images
+from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
@@ -24,8 +25,8 @@ from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.jobs.predict import predict_into
 from lw_retinanet.jobs.profile import CostReport, run_profile
-from lw_retinanet.jobs.run_request import request_run
-from lw_retinanet.jobs.train import Run, train_request
+from lw_retinanet.jobs.run_request import checked_request
+from lw_retinanet.jobs.train import Run, run_training
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.weights.create import create_model
@@ -86,7 +87,7 @@ def load(
     path: str | Path,
     *,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Precision = "fp32",
     compile: bool = False,  # noqa: A002
 ) -> Detector:
     """Open a model file, a run folder or an exported file as a detector.
@@ -158,7 +159,7 @@ def train(
         >>> sorted(path.name for path in run.folder.iterdir() if path.suffix)
         ['config.yaml', 'detections.json', 'log.jsonl', 'metrics.json', 'model.safetensors']
     """
-    request = request_run(
+    request = checked_request(
         _path(data),
         model=None if model is None else str(model),
         config=config if isinstance(config, Mapping) else _path(config),
@@ -166,7 +167,7 @@ def train(
         out=_path(out),
         resume=_path(resume),
     )
-    return train_request(request, device=device, progress=progress)
+    return run_training(**vars(request), device=device, progress=progress)
 
 
 def evaluate(
@@ -177,7 +178,7 @@ def evaluate(
     ground_truth: str | Path | None = None,
     detections: str | Path | None = None,
     out: str | Path | None = None,
-    head: Literal["light", "full"] | None = None,
+    head: HeadChoice | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
     batch_size: int = 1,
@@ -232,8 +233,8 @@ def predict(
     sources: "Sequence[Source] | Source",
     *,
     out: str | Path | None = None,
-    score: float = 0.3,
-    head: Literal["light", "full"] | None = None,
+    score: float = DISPLAY_SCORE,
+    head: HeadChoice | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
     batch_size: int = 1,
@@ -245,7 +246,8 @@ def predict(
         model: A model file, run folder or exported file, or a detector.
         sources: Files, folders, globs, PIL images or (H, W, 3) uint8 RGB arrays; one of them, or several.
         out: A folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO); None writes nothing.
-        score: The smallest score of a detection.
+        score: The smallest score of a detection. The default is for people who look at images; ``Detector.predict`` gives everything above
+            the model's own threshold.
         head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
         precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
@@ -437,7 +439,7 @@ def export(
     symmetric: bool = False,
     end_to_end: bool = False,
     half_weights: bool = False,
-    head: Literal["light", "full"] = "light",
+    head: HeadChoice = "light",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Exported:
@@ -448,10 +450,9 @@ def export(
         out: The file to write: ``.onnx``, or ``.xml`` for OpenVINO (its weights go beside it as ``.bin``); or a new folder for Triton.
         format: ``onnx``, ``openvino`` or ``triton``; None takes the one that the suffix of ``out`` belongs to.
         precision: ``fp32``, ``bf16`` (OpenVINO) or ``int8``, which needs ``calibrate``.
-        calibrate: For int8: a data set or a folder with calibration images.
-        calibration_images: The largest number of calibration images.
-        validate: For int8: the data set whose ``val`` gives the AP; None takes ``calibrate``.
-        gate_images: For int8: the largest number of validation images; None takes all.
+        calibrate, calibration_images: For int8: a data set or a folder with calibration images, and the largest number of them.
+        validate, gate_images: For int8: the data set whose ``val`` gives the AP (None takes ``calibrate``), and the largest number of its
+            images (None takes all).
         max_drop: The points of AP that int8 may cost.
         allow_drop: Write the int8 file even if it costs more, and flag it.
         symmetric: int8 ranges around zero, as TensorRT needs them (ONNX).
@@ -477,24 +478,8 @@ def export(
         >>> lw.load("mine.onnx").class_names
         ('disc', 'checker', 'star', 'ring')
     """
-    return run_export(
-        model,
-        out,
-        format=format,
-        precision=precision,
-        calibrate=calibrate,
-        calibration_images=calibration_images,
-        validate=validate,
-        gate_images=gate_images,
-        max_drop=max_drop / 100,
-        allow_drop=allow_drop,
-        symmetric=symmetric,
-        end_to_end=end_to_end,
-        half_weights=half_weights,
-        head=head,
-        seed=seed,
-        progress=progress,
-    )
+    settings = {name: value for name, value in locals().items() if name not in ("model", "out")}
+    return run_export(model, out, **{**settings, "max_drop": max_drop / 100})
 
 
 def _path(value: str | Path | None) -> Path | None:

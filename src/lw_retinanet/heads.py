@@ -1,5 +1,8 @@
 """Every head that this package can build: the table of D-blocks, the table of presets, and the plans that they stand for.
 
+D3 is the head as it is applied to P3, the finest level of the pyramid, where it costs most. A D-block is what the paper puts there in place
+of the head's own tower of four 3x3 convolutions and its prediction, in the class branch, the box branch, or both.
+
 To add a D-block made of known units, add one row to :data:`D_BLOCKS`. Preset names, settings, help texts, the ranking of ``profile``, the
 search for a budget, ``lighten`` and ``benchmark`` read this table, and :mod:`lw_retinanet.models` builds the modules.
 
@@ -52,8 +55,8 @@ class DBlock:
         return any(unit in BATCH_NORM_UNITS for unit in self.units)
 
 
-# The paper's D-blocks (Fig. 4), then ours. v1 and v3 lighten the prediction too, v2 does not: this reading comes closest to the paper's
-# own costs. `narrow` and `dw5` cost nearly what v3 costs, with a field of view of 9x9 and 5x5 cells. The towers of `v1-bn` and `v3-bn`
+# The paper's D-blocks (Fig. 4), then ours. v1 and v3 lighten the prediction too, v2 does not: reading the paper so comes closest to
+# its own costs. `narrow` and `dw5` cost nearly what v3 costs, with a field of view of 9x9 and 5x5 cells. The towers of `v1-bn` and `v3-bn`
 # have batch norms that fold away; their predictions have none.
 # Harm: v2 and v3 as published (Tables 1 and 2); narrow by its distance to v3 in this project's first fits. v1 is not proposed: its
 # published loss of 1.4 points saves no more than v3, and depthwise convolutions are slower than their MACs suggest.
@@ -107,13 +110,13 @@ class TowerPlan:
             raise ValueError("a tower with shared layers keeps the pyramid's width; leave width out")
 
 
-def d_block(name: str, *, predict: str | None = None, width: int | None = None) -> TowerPlan:
+def block_tower(name: str, *, predict: str | None = None, width: int | None = None) -> TowerPlan:
     """The tower of a row of :data:`D_BLOCKS`; ``predict`` and ``width`` replace the row's own."""
     row = D_BLOCKS[name]
     return TowerPlan(units=row.units, width=width or row.width, predict=predict or row.predict)
 
 
-_ORIGINAL_TOWER = d_block(ORIGINAL)
+_ORIGINAL_TOWER = block_tower(ORIGINAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,18 +159,21 @@ def d3_plan(cls: TowerPlan | None = None, bbox: TowerPlan | None = None) -> Head
     return HeadPlan(cls={"P3": cls} if cls else {}, bbox={"P3": bbox} if bbox else {})
 
 
+# The paper numbers its detectors and its D-blocks independently: LW-RetinaNet-v1 has D-block-v2, and LW-RetinaNet-v3 has D-block-v3 twice.
 PRESETS: dict[str, HeadPlan] = {
     "retinanet": HeadPlan(),  # one head for all levels
-    "lw-v1": d3_plan(cls=d_block("v2")),  # LW-RetinaNet-v1 (Table 2)
-    "lw-v2": d3_plan(cls=d_block("v3")),  # LW-RetinaNet-v2 (Table 2)
-    "lw-v3": d3_plan(cls=d_block("v3"), bbox=d_block("v3")),  # LW-RetinaNet-v3 (Table 2)
+    "lw-v1": d3_plan(cls=block_tower("v2")),  # LW-RetinaNet-v1 (Table 2)
+    "lw-v2": d3_plan(cls=block_tower("v3")),  # LW-RetinaNet-v2 (Table 2)
+    "lw-v3": d3_plan(cls=block_tower("v3"), bbox=block_tower("v3")),  # LW-RetinaNet-v3 (Table 2)
     # LW-RetinaNet-v3 as in the authors' released code: the 3x3 box prediction stays shared by all levels.
-    "lw-v3-released": d3_plan(cls=d_block("v3"), bbox=d_block("v3", predict=SHARED)),
-    "bbox-v1": d3_plan(bbox=d_block("v1")),  # Table 1
-    "bbox-v2": d3_plan(bbox=d_block("v2")),  # Table 1
-    "bbox-v3": d3_plan(bbox=d_block("v3")),  # Table 1
-    "lw-narrow": d3_plan(cls=d_block("narrow"), bbox=d_block("narrow")),  # ours: 1.09 times the MACs of LW-v3's D3, a 9x9 field of view
-    "lw-dw5": d3_plan(cls=d_block("dw5"), bbox=d_block("dw5")),  # ours: LW-v3 with one 5x5 depthwise convolution in each branch
+    "lw-v3-released": d3_plan(cls=block_tower("v3"), bbox=block_tower("v3", predict=SHARED)),
+    "bbox-v1": d3_plan(bbox=block_tower("v1")),  # Table 1
+    "bbox-v2": d3_plan(bbox=block_tower("v2")),  # Table 1
+    "bbox-v3": d3_plan(bbox=block_tower("v3")),  # Table 1
+    "lw-narrow": d3_plan(
+        cls=block_tower("narrow"), bbox=block_tower("narrow")
+    ),  # ours: 1.09 times the MACs of LW-v3's D3, a 9x9 field of view
+    "lw-dw5": d3_plan(cls=block_tower("dw5"), bbox=block_tower("dw5")),  # ours: LW-v3 with one 5x5 depthwise convolution in each branch
 }
 
 
@@ -227,7 +233,7 @@ def _find(name: str) -> HeadPlan | None:
     if parts is None or (parts[2] is not None and parts[2] not in _WIDTHS):
         return None
     branches, block, width = parts
-    tower = d_block(block, width=width)
+    tower = block_tower(block, width=width)
     return d3_plan(**dict.fromkeys(BRANCHES[branches], tower))
 
 

@@ -16,7 +16,7 @@ from torchvision.models.detection import (
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.counting.macs import count_blocks
-from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 
@@ -72,7 +72,7 @@ def test_both_counts_agree_at_any_size(height: int, width: int, p6_source: str, 
 def test_both_counts_agree_for_unusual_plans() -> None:
     own_first = TowerPlan(units=("dw3x3+1x1", "shared", "shared", "shared"), predict="shared")
     levels: tuple[Level, ...] = ("P3", "P5", "P7")
-    _agree(_build(HeadPlan(cls=dict.fromkeys(levels, own_first), bbox={"P6": d_block("narrow")}), backbone="resnet18"), (200, 300))
+    _agree(_build(HeadPlan(cls=dict.fromkeys(levels, own_first), bbox={"P6": block_tower("narrow")}), backbone="resnet18"), (200, 300))
     _agree(_build(HeadPlan(shared=TowerPlan(units=("1x1",), width=64, predict="1x1")), backbone="resnet18"), (200, 300))
 
 

@@ -11,7 +11,7 @@ from lw_retinanet.counting.imbalance import light_macs, light_plan, rank, ranked
 from lw_retinanet.counting.imbalance_chart import imbalance_figure
 from lw_retinanet.counting.macs import Size, count_blocks
 from lw_retinanet.counting.torchvision_model import torchvision_detector
-from lw_retinanet.heads import HeadPlan, d_block
+from lw_retinanet.heads import HeadPlan, block_tower
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 
@@ -26,7 +26,7 @@ def _ours(plan: HeadPlan, num_classes: int) -> RetinaNet:
 def test_what_a_block_would_leave_is_what_it_leaves(block: str, branch: str) -> None:
     size = (160, 96)
     row = next(row for row in rank(_ours(HeadPlan(), 20), size).rows if (row.level, row.branch) == ("P4", branch))
-    parts = count_blocks(_ours(TypeAdapter(HeadPlan).validate_python({branch: {"P4": d_block(block)}}), 20), size)["D4"].parts
+    parts = count_blocks(_ours(TypeAdapter(HeadPlan).validate_python({branch: {"P4": block_tower(block)}}), 20), size)["D4"].parts
     assert row.after[block] == parts[f"{branch}_tower"].macs + parts[f"{branch}_predict"].macs
 
 
@@ -55,7 +55,7 @@ def test_the_class_count_decides_what_comes_first() -> None:
 
 
 def test_a_light_level_is_no_longer_first() -> None:
-    light = HeadPlan(cls={"P3": d_block("v3")}, bbox={"P3": d_block("v3")})
+    light = HeadPlan(cls={"P3": block_tower("v3")}, bbox={"P3": block_tower("v3")})
     ranking = rank(_ours(light, 20), (256, 256))
     assert ranking.rows[0].level == "P4"
     # v3 in place of v3 saves nothing; narrow costs more in the box branch.
@@ -97,8 +97,8 @@ def test_two_predictions_on_one_tower() -> None:
     light = light_plan(branch, "v3")
     assert light is not None
     assert light_macs(branch, light) == 15 * (4 * 64 * 64 + 64 * (6 + 2))
-    assert tower_plan(branch, "v3") == d_block("v3")
-    assert tower_plan(branch, "narrow") == d_block("narrow")
+    assert tower_plan(branch, "v3") == block_tower("v3")
+    assert tower_plan(branch, "narrow") == block_tower("narrow")
 
 
 def test_where_light_blocks_do_not_help_it_is_said() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from lw_retinanet.conventions import LEVELS, Conventions
 from lw_retinanet.counting.macs import BLOCKS, Cost, Size, count_blocks, follow, pyramid_sizes
 from lw_retinanet.errors import ConfigError
-from lw_retinanet.heads import PRESETS, HeadPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, block_tower
 from lw_retinanet.models.anchors import feature_sizes
 from lw_retinanet.models.build import build, meta_copy
 from lw_retinanet.models.retinanet import RetinaNet
@@ -119,7 +119,7 @@ def test_shared_weights_stand_at_the_first_level_that_uses_them() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_plan_for_any_level_changes_that_level_alone(level: str) -> None:
     with torch.device("meta"):
-        model = build(TypeAdapter(HeadPlan).validate_python({"bbox": {level: d_block("v3")}}), num_classes=5, backbone="resnet18")
+        model = build(TypeAdapter(HeadPlan).validate_python({"bbox": {level: block_tower("v3")}}), num_classes=5, backbone="resnet18")
     changed, baseline = count_blocks(model, (320, 320)), count_blocks(_build(backbone="resnet18", num_classes=5), (320, 320))
     assert {name for name in BLOCKS if changed[name].macs != baseline[name].macs} == {f"D{level[1]}"}
 

@@ -24,7 +24,7 @@ TALL, WIDE = (64, 40), (40, 64)
 def make_plan(num_tall: int, num_wide: int, *, augment: str = "jitter", group: bool = True, seed: int = 0) -> StepPlan:
     sizes = np.array([TALL] * num_tall + [WIDE] * num_wide, np.int32)
     config = DataConfig.model_validate({"augment": augment, "group_by_shape": group})
-    return StepPlan(sizes_hw=sizes, config=config, rule=RULE, seed=seed, batch_size=2, last_step=1)
+    return StepPlan(sizes_hw=sizes, config=config, rule=RULE, seed=seed, batch_size=2, end_step=1)
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def make_set(records: Records, augment: str = "full") -> TrainingSet:
     return TrainingSet(records, usable=np.ones(records.num_boxes, bool), seed=1, config=config, rule=RULE)
 
 
-def plan_for(records: Records, *, last_step: int = 5) -> StepPlan:
-    return StepPlan(sizes_hw=records.sizes_hw, config=DataConfig(augment="full"), rule=RULE, seed=1, batch_size=2, last_step=last_step)
+def plan_for(records: Records, *, end_step: int = 5) -> StepPlan:
+    return StepPlan(sizes_hw=records.sizes_hw, config=DataConfig(augment="full"), rule=RULE, seed=1, batch_size=2, end_step=end_step)
 
 
 def batches(loader_output: "list[Batch | LwRetinaNetError]") -> list[Batch]:
@@ -80,8 +80,8 @@ def test_steps_hold_one_shape_but_for_the_rests() -> None:
 
 
 def test_micro_batches_of_all_processes_are_the_large_batch() -> None:
-    whole = replace(make_plan(15, 20), batch_size=12, last_step=5)
-    parts = [replace(whole, batch_size=2, accumulate=3, world=2, rank=rank) for rank in range(2)]
+    whole = replace(make_plan(15, 20), batch_size=12, end_step=5)
+    parts = [replace(whole, batch_size=2, accumulate=3, processes=2, rank=rank) for rank in range(2)]
     assert parts[0].steps_per_epoch == whole.steps_per_epoch == 2
     assert len(parts[0]) == 15
     shares = [list(part) for part in parts]
@@ -93,7 +93,7 @@ def test_micro_batches_of_all_processes_are_the_large_batch() -> None:
 
 
 def test_starting_in_the_middle_gives_the_tail_of_the_whole() -> None:
-    plan = replace(make_plan(9, 10), accumulate=2, last_step=11)
+    plan = replace(make_plan(9, 10), accumulate=2, end_step=11)
     whole = list(plan)
     assert len(whole) == len(plan) == 22
     for first_step in (0, 3, 4, 5, 10, 11):
@@ -180,7 +180,7 @@ def test_a_batch_without_boxes_has_the_shapes_of_every_other(records: Records) -
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_handed_over_by_name(records: Records, workers: int) -> None:
     records.path(3).write_bytes(b"not an image")
-    loader = make_loader(make_set(records), plan_for(records, last_step=12), workers=workers, pin=False)
+    loader = make_loader(make_set(records), plan_for(records, end_step=12), workers=workers, pin=False)
     errors = [item for item in loader if isinstance(item, LwRetinaNetError)]
     assert errors
     assert all(isinstance(error, ImageError) and "picture 3.png" in str(error) for error in errors)

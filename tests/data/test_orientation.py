@@ -28,7 +28,7 @@ def turned(tmp_path: Path) -> Path:
 
 
 def test_it_is_said_which_orientation_the_boxes_fit(turned: Path) -> None:
-    with pytest.raises(DataError, match=r"5\.jpg has boxes that fit its stored pixels.*--turned boxes`, or `--turned images"):
+    with pytest.raises(DataError, match=r"5\.jpg has boxes that fit its stored pixels.*turned: boxes or images"):
         Dataset.open(turned).ready()
     problems = {problem.kind: problem.count for problem in check(Dataset.open(turned)).splits[0].problems}
     assert problems == {"turned_image": 4}

@@ -37,7 +37,7 @@ def made(plan: HeadPlan, norm: Any = "frozen") -> RetinaNet:
 
 @torch.inference_mode()
 def run(runtime: TorchRuntime, **how: bool) -> Predictions:
-    return runtime.predict(IMAGES, **how)
+    return runtime.forward(IMAGES, **how)
 
 
 def close(one: Predictions, other: Predictions, tolerance: float) -> None:
@@ -203,7 +203,7 @@ def test_a_detector_answers_as_its_plain_network(detector: Detector) -> None:
 
 def test_another_runtime_takes_the_networks_place(detector: Detector) -> None:
     class Elsewhere(TorchRuntime):
-        def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+        def forward(self, images: Tensor, *, full_head: bool = False) -> Predictions:
             return cast(Predictions, self.model(images))
 
     runtime = Elsewhere(copy.deepcopy(detector.model))

@@ -17,7 +17,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from lw_retinanet.errors import ImageError, InputError
-from lw_retinanet.heads import PRESETS, HeadPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, block_tower
 from lw_retinanet.interop import torchvision_lighten
 from lw_retinanet.interop.torchvision_features import finest_output, head_inputs, level_inputs
 from lw_retinanet.interop.torchvision_head import level_pair
@@ -173,13 +173,13 @@ def test_level_pair_and_what_enters_it(kind: str, calibration: list[Tensor]) -> 
 
 def test_one_branch_after_the_other(calibration: list[Tensor]) -> None:
     model = _detector("v1")
-    first = lighten_torchvision(model, HeadPlan(cls={"P3": d_block("v3")}), images=calibration, fit_steps=0)
-    light = light_copy(first, HeadPlan(bbox={"P3": d_block("v3")}))
+    first = lighten_torchvision(model, HeadPlan(cls={"P3": block_tower("v3")}), images=calibration, fit_steps=0)
+    light = light_copy(first, HeadPlan(bbox={"P3": block_tower("v3")}))
     level = level_pair(first, light, "P3")
     # What the class branch says is by now what its own tower says.
     assert level.old["cls"].predictions["cls_logits"] is light.head.classification_head.own["0"].cls_logits
     assert [pair.branch for pair in level.pairs] == ["bbox"]
-    second = lighten_torchvision(first, HeadPlan(bbox={"P3": d_block("v3")}), images=calibration, fit_steps=0)
+    second = lighten_torchvision(first, HeadPlan(bbox={"P3": block_tower("v3")}), images=calibration, fit_steps=0)
     one, two = _answers(first, calibration), _answers(second, calibration)
     assert torch.equal(one["cls_logits"], two["cls_logits"])
     assert not torch.equal(one["bbox_regression"], two["bbox_regression"])
@@ -187,7 +187,7 @@ def test_one_branch_after_the_other(calibration: list[Tensor]) -> None:
 
 def test_a_coarser_level(calibration: list[Tensor]) -> None:
     model = _detector("v1")
-    both = HeadPlan(cls={"P4": d_block("v3")}, bbox={"P4": d_block("v3")})
+    both = HeadPlan(cls={"P4": block_tower("v3")}, bbox={"P4": block_tower("v3")})
     light = lighten_torchvision(model, both, images=calibration, fit_steps=0)
     assert all(torch.equal(tensor, light.state_dict()[name]) for name, tensor in model.state_dict().items())
     full, new, p3 = _answers(model, calibration), _answers(light, calibration), _cells(model, calibration)

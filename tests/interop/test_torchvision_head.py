@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import PRESETS, HeadPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, block_tower
 from lw_retinanet.interop.torchvision_features import head_inputs
 from lw_retinanet.interop.torchvision_head import own_towers
 from lw_retinanet.interop.torchvision_lighten import light_copy
@@ -91,7 +91,7 @@ def test_heads_of_another_make_are_refused(make_detector: Make) -> None:
     del head.bbox_reg
     with pytest.raises(InputError, match=r"regression_head.*`bbox_reg` \(Conv2d\)"):
         light_copy(model, PRESETS["lw-v3"])
-    light_copy(model, HeadPlan(cls={"P3": d_block("v3")}))  # the other branch is as it should be
+    light_copy(model, HeadPlan(cls={"P3": block_tower("v3")}))  # the other branch is as it should be
     model = make_detector("v1")
     del model.head.classification_head
     with pytest.raises(InputError, match=r"no head\.classification_head"):

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
 from lw_retinanet.interop.torchvision_features import head_inputs
 from lw_retinanet.interop.torchvision_head import own_towers
 from lw_retinanet.interop.torchvision_lighten import light_copy, lighten_torchvision
@@ -64,8 +64,8 @@ def test_other_levels_and_all_old_weights_are_bit_equal(kind: str, preset: str, 
     [
         PRESETS["lw-v3"],
         PRESETS["lw-v3-released"],
-        HeadPlan(cls={"P3": d_block("narrow"), "P5": d_block("dw5")}, bbox={"P4": d_block("v1")}),
-        HeadPlan(cls=_everywhere(d_block("v3")), bbox=_everywhere(d_block("v3", predict="shared"))),
+        HeadPlan(cls={"P3": block_tower("narrow"), "P5": block_tower("dw5")}, bbox={"P4": block_tower("v1")}),
+        HeadPlan(cls=_everywhere(block_tower("v3")), bbox=_everywhere(block_tower("v3", predict="shared"))),
     ],
     ids=["lw-v3", "released", "some", "all"],
 )
@@ -214,7 +214,7 @@ def test_new_layers_follow_dtype_and_keep_the_class_prior(make_detector: Make) -
 
 def test_a_light_model_can_be_lightened_at_other_levels(make_detector: Make, images: list[Tensor]) -> None:
     first = light_copy(make_detector("fcos"), PRESETS["lw-v3"])
-    second = light_copy(first, HeadPlan(cls={"P4": d_block("v3")}))
+    second = light_copy(first, HeadPlan(cls={"P4": block_tower("v3")}))
     assert [len(own_towers(second, level)) for level in LEVELS] == [2, 1, 0, 0, 0]
     assert len(own_towers(first, "P4")) == 0
     old, new = (model.state_dict() for model in (first, second))
@@ -222,7 +222,7 @@ def test_a_light_model_can_be_lightened_at_other_levels(make_detector: Make, ima
     maps = head_inputs(second, images)
     assert torch.equal(first.head(maps)["bbox_regression"], second.head(maps)["bbox_regression"])
     with pytest.raises(InputError, match="regression_head is light at P3 already"):
-        light_copy(second, HeadPlan(bbox={"P3": d_block("v1")}))
+        light_copy(second, HeadPlan(bbox={"P3": block_tower("v1")}))
 
 
 def test_plans_that_do_not_fit_are_refused(make_detector: Make) -> None:
@@ -237,7 +237,7 @@ def test_plans_that_do_not_fit_are_refused(make_detector: Make) -> None:
             light_copy(model, plan)
     model.anchor_generator.sizes = model.anchor_generator.sizes[:3]
     with pytest.raises(InputError, match="names P6, but the model has 3 feature maps, P3 to P5"):
-        light_copy(model, HeadPlan(cls={"P6": d_block("v3")}))
+        light_copy(model, HeadPlan(cls={"P6": block_tower("v3")}))
 
 
 def test_presets_by_name(make_detector: Make, images: list[Tensor]) -> None:

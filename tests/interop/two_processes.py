@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
 from lw_retinanet.interop.torchvision_lighten import light_copy
 
 
@@ -31,7 +31,7 @@ def main(meeting_file: str, rank: int, levels: str) -> None:
     torch.manual_seed(0)
     anchors = AnchorGenerator(((16, 24), (32, 48)), ((0.5, 1.0),) * 2)
     model = RetinaNet(TwoLevels(), 3, anchor_generator=anchors, min_size=64, max_size=64)
-    own: dict[Level, TowerPlan] = {"P3": d_block("v3"), "P4": d_block("v3")}
+    own: dict[Level, TowerPlan] = {"P3": block_tower("v3"), "P4": block_tower("v3")}
     light = light_copy(model, HeadPlan(cls=own, bbox=own) if levels == "all" else PRESETS["lw-v3-released"]).train()
     # A parameter that gets no gradient would stop the second step: unused ones are not looked for.
     parallel = DistributedDataParallel(light)

@@ -15,8 +15,8 @@ from lw_retinanet.data.sample import make_sample
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, RunFolderError, TrainingError
 from lw_retinanet.evaluation.detect_records import detect_records
-from lw_retinanet.jobs.run_request import request_run
-from lw_retinanet.jobs.train import open_training_data, run_training, train_request, with_chosen_precision
+from lw_retinanet.jobs.run_request import checked_request
+from lw_retinanet.jobs.train import open_training_data, run_training, with_chosen_precision
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.run_folder import RunFolder, read_log
 from lw_retinanet.training.run_plan import macs_reduction
@@ -105,7 +105,7 @@ def test_a_run_of_version_0_1_0_resumes_with_its_schedule(data: Path, tmp_path: 
     monkeypatch.undo()
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("  schedule_version: 1\n", ""))  # 0.1.0 did not write it
-    train_request(request_run(None, resume=folder), device="cpu")
+    run_training(**vars(checked_request(None, resume=folder)), device="cpu")
     rates = [entry["rate"] for entry in read_log(folder / "log.jsonl") if "rate" in entry]
     # Both from step 0: warm-up 0.001, 0.5005, 1, 1 times cosine 1, 0.854, 0.5, 0.146.
     assert [rate / 2e-4 for rate in rates] == pytest.approx([0.001, 0.5005 * 0.85355, 0.5, 0.14645], rel=1e-3)

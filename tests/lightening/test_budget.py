@@ -13,7 +13,7 @@ from lw_retinanet.counting.detector_cost import count_detector
 from lw_retinanet.counting.macs import count_blocks
 from lw_retinanet.counting.torchvision_model import torchvision_detector
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.heads import D_BLOCKS, HeadPlan, TowerPlan, d_block
+from lw_retinanet.heads import D_BLOCKS, HeadPlan, TowerPlan, block_tower
 from lw_retinanet.lightening.budget import HARM_GROWTH, propose
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
@@ -47,7 +47,9 @@ def test_no_other_plan_for_the_two_finest_levels_harms_less(share: float) -> Non
     full, budget = _macs(model), round(share * _macs(model))
 
     def branch_macs(branch: str, level: str, block: str) -> int:
-        parts = count_blocks(_ours(TypeAdapter(HeadPlan).validate_python({branch: {level: d_block(block)}})), SIZE)[f"D{level[1]}"].parts
+        parts = count_blocks(_ours(TypeAdapter(HeadPlan).validate_python({branch: {level: block_tower(block)}})), SIZE)[
+            f"D{level[1]}"
+        ].parts
         return parts[f"{branch}_tower"].macs + parts[f"{branch}_predict"].macs
 
     options = []
@@ -114,7 +116,7 @@ def test_a_budget_that_no_plan_reaches_names_the_least() -> None:
 
 
 def test_towers_that_are_there_stay() -> None:
-    own = HeadPlan(cls={"P3": d_block("v3")}, bbox={"P4": TowerPlan(units=("shared", "1x1"), predict="shared")})
+    own = HeadPlan(cls={"P3": block_tower("v3")}, bbox={"P4": TowerPlan(units=("shared", "1x1"), predict="shared")})
     model = _ours(own)
     proposal = propose(model, SIZE, round(0.8 * _macs(model)))
     assert proposal.plan.cls["P3"] == own.cls["P3"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, d_block
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import with_answers
 from lw_retinanet.lightening.fitting import FitSettings, fit
@@ -19,7 +19,7 @@ from lw_retinanet.weights.model_file import load_model, make_record, save_model
 SIZE_HW = (96, 64)
 P3, P4 = 12 * 8 * ANCHORS, 6 * 4 * ANCHORS  # anchors of the two finest levels
 LIGHT = [name for name in PRESETS if name != "retinanet"]
-V3_AT_P4 = HeadPlan(cls={"P4": d_block("v3")}, bbox={"P4": d_block("v3")})
+V3_AT_P4 = HeadPlan(cls={"P4": block_tower("v3")}, bbox={"P4": block_tower("v3")})
 HALF_SHARED = HeadPlan(cls={"P3": TowerPlan(units=("1x1", "1x1", "shared", "shared"), predict="shared")})
 EVERY: tuple[Level, ...] = ("P3", "P4", "P5", "P6", "P7")
 
@@ -78,7 +78,7 @@ def test_other_levels_shared_units_and_group_norm(old: HeadPlan, plan: HeadPlan,
 
 
 def test_several_levels_at_once() -> None:
-    tower = d_block("v3")
+    tower = block_tower("v3")
     model = trained_like()
     light, levels = lighten_copy(model, HeadPlan(cls={"P4": tower, "P3": tower}, bbox={"P3": tower}))
     assert [(level.level, [pair.branch for pair in level.pairs]) for level in levels] == [("P3", ["cls", "bbox"]), ("P4", ["cls"])]
@@ -126,8 +126,8 @@ def test_a_light_model_can_be_lightened_again(first: str, second: str) -> None:
 
 
 def test_every_level_with_a_tower_of_its_own_leaves_no_shared_one() -> None:
-    every = {level: d_block("v3") for level in EVERY}
-    plan = HeadPlan(cls=every, bbox={level: d_block("v3", predict="shared") for level in EVERY})
+    every = {level: block_tower("v3") for level in EVERY}
+    plan = HeadPlan(cls=every, bbox={level: block_tower("v3", predict="shared") for level in EVERY})
     model = trained_like()
     light, levels = lighten_copy(model, plan)
     assert len(levels) == 5
@@ -137,7 +137,7 @@ def test_every_level_with_a_tower_of_its_own_leaves_no_shared_one() -> None:
         solve_closed_form(level, [level_input(light, images(), level.level)])
     assert torch.equal(light.head.bbox.shared_predict.weight, model.head.bbox.shared_predict.weight)  # type: ignore[union-attr,arg-type]
     with pytest.raises(InputError, match=r"shares layers that this model does not have, first head\.cls\.shared_predict"):
-        lighten_copy(light, HeadPlan(cls={"P4": d_block("v3", predict="shared")}))
+        lighten_copy(light, HeadPlan(cls={"P4": block_tower("v3", predict="shared")}))
 
 
 def test_the_old_towers_of_a_level_can_share_less_than_they_were_made_of() -> None:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
-from lw_retinanet.heads import D_BLOCKS, PRESETS, HeadPlan, Level, TowerPlan, d_block, plan_of
+from lw_retinanet.heads import D_BLOCKS, PRESETS, HeadPlan, Level, TowerPlan, block_tower, plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Branch, Head, Init
 
@@ -46,7 +46,7 @@ def test_own_p3_weights_leave_the_other_levels_unchanged(preset: str) -> None:
 
 
 def test_predictions_are_ordered_by_level_row_column_and_anchor() -> None:
-    head = _head(HeadPlan(cls={"P3": d_block("v3")}))
+    head = _head(HeadPlan(cls={"P3": block_tower("v3")}))
     pyramid = _pyramid()
     with torch.no_grad():
         logits, deltas = head(pyramid)
@@ -65,8 +65,8 @@ def test_released_codes_own_first_unit_at_every_level_can_be_planned() -> None:
     first_own = TowerPlan(units=("3x3", "shared", "shared", "shared"), predict="shared")
     levels: tuple[Level, ...] = ("P4", "P5", "P6", "P7")
     plan = HeadPlan(
-        cls=dict.fromkeys(levels, first_own) | {"P3": d_block("v3")},
-        bbox=dict.fromkeys(levels, first_own) | {"P3": d_block("v3", predict="shared")},
+        cls=dict.fromkeys(levels, first_own) | {"P3": block_tower("v3")},
+        bbox=dict.fromkeys(levels, first_own) | {"P3": block_tower("v3", predict="shared")},
     )
     head = _head(plan)
     for branch in (head.cls, head.bbox):
@@ -81,8 +81,8 @@ def test_released_codes_own_first_unit_at_every_level_can_be_planned() -> None:
 
 
 def test_layers_that_no_level_shares_are_not_built() -> None:
-    every_level = dict.fromkeys(LEVELS, d_block("v3"))
-    head = _head(HeadPlan(cls=every_level, bbox=dict.fromkeys(LEVELS, d_block("v3", predict="shared"))))  # type: ignore[arg-type]
+    every_level = dict.fromkeys(LEVELS, block_tower("v3"))
+    head = _head(HeadPlan(cls=every_level, bbox=dict.fromkeys(LEVELS, block_tower("v3", predict="shared"))))  # type: ignore[arg-type]
     assert len(head.cls.shared_units) == 0
     assert head.cls.shared_predict is None
     assert len(head.bbox.shared_units) == 0
@@ -112,7 +112,7 @@ def _gains(units: list[nn.Module], features: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("block", D_BLOCKS)
 def test_fan_in_keeps_the_signal_through_every_unit(block: str) -> None:
-    head = _head(HeadPlan(cls={"P3": d_block(block)}), init="fan_in", width=128)
+    head = _head(HeadPlan(cls={"P3": block_tower(block)}), init="fan_in", width=128)
     features = torch.randn(1, 128, 16, 16, generator=torch.Generator().manual_seed(2))
     for level in ("P3", "P4"):
         assert all(0.1 < gain < 10 for gain in _gains(_units(head.cls, level), features))
@@ -137,7 +137,7 @@ def _towers_std(plan: HeadPlan, init: Init | None, *, is_training: bool) -> list
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("block", [*D_BLOCKS, "narrow64"])
 def test_every_light_tower_passes_its_signal_on_by_default(block: str, is_training: bool) -> None:
-    tower = {"P3": d_block("original")}
+    tower = {"P3": block_tower("original")}
     plan = HeadPlan(cls=tower, bbox=tower) if block == "original" else plan_of(f"both-{block}")  # type: ignore[arg-type]
     assert all(0.1 < std < 10 for std in _towers_std(plan, None, is_training=is_training))
 
@@ -165,14 +165,14 @@ def test_batch_norm_makes_up_for_the_papers_init() -> None:
     ],
 )
 def test_the_papers_init_loses_the_signal_by_orders_of_magnitude(block: str, expected: float) -> None:
-    head = _head(HeadPlan(cls={"P3": d_block(block)}), init="paper", width=256)
+    head = _head(HeadPlan(cls={"P3": block_tower(block)}), init="paper", width=256)
     features = torch.randn(1, 256, 16, 16, generator=torch.Generator().manual_seed(2))
     # Borders see zeros and one draw of weights is not the mean of all.
     assert _gains(_units(head.cls, "P3"), features)[-1] == pytest.approx(expected, rel=0.4)
 
 
 def test_the_default_init_is_fan_in_for_own_towers_and_the_papers_elsewhere() -> None:
-    head = _head(HeadPlan(cls={"P3": d_block("v3")}), width=256)
+    head = _head(HeadPlan(cls={"P3": block_tower("v3")}), width=256)
     own, shared = _units(head.cls, "P3")[0][0], _units(head.cls, "P4")[0][0]  # type: ignore[index]
     assert own.weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.03)
     assert shared.weight.std().item() == pytest.approx(0.01, rel=0.03)

@@ -59,7 +59,7 @@ def test_a_refused_step_changes_neither_weights_nor_state(
     def step(one: RetinaNet, by: torch.optim.Optimizer, value: float, refused: float) -> None:
         for parameter in one.parameters():
             parameter.grad = torch.full_like(parameter, value)
-        Optimisation(one, by, set_rate=lambda _: None).apply(is_refused=torch.tensor(refused))
+        Optimisation(one, by, set_rate=lambda _: None).apply(has_diverged=torch.tensor(refused))
         assert all(parameter.grad is None for parameter in one.parameters())
 
     for value, refused in ((0.1, 0.0), (float("nan"), 1.0), (0.2, 0.0)):

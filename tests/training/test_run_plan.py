@@ -72,7 +72,7 @@ def test_inputs_are_padded_as_in_the_run(augment: str, resize: str) -> None:
     sizes = random.integers(30, 200, (37, 2)).astype(np.int32)
     config = settings(data={"augment": augment})
     rule = InputRule(resize=resize, size=250, max_size=400)  # type: ignore[arg-type]
-    plan = StepPlan(sizes_hw=sizes, config=config.data, rule=rule, seed=5, batch_size=2, accumulate=2, world=2, last_step=0)
+    plan = StepPlan(sizes_hw=sizes, config=config.data, rule=rule, seed=5, batch_size=2, accumulate=2, processes=2, end_step=0)
     expected = [plan.keys(0, row)[0].size_hw for row in plan.order(0)]
     assert input_sizes(plan).tolist() == [list(size) for size in expected]
     assert len(set(expected)) > 1

@@ -36,7 +36,7 @@ def batches_of(data: Records, model: RetinaNet, config: Config, *, batch_size: i
         seed=3,
         batch_size=batch_size,
         accumulate=accumulate,
-        last_step=1,
+        end_step=1,
     )
     dataset = TrainingSet(data, usable=usable(data), seed=3, config=config.data, rule=model.conventions.input)
     found = []

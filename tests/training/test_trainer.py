@@ -32,7 +32,7 @@ def test_a_restored_trainer_takes_the_same_steps(
     again = [resumed.step(batches) for batches in resumed.batches()]
     assert [step.step for step in again] == [3, 4]
     for one, other in zip(seen[2:], again, strict=True):
-        assert (one.rate, one.images, one.reading.numbers()) == (other.rate, other.images, other.reading.numbers())
+        assert (one.rate, one.image_indices, one.numbers()) == (other.rate, other.image_indices, other.numbers())
     expected = unbroken.snapshot().tensors
     assert expected.keys() == resumed.snapshot().tensors.keys()
     assert all(torch.equal(expected[name], tensor) for name, tensor in resumed.snapshot().tensors.items())

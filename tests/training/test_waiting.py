@@ -18,7 +18,7 @@ from lw_retinanet.training.distributed import World
 from lw_retinanet.training.ema import MovingAverage
 from lw_retinanet.training.optimiser import Optimisation, make_optimiser
 from lw_retinanet.training.step import StepResult, Teacher, accumulate_gradients
-from lw_retinanet.training.trainer import Reading
+from lw_retinanet.training.trainer import PendingNumbers
 
 MakeModel = Callable[..., RetinaNet]
 MakeConfig = Callable[..., Config]
@@ -160,7 +160,7 @@ def test_the_usual_mistakes_are_seen(
 
 def test_a_reading_is_of_its_own_moment() -> None:
     values = torch.tensor([1.5, 2.0])
-    reading = Reading(values + 0)
+    reading = PendingNumbers(values + 0)
     values.zero_()
     assert reading.numbers() == [1.5, 2.0]
 
@@ -194,8 +194,8 @@ def test_a_cuda_device_is_not_waited_for(
         )
         norm = optimisation.clip_gradients()
         outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None]])
-        optimisation.apply(is_refused=torch.maximum(is_refused, (~outcome.isfinite()).any().float()))
-        readings.append(Reading(outcome))
+        optimisation.apply(has_diverged=torch.maximum(is_refused, (~outcome.isfinite()).any().float()))
+        readings.append(PendingNumbers(outcome))
 
     for _ in range(2):
         step()

@@ -20,7 +20,7 @@ from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import ConfigError, InputError, WeightsError
-from lw_retinanet.heads import HeadPlan, d_block
+from lw_retinanet.heads import HeadPlan, block_tower
 from lw_retinanet.models.build import build
 from lw_retinanet.weights.foreign import caffe2, detectron2, mmdet, odtk, torchvision
 from lw_retinanet.weights.foreign.conversion import ConvertedModel
@@ -323,7 +323,7 @@ def test_the_written_file_is_the_model(tmp_path: Path) -> None:
 
 def test_a_model_with_two_heads_keeps_both_under_other_conventions(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    plan = HeadPlan(cls={"P3": d_block("v3")}, bbox={"P3": d_block("v3")})
+    plan = HeadPlan(cls={"P3": block_tower("v3")}, bbox={"P3": block_tower("v3")})
     model = build(plan, num_classes=2, backbone="resnet18", width=16, full_output=True).eval()
     names = (Category(id=1, name="a"), Category(id=2, name="b"))
     record = make_record(model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=plan, categories=names, notes={})

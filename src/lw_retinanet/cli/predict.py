@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from lw_retinanet.cli.console import checked_precision, print_json, say, say_error, with_bar
+from lw_retinanet.detection.display_score import DISPLAY_SCORE
 
 
 def predict_command(
@@ -13,7 +14,7 @@ def predict_command(
     out: Path | None = typer.Option(
         None, help="Folder for images with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."
     ),
-    score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score that is shown."),
+    score: float = typer.Option(DISPLAY_SCORE, min=0.0, max=0.999, help="Smallest score that is shown."),
     head: str | None = typer.Option(
         None, help="Head of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
     ),

@@ -30,16 +30,16 @@ def train_command(
     json: bool = typer.Option(False, "--json", help="With --dry-run: print one JSON object."),
 ) -> None:
     """Train on your own images, evaluate on val, and leave model, metrics, curves and figures in one run folder."""
-    from lw_retinanet.jobs.run_request import request_run
+    from lw_retinanet.jobs.run_request import checked_request
 
     _check_options(dry_run, resume, {"--processes": processes is not None, "--measure": measure, "--json": json})
-    request = request_run(data, model=model, config=config, settings=settings, out=out, resume=resume)
+    request = checked_request(data, model=model, config=config, settings=settings, out=out, resume=resume)
     if dry_run:
         from lw_retinanet.devices import choose_device
         from lw_retinanet.jobs.dry_run import plan_training
 
         count = processes or int(os.environ.get("WORLD_SIZE", "1"))
-        plan = plan_training(request.config, request.data, processes=count, device=choose_device(device), measure=measure)
+        plan = plan_training(request.config, request.source, processes=count, device=choose_device(device), measure=measure)
         if os.environ.get("RANK", "0") != "0":  # under torchrun one answer is enough
             return
         if json:
@@ -48,9 +48,9 @@ def train_command(
             say("\n".join([*plan.lines(), "dry run: nothing was written"]))
         return
     from lw_retinanet.evaluation.report import class_table, summary_table
-    from lw_retinanet.jobs.train import train_request
+    from lw_retinanet.jobs.train import run_training
 
-    run = train_request(request, device=device, progress=with_bar)
+    run = run_training(**vars(request), device=device, progress=with_bar)
     if run.metrics:
         say(f"{summary_table(run.metrics)}\n\n{class_table(run.metrics)}\n")
     if run.is_main:

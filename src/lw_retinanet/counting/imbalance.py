@@ -10,7 +10,7 @@ from torch import device, nn
 from lw_retinanet.counting.dense_head import DenseBranch, LevelBranch
 from lw_retinanet.counting.detector_cost import DetectorCost, count_detector
 from lw_retinanet.counting.macs import follow
-from lw_retinanet.heads import D_BLOCKS, ORIGINAL, TowerPlan, d_block, light_blocks
+from lw_retinanet.heads import D_BLOCKS, ORIGINAL, TowerPlan, block_tower, light_blocks
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.tables import aligned
 
@@ -176,7 +176,7 @@ def light_plan(branch: LevelBranch, block: str) -> LightTower | None:
     A 1x1 prediction stays 1x1. If the branch has no tower (SSD), only the block's prediction is used, and a block with the original
     kernel does not fit. v2 needs a depth of at least two units.
     """
-    plan = d_block(block)
+    plan = block_tower(block)
     predict = "1x1" if branch.kernel == 1 else plan.predict
     channels = branch.size.channels
     if branch.depth == 0:
@@ -197,7 +197,7 @@ def tower_plan(branch: LevelBranch, block: str) -> TowerPlan:
     light = light_plan(branch, block)
     assert light is not None
     assert light.units
-    return TowerPlan(units=light.units, width=d_block(block).width, predict=light.predict)
+    return TowerPlan(units=light.units, width=block_tower(block).width, predict=light.predict)
 
 
 def light_macs(branch: LevelBranch, light: LightTower) -> int:

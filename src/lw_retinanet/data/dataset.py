@@ -17,8 +17,8 @@ from lw_retinanet.data.image_sizes import require_decodable, require_files, requ
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.errors import DataError, shown
 
-_logger = logging.getLogger(__name__)
-_OWN_NAMES = {"valid": "val", "validation": "val"}
+log = logging.getLogger(__name__)
+_ALIASES = {"valid": "val", "validation": "val"}
 # The splits that may take the place of a missing one; the first that exists does.
 _STAND_INS: Mapping[str, tuple[str, ...]] = {"val": ("test",), "train": ("trainval",)}
 
@@ -29,7 +29,8 @@ class Dataset:
 
     Args:
         path: What was opened: a folder or one annotation file.
-        parts: What to read for each split, in the order of the layout. The only key is `WHOLE` where there are no splits.
+        parts: What to read for each split, in the order of the layout. A data set without splits has one part, under the key `WHOLE`; then
+            `splits` is (), and None asks for it.
     """
 
     path: Path
@@ -47,7 +48,7 @@ class Dataset:
         """
         parts: dict[str, Part] = {}
         for name, part in _recognise(path).items():
-            parts.setdefault(_OWN_NAMES.get(name, name), part)
+            parts.setdefault(_ALIASES.get(name, name), part)
         return cls(path=path, parts=parts)
 
     @property
@@ -80,16 +81,16 @@ class Dataset:
             return next(iter(self.parts.values()))
         if WHOLE in self.parts:
             raise DataError(f"{self.path}: has no splits, so no {split!r}; leave the split out, or pass a folder with train and val")
-        name = _OWN_NAMES.get(split, split)
+        name = _ALIASES.get(split, split)
         for candidate in (name, *_STAND_INS.get(name, ())):
             if candidate in self.parts:
                 if candidate != name:
-                    _logger.warning("%s has no split %r: %r is used in its place", self.path, name, candidate)
+                    log.warning("%s has no split %r: %r is used in its place", self.path, name, candidate)
                 return self.parts[candidate]
         raise DataError(f"{self.path}: no split {split!r}; it has {', '.join(self.parts)}")
 
     def read(self, split: str | None = None, *, joined: bool = True, scoring: bool = False) -> Records:
-        """Read the annotations of a split; what is not used of them is said in one line of the log.
+        """Read the annotations of a split, and look at no image; what is not used of them is said in one line of the log.
 
         Args:
             split: As for `part`.
@@ -105,11 +106,11 @@ class Dataset:
     def _said(self, records: Records, split: str | None, *, scoring: bool) -> Records:
         line = use_line(records, self.path, split, scoring=scoring)
         if line is not None:
-            _logger.warning("%s", line)
+            log.warning("%s", line)
         return records
 
     def ready(self, split: str | None = None, *, classes: Sequence[Category] | None = None, max_pixels: int | None = None) -> Records:
-        """Read a split and check everything that would otherwise stop a long job in its middle.
+        """Read a split for training or scoring: `read`, and every check of files, sizes and classes that saves a long job from stopping.
 
         Args:
             split: As for `part`.

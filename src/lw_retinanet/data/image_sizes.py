@@ -154,7 +154,7 @@ def require_size(path: Path, size_hw: tuple[int, int], annotated_hw: tuple[int, 
     if annotated_hw == size_hw[::-1] != size_hw and orientation(path) in SWAPS_SIDES:
         raise DataError(
             f"{path} has boxes that fit its stored pixels, and is displayed turned by its EXIF tag; turn the boxes or drop the tag: "
-            "`lw-retinanet data convert --turned boxes`, or `--turned images`"
+            "`lw-retinanet data convert` does either (turned: boxes or images)"
         )
     if annotated_hw not in ((0, 0), size_hw):
         raise DataError(

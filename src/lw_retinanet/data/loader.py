@@ -134,9 +134,9 @@ class StepPlan(Sampler[list[Key]]):
         batch_size: Images of one micro-batch.
         accumulate: Micro-batches of one process in a step.
         rank: The number of this process.
-        world: The number of processes.
+        processes: The number of processes.
         first_step: The first step.
-        last_step: The step after the last one.
+        end_step: The step after the last one.
     """
 
     sizes_hw: NDArray[np.int32]
@@ -146,14 +146,14 @@ class StepPlan(Sampler[list[Key]]):
     batch_size: int
     accumulate: int = 1
     rank: int = 0
-    world: int = 1
+    processes: int = 1
     first_step: int = 0
-    last_step: int
+    end_step: int
 
     @property
     def images_per_step(self) -> int:
         """Images of one step in all processes together."""
-        return self.batch_size * self.accumulate * self.world
+        return self.batch_size * self.accumulate * self.processes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,7 +161,7 @@ class StepPlan(Sampler[list[Key]]):
         return max(1, len(self.sizes_hw) // self.images_per_step)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """(steps_per_epoch, images_per_step) the image numbers of an epoch."""
+        """(steps_per_epoch, images_per_step) the image indices of an epoch."""
         random = np.random.default_rng((self.seed, epoch))
         step = self.images_per_step
         order = random.permutation(len(self.sizes_hw))
@@ -193,12 +193,12 @@ class StepPlan(Sampler[list[Key]]):
         return [Key(epoch=epoch, index=int(index), size_hw=size_hw) for index in indices]
 
     def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulate
+        return (self.end_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
         per_process = self.batch_size * self.accumulate
         epoch_of_order, order = -1, np.empty((0, 0), dtype=np.int64)
-        for step in range(self.first_step, self.last_step):
+        for step in range(self.first_step, self.end_step):
             epoch, row = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_order:
                 epoch_of_order, order = epoch, self.order(epoch)

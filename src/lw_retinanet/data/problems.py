@@ -55,7 +55,7 @@ KINDS: Mapping[str, Kind] = {
     "turned_image": Kind(
         "error",
         "images whose boxes fit the stored pixels, and not the image as its EXIF tag displays it",
-        "turn the boxes or drop the tag: lw-retinanet data convert --turned boxes, or --turned images",
+        "turn the boxes or drop the tag: lw-retinanet data convert does either (turned: boxes or images)",
     ),
     "duplicate_annotation_id": Kind("warning", "annotation ids used twice", "harmless here: scoring renumbers them"),
     "renumbered_annotation_ids": Kind("warning", "annotation ids that are not whole numbers", "annotations are numbered 1, 2, 3..."),

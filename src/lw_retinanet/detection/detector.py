@@ -208,7 +208,7 @@ class Detector:
 
         Args:
             sources: One or several of: file, folder or glob; PIL image; (H, W, 3) or (H, W) uint8 array, RGB.
-            score: Smallest score; None takes the model's own threshold.
+            score: Smallest score; None takes the model's own threshold, which is lower than the default of :func:`lw_retinanet.predict`.
             head: See :meth:`with_head`; None takes the detector's own choice, which is ``light`` unless it was made with another.
             batch_size: Images that go through the network together, if they have the same padded size. On a CPU one at a time is as
                 fast; on a GPU more are faster.
@@ -332,7 +332,7 @@ class Detector:
         """
         if self.runtime.gives_boxes:
             raise InputError(f"{self.name} gives boxes, not logits and deltas; export it without NMS inside for these")
-        return self.runtime.predict(images, full_head=full_head)
+        return self.runtime.forward(images, full_head=full_head)
 
     def detections(self, inputs: NetworkInputs, conventions: Conventions, *, full_head: bool = False) -> Detections:
         """Boxes in pixels of the original images, from what :meth:`prepare` gave."""

@@ -27,7 +27,8 @@ _making = threading.Lock()
 
 
 class Runtime(Protocol):
-    """What runs a network. Preprocessing, decoding and NMS are the detector's, so that every runtime gives the same boxes."""
+    """What runs a network. All else is the detector's, so that every runtime gives the same boxes; only a network that ends with NMS
+    (``gives_boxes``) brings its own decoding and NMS."""
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +42,7 @@ class Runtime(Protocol):
 
     @property
     def gives_boxes(self) -> bool:
-        """Whether the network ends with NMS. If so, only :meth:`detect` can be called; otherwise only :meth:`predict`."""
+        """Whether the network ends with NMS. If so, only :meth:`detect` can be called; otherwise only :meth:`forward`."""
         ...
 
     @property
@@ -49,7 +50,7 @@ class Runtime(Protocol):
         """What the network computes in; None while ``auto`` has not been measured. int8 networks name what is not quantised."""
         ...
 
-    def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+    def forward(self, images: Tensor, *, full_head: bool = False) -> Predictions:
         """Run the network.
 
         Args:
@@ -62,7 +63,7 @@ class Runtime(Protocol):
         """Run a network that ends with NMS.
 
         Args:
-            images: As for :meth:`predict`.
+            images: As for :meth:`forward`.
             sizes_hw: (N, 2) int64 image size inside the padding.
 
         Returns:
@@ -72,13 +73,13 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """Runs a private copy of a model, which is made at the first call and made again when the model's weights have changed since.
+    """Runs a folded copy of a model, which is made at the first call and made again when the model's weights have changed since.
 
     Changes are seen by the tensors themselves: training steps, ``load_state_dict``, ``to``, replaced layers. Writing through
     ``parameter.data`` leaves no trace; call :meth:`release` after that.
 
     Args:
-        model: Put into evaluation mode and channels last, on the device. It can be trained and saved as before.
+        model: Itself moved to the device, and put into evaluation mode and channels last. It can be trained and saved as before.
         device: To compute on.
         precision: ``bf16`` runs convolutions in bf16 and layers that need more (such as group norm) in fp32, as autocast does, with
             weights that were rounded once. ``auto`` is what runs faster on this machine, by a measurement.
@@ -111,7 +112,7 @@ class TorchRuntime:
         """What the network computes in; None while ``auto`` has not been measured."""
         return self._chosen
 
-    def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+    def forward(self, images: Tensor, *, full_head: bool = False) -> Predictions:
         """``model(images)``; see :class:`Runtime`.
 
         Raises:

@@ -15,6 +15,8 @@ from lw_retinanet.evaluation.notes import notes_on
 RECALL_LEVELS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 """The 101 recall values at which COCO reads the precision."""
 
+IOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
 AREA_NAMES = ("all", "small", "medium", "large")
 """Ranges of object area, in the order of hotcoco's axis."""
 
@@ -23,25 +25,25 @@ _IGNORED_AREA = 1e11
 
 
 class SummaryNumber(NamedTuple):
-    """One of COCO's twelve numbers.
+    """One of the twelve lines that pycocotools prints. Further numbers go into :class:`Metrics` and its ``as_dict``, not here.
 
     Args:
         name: Attribute of :class:`Metrics`.
-        iou: Position in the IoUs 0.50, 0.55 .. 0.95, or None for the mean over all ten.
+        iou: One of `IOUS`, or None for the mean over all ten.
         area: Position in ``AREA_NAMES``.
         limit: Position in ``max_detections``.
     """
 
     name: str
-    iou: int | None = None
+    iou: float | None = None
     area: int = 0
     limit: int = 2
 
 
 SUMMARY = (
     SummaryNumber("AP"),
-    SummaryNumber("AP50", iou=0),
-    SummaryNumber("AP75", iou=5),
+    SummaryNumber("AP50", iou=0.5),
+    SummaryNumber("AP75", iou=0.75),
     SummaryNumber("APs", area=1),
     SummaryNumber("APm", area=2),
     SummaryNumber("APl", area=3),
@@ -149,7 +151,7 @@ def evaluate(records: Records, detections: DetectionTable, *, max_detections: tu
     numbers: dict[str, Any] = {}
     for name, iou, area, limit in SUMMARY:
         values = precision if name.startswith("AP") else recall
-        numbers[name] = _mean(values[slice(None) if iou is None else iou, ..., area, limit])
+        numbers[name] = _mean(values[slice(None) if iou is None else IOUS.index(iou), ..., area, limit])
     return Metrics(
         **numbers,
         max_detections=max_detections,

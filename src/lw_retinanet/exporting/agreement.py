@@ -112,7 +112,7 @@ class _Comparison:
             conventions = self.conventions
             given = self.runtime.detect(images, full_sizes(images))
         else:
-            found = self.runtime.predict(images)
+            found = self.runtime.forward(images)
             for name, one, other in (("logits", wanted.logits, found.logits), ("deltas", wanted.deltas, found.deltas)):
                 largest, rms = _difference(one, other, name, images, self.rms_limit)
                 self.largest, self.rms = max(self.largest, largest), max(self.rms, 0.0 if is_plain else rms)

@@ -84,7 +84,7 @@ class ExportedRuntime(ABC):
             InputError: For a size that the file or the memory cannot take.
         """
 
-    def predict(self, images: Tensor, *, full_head: bool = False) -> Predictions:
+    def forward(self, images: Tensor, *, full_head: bool = False) -> Predictions:
         """Logits and deltas; an exported network holds one head, whatever is asked for."""
         logits, deltas = (torch.from_numpy(values) for values in self.run(images))
         return Predictions(logits, deltas)

@@ -36,31 +36,31 @@ TARGETS: Mapping[str, TargetRow] = {
 }
 
 
-def target_class(target: str) -> "type[ExportedRuntime]":
-    """The class of a target.
+def target_class(format_name: str) -> "type[ExportedRuntime]":
+    """The class that writes a format.
 
     Raises:
-        ConfigError: If there is no such target.
+        ConfigError: If there is no such format.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"format {target}: expected {', '.join(TARGETS)}{nearest(target, TARGETS)}")
-    row = TARGETS[target]
+    if format_name not in TARGETS:
+        raise ConfigError(f"format {format_name}: expected {', '.join(TARGETS)}{nearest(format_name, TARGETS)}")
+    row = TARGETS[format_name]
     found: type[ExportedRuntime] = getattr(import_module(row.module), row.name)
     return found
 
 
 def target_classes() -> "dict[str, type[ExportedRuntime]]":
-    """All targets by name."""
-    return {target: target_class(target) for target in TARGETS}
+    """All classes by the format that they write."""
+    return {format_name: target_class(format_name) for format_name in TARGETS}
 
 
 def format_of(out: "Path") -> str:
-    """The first target whose files have the suffix of a path.
+    """The first format whose files have the suffix of a path.
 
     Raises:
         ConfigError: If there is none.
     """
-    for name, target in target_classes().items():
+    for format_name, target in target_classes().items():
         if out.suffix == target.suffix:
-            return name
+            return format_name
     raise ConfigError(f"{out}: no format writes such a file; name the format: {', '.join(TARGETS)}")

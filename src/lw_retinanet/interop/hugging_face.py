@@ -6,12 +6,12 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lw_retinanet.counting.profile import profile
 from lw_retinanet.data.preprocess import padded_size
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.devices import choose_device
+from lw_retinanet.devices import Precision, choose_device
 from lw_retinanet.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError, first_line
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.files import write_text
@@ -82,7 +82,7 @@ def from_pretrained(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Precision = "fp32",
 ) -> Detector:
     """Load a model from a folder or from the Hugging Face hub.
 

@@ -44,8 +44,7 @@ def plan_training(config: Config, source: Path, *, processes: int = 1, device: t
     config = config.resolved()
     records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
     start = _planned_start(config, records, measure=measure)
-    loaded = open_teacher(config, start.record)
-    teacher = Teacher(model=loaded.model, full_head=loaded.record.switchable) if loaded else None
+    teacher = open_teacher(config, start.record)
     plan = plan_run(config, start.model, records.sizes_hw, name=start.record.preset, processes=processes, teacher=teacher)
     use_bf16 = choose_precision(config.train.precision, device, "training") == "bf16"
     memory = step_memory(

@@ -9,6 +9,7 @@ from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.devices import Precision
 from lw_retinanet.drawing import contact_sheet, save_image
 from lw_retinanet.errors import InputError
@@ -21,7 +22,6 @@ from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress
 
 FIGURE_IMAGES = 8
-FIGURE_SCORE = 0.3  # smallest score that is drawn; the metrics use every detection
 
 
 def run_evaluation(
@@ -107,6 +107,6 @@ def evaluate_into(
 def _save_detections_figure(path: Path, detector: Detector, records: Records) -> None:
     """Draw what a detector finds in a few images that show as many classes as possible."""
     chosen = choose(records, count=min(FIGURE_IMAGES, records.num_images), seed=0)
-    results = [detector.predict_arrays([records.decode(image)], score=FIGURE_SCORE)[0] for image in chosen]
+    results = [detector.predict_arrays([records.decode(image)], score=DISPLAY_SCORE)[0] for image in chosen]
     sheet = contact_sheet([result.plot() for result in results], columns=4, titles=[Path(records.file_names[i]).name for i in chosen])
     save_image(sheet, path)

@@ -1,10 +1,9 @@
 """Open whatever holds a trained model as a detector."""
 
 from pathlib import Path
-from typing import Literal
 
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.devices import choose_device
+from lw_retinanet.devices import Precision, choose_device
 from lw_retinanet.exporting.opening import exported_file, open_exported
 from lw_retinanet.weights.foreign.convert import convert
 from lw_retinanet.weights.foreign.torchvision import DOWNLOAD
@@ -16,7 +15,7 @@ def open_detector(
     *,
     head: str | None = None,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Precision = "fp32",
     compile: bool = False,  # noqa: A002
 ) -> Detector:
     """Open a model file, a run folder, an exported file, or torchvision's own trained weights.
@@ -25,9 +24,7 @@ def open_detector(
         model: The file or folder; ``torchvision:NAME`` for what :func:`lw_retinanet.convert`
             downloads or finds in torch's cache; a detector is returned as it is, with another head if one is named.
         head: ``light`` or ``full`` for a lightened model; None keeps the head that answers by default.
-        device: As for :func:`lw_retinanet.load`.
-        precision: As for :func:`lw_retinanet.load`.
-        compile: As for :func:`lw_retinanet.load`.
+        device, precision, compile: As for :func:`lw_retinanet.load`.
 
     Raises:
         WeightsError: if the file is missing, damaged or not a model of this program.
@@ -38,7 +35,7 @@ def open_detector(
     return detector if head is None else detector.with_head(head)
 
 
-def _opened(path: Path, device: str, precision: Literal["fp32", "bf16", "auto"], compiled: bool) -> Detector:
+def _opened(path: Path, device: str, precision: Precision, compiled: bool) -> Detector:
     if exported_file(path) is not None:
         return open_exported(path, device=device, precision=precision, compile=compiled)
     loaded = convert(path).loaded if str(path).startswith(DOWNLOAD) else load_model(path)

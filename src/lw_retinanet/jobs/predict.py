@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_files import find_images
-from lw_retinanet.detection.detector import Detector, HeadChoice
+from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import ImageError, InputError
@@ -51,7 +52,7 @@ def run_prediction(
     sources: Sequence[str | Path],
     *,
     out: Path | None = None,
-    score: float | None = 0.3,
+    score: float | None = DISPLAY_SCORE,
     head: str | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
@@ -99,7 +100,7 @@ def predict_into(
     images: "Sequence[Source]",
     *,
     score: float | None,
-    head: HeadChoice | None,
+    head: str | None,
     precision: Precision,
     device: str,
     batch_size: int,

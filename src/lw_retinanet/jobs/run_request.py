@@ -16,22 +16,15 @@ MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """A training run that can start.
-
-    Args:
-        config: The checked settings.
-        data: The data set, which exists.
-        folder: The run folder.
-        is_resumed: Whether the folder holds a run to continue.
-    """
+    """A training run that can start; the fields are parameters of :func:`lw_retinanet.jobs.train.run_training`."""
 
     config: Config
-    data: Path
-    folder: Path
-    is_resumed: bool
+    source: Path
+    out: Path
+    resume: bool
 
 
-def request_run(
+def checked_request(
     data: Path | None,
     *,
     model: str | None = None,
@@ -44,13 +37,9 @@ def request_run(
     """Check what a caller says about a run.
 
     Args:
-        data: The data set; None takes the one that the settings file or the resumed run was made with.
-        model: A preset, or the path of a model file or run folder to start from.
-        config: A YAML file with settings, or the same as nested mappings.
+        data, model, config, out, resume: As for :func:`lw_retinanet.train`.
         settings: Texts such as ``train.epochs=12``, which override ``config``.
         train: Settings of the section ``train``, which override both.
-        out: The new run folder; None takes the next free ``runs/MODEL-DATA-NUMBER``.
-        resume: The run folder to continue.
 
     Raises:
         ConfigError: for settings that are unknown, out of range or contradictory.
@@ -75,7 +64,7 @@ def request_run(
     if out:
         output_folder(out)
     folder = resume or out or _new_folder(f"{_model_name(checked.model)}-{source.resolve().stem}")
-    return RunRequest(config=checked, data=source, folder=folder, is_resumed=resume is not None)
+    return RunRequest(config=checked, source=source, out=folder, resume=resume is not None)
 
 
 def _values(config: Path | Mapping[str, Any] | None, file: Path | None, *, is_resumed: bool) -> tuple[dict[str, Any], object]:

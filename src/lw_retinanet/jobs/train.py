@@ -1,4 +1,7 @@
-"""A whole training run: data, model, training, evaluation, files and figures."""
+"""A whole training run: data, model, training, evaluation, files and figures.
+
+``lw.train`` and the command call `checked_request` (settings, data, folder), then `run_training`, which calls `training.loop.train`.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -26,7 +29,6 @@ from lw_retinanet.evaluation.scoring_process import ScoringProcess
 from lw_retinanet.files import output_folder
 from lw_retinanet.jobs.evaluate import evaluate_into
 from lw_retinanet.jobs.load import open_detector
-from lw_retinanet.jobs.run_request import RunRequest
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.training.curves import save_curves
@@ -61,17 +63,8 @@ class Run:
         return open_detector(self.folder, device=device)
 
 
-def train_request(request: RunRequest, *, device: str = "auto", progress: Progress | None = None) -> Run:
-    """Do a run that :func:`~lw_retinanet.jobs.run_request.request_run` has checked; errors as :func:`run_training`."""
-    if not request.is_resumed:
-        output_folder(request.folder)
-    # Without a name, each process of torchrun takes the device that belongs to it.
-    chosen = None if device == "auto" else choose_device(device)
-    return run_training(request.config, request.data, request.folder, resume=request.is_resumed, device=chosen, progress=progress)
-
-
 def run_training(
-    config: Config, source: Path, out: Path, *, resume: bool = False, device: torch.device | None = None, progress: Progress | None = None
+    config: Config, source: Path, out: Path, *, resume: bool = False, device: torch.device | str = "auto", progress: Progress | None = None
 ) -> Run:
     """Train, evaluate on ``val``, and leave everything in one folder.
 
@@ -80,27 +73,32 @@ def run_training(
         source: A data set with a training split, and a ``val`` split to evaluate on.
         out: The run folder: new or, with ``resume``, that of an earlier run.
         resume: Continue the run in ``out``; ``config`` must then be that run's. Its ``model.start`` file is no longer needed.
-        device: The device to compute on; None takes CUDA if there is a GPU.
+        device: The device to compute on; ``auto`` takes CUDA if there is a GPU, and in each process of torchrun the one that belongs to it.
         progress: Wraps the batches of the evaluation, for instance to show a bar.
 
     Raises:
         InputError: for settings, data or a folder that cannot be used; nothing is written then.
         TrainingError: if the loss is not finite.
     """
+    if not resume:
+        output_folder(out)
+    chosen = None if device == "auto" else choose_device(str(device))
     config = config.resolved()
     records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
-    with joined_world(device) as world, ExitStack() as stack:
+    with joined_world(chosen) as world, ExitStack() as stack:
         config = with_chosen_precision(config, world, out if resume else None)
         start = open_start(config, records, out if resume else None)
         teacher = open_teacher(config, start.record)
+        if teacher:
+            teacher.model.to(world.device)
         model = start.model.to(world.device)
-        notes = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
-        folder = _open_folder(stack, out, config, notes, resume=resume, world=world)
+        run_facts = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
+        folder = _open_folder(stack, out, config, run_facts, resume=resume, world=world)
         if world.is_main:
             write_data_use(out, trained={"train": records}, scored={"val": held_out} if held_out else {})
             log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
             if not resume:
-                _note_start(config, out, start)
+                _keep_start(config, out, start)
         trained = _train_within_memory(
             model,
             records,
@@ -110,7 +108,7 @@ def run_training(
             macs_reduction=macs_reduction(model) if config.train.schedule == "paper" else 1.0,
             resume=resume,
             evaluate=_scorer(stack, held_out, records.categories, world),
-            teacher=Teacher(model=teacher.model.to(world.device), full_head=teacher.record.switchable) if teacher else None,
+            teacher=teacher,
         )
         if not world.is_main:
             return Run(folder=out, metrics=None, is_main=False)
@@ -157,11 +155,7 @@ def open_training_data(source: Path, *, max_pixels: int | None = None) -> tuple[
     dataset = Dataset.open(source)
     records = dataset.ready(dataset.or_whole("train"), max_pixels=max_pixels)
     if dataset.held_out is None:
-        log.warning(
-            "%s has no val split, so nothing measures the model; to make one: lw-retinanet data split %s --val 0.2 --out FOLDER",
-            source,
-            source,
-        )
+        log.warning("%s has no val split, so nothing measures the model; `lw-retinanet data split` makes one", source)
         return records, None
     held_out = dataset.ready(dataset.held_out, classes=records.categories, max_pixels=max_pixels)
     shared = records.shared_images(held_out)
@@ -191,7 +185,7 @@ def open_start(config: Config, records: Records, resumed: Path | None) -> Loaded
     return load_model(resumed / START_FILE)
 
 
-def open_teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
+def open_teacher(config: Config, student: ModelRecord) -> Teacher | None:
     """The network to learn from, if the settings name one.
 
     Raises:
@@ -206,10 +200,10 @@ def open_teacher(config: Config, student: ModelRecord) -> LoadedModel | None:
         raise ConfigError(f"train.teacher {path} has other classes than the student, or in another order; choose a teacher with the same")
     if loaded.record.conventions.anchors != student.conventions.anchors or loaded.record.conventions.boxes != student.conventions.boxes:
         raise ConfigError(f"train.teacher {path} has other anchors than the student, so its answers mean something else")
-    return loaded
+    return Teacher(model=loaded.model, full_head=loaded.record.switchable)
 
 
-def _note_start(config: Config, out: Path, start: LoadedModel) -> None:
+def _keep_start(config: Config, out: Path, start: LoadedModel) -> None:
     """Keep the model that a new run starts from; without one, say if the backbone has random weights."""
     if config.model.start is not None:
         save_model(out / START_FILE, start.model, start.record)
@@ -231,25 +225,25 @@ def _scorer(stack: ExitStack, held_out: Records | None, categories: tuple[Catego
 
 def _save(folder: RunFolder, trained: RetinaNet, record: ModelRecord, config: Config, source: Path) -> None:
     """Write the trained model and its training curves."""
-    made = {"data": source.name, "settings": config.model_dump(mode="json"), **record.notes}
-    save_model(folder.model_file, trained, record.model_copy(update={"notes": made}))
+    provenance = {"data": source.name, "settings": config.model_dump(mode="json"), **record.notes}
+    save_model(folder.model_file, trained, record.model_copy(update={"notes": provenance}))
     save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{record.preset} on {source.name}")
 
 
-def _open_folder(stack: ExitStack, out: Path, config: Config, notes: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:
+def _open_folder(stack: ExitStack, out: Path, config: Config, run_facts: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:
     """The run folder, opened by the first process and then by the others."""
     if world.is_main:
         if resume:
-            folder, earlier, earlier_notes = stack.enter_context(RunFolder.reopened(out))
-            _require_same(out, earlier, earlier_notes, config, notes)
+            folder, earlier, earlier_facts = stack.enter_context(RunFolder.reopened(out))
+            _require_same(out, earlier, earlier_facts, config, run_facts)
         else:
-            folder = stack.enter_context(RunFolder.created(out, config, notes))
+            folder = stack.enter_context(RunFolder.created(out, config, run_facts))
     if world.size > 1:
         dist.barrier()
     return folder if world.is_main else RunFolder(out)
 
 
-def _require_same(out: Path, earlier: Config, earlier_notes: Mapping[str, Any], config: Config, notes: Mapping[str, Any]) -> None:
+def _require_same(out: Path, earlier: Config, earlier_facts: Mapping[str, Any], config: Config, run_facts: Mapping[str, Any]) -> None:
     """A resumed run is the same run: same settings (workers aside), same data, same number of processes."""
     differences = []
     for section in ("model", "data", "train"):
@@ -259,8 +253,8 @@ def _require_same(out: Path, earlier: Config, earlier_notes: Mapping[str, Any], 
         differences += [f"{section}.{key}: {old.get(key)} then, {new.get(key)} now" for key in keys]
     if differences:
         raise RunFolderError(f"{out} was started with other settings ({'; '.join(differences)}); resume without changing them")
-    if earlier_notes.get("fingerprint") != notes["fingerprint"]:
-        raise DataError(f"{out} was started on other data than {notes['data']} holds now; start a new run")
-    if earlier_notes.get("processes") != notes["processes"]:
-        before, now = earlier_notes.get("processes"), notes["processes"]
+    if earlier_facts.get("fingerprint") != run_facts["fingerprint"]:
+        raise DataError(f"{out} was started on other data than {run_facts['data']} holds now; start a new run")
+    if earlier_facts.get("processes") != run_facts["processes"]:
+        before, now = earlier_facts.get("processes"), run_facts["processes"]
         raise RunFolderError(f"{out} was started with {before} processes, now there are {now}; resume with {before}")

@@ -38,9 +38,9 @@ def train(
         folder: Folder for log and checkpoints; only the first process writes.
         resume: Whether to go on from the newest checkpoint of the folder. Before the first one, the run starts from the weights of
             ``model``, as a new run does.
-        evaluate: Called with the averaged model and the step every ``train.evaluate_every`` epochs, except at the end; its numbers are
-            logged. It may return a future and compute them meanwhile, but must not keep a reference to the model: training goes on to
-            change it. A checkpoint waits for the scores of all earlier steps, and a resumed run evaluates again where a score is missing.
+        evaluate: Called as ``evaluate(averaged_model, step)`` every ``train.evaluate_every`` epochs, but not after the last step, which the
+            caller evaluates. Its numbers are logged. It may return a future and compute them meanwhile, but must not keep a reference to
+            the model: training goes on to change it.
 
     Returns:
         The trained model: the moving average of the weights if there is one.
@@ -58,41 +58,43 @@ def train(
     if trainer.done > trainer.total_steps:
         raise RunFolderError(f"{folder.path} has done {trainer.done} steps, more than the {trainer.total_steps} asked for")
     batches = trainer.batches()
-    with RunLog(folder, trainer) as log:
+    with RunLog(folder, trainer) as run_log:
         # The run may have been killed while this score was being computed.
-        if _is_scored(trainer) and not folder.has_score(trainer.done):
-            _score(trainer, log, evaluate)
+        if _score_is_due(trainer) and not folder.has_score(trainer.done):
+            _score(trainer, run_log, evaluate)
         model.train()
         with training_progress(
             total_steps=trainer.total_steps, first_step=trainer.done, images_per_step=trainer.plan.images_per_step, shown=world.is_main
         ) as progress:
             for micro_batches in batches:
-                log.add(trainer.step(micro_batches))
-                is_saved, is_scored = _is_saved(trainer), _is_scored(trainer)
-                # A checkpoint holds no scores, so they must be in the log before it; the line of the last step ends the log.
-                log.scores.write_arrived(wait_before=trainer.done if is_saved else 0)
+                run_log.add(trainer.step(micro_batches))
+                is_saved, is_scored = _checkpoint_is_due(trainer), _score_is_due(trainer)
+                # Scores of earlier steps are written first: a resumed run would not compute them again. They also come before this step's
+                # line, so that the log ends with the last step.
+                run_log.scores.write_arrived(wait_before=trainer.done if is_saved else 0)
                 # The losses of a step are read while the device computes the next one.
-                log.write_steps(progress, may_wait=0 if is_saved or is_scored else 1)
+                run_log.write_steps(progress, may_wait=0 if is_saved or is_scored else 1)
                 if is_scored:
-                    _score(trainer, log, evaluate)
-                # After the evaluation has begun: resuming drops what was logged after the checkpoint, and looks for the score of its step.
+                    _score(trainer, run_log, evaluate)
+                # Saved only after the evaluation has been started. If the run dies before its score is logged, the resumed run finds the
+                # score missing and evaluates again.
                 if is_saved and world.is_main:
                     save_checkpoint(folder.checkpoints, trainer.snapshot())
     return trainer.averaged
 
 
-def _is_saved(trainer: Trainer) -> bool:
+def _checkpoint_is_due(trainer: Trainer) -> bool:
     every = trainer.config.train.save_every or trainer.plan.steps_per_epoch
     return trainer.done % every == 0 or trainer.done == trainer.total_steps
 
 
-def _is_scored(trainer: Trainer) -> bool:
+def _score_is_due(trainer: Trainer) -> bool:
     """Whether the present weights are evaluated on the way; the caller of :func:`train` evaluates the last ones."""
     every = trainer.config.train.evaluate_every * trainer.plan.steps_per_epoch
     return bool(every) and trainer.done % every == 0 and 0 < trainer.done < trainer.total_steps
 
 
-def _score(trainer: Trainer, log: RunLog, evaluate: Evaluate | None) -> None:
+def _score(trainer: Trainer, run_log: RunLog, evaluate: Evaluate | None) -> None:
     if evaluate and trainer.world.is_main:
-        log.scores.add(trainer.done, evaluate(trainer.averaged, trainer.done))
-        trainer.model.train()
+        run_log.scores.add(trainer.done, evaluate(trainer.averaged, trainer.done))
+        trainer.model.train()  # a detector puts the model that it runs into evaluation mode; without an average it ran this one

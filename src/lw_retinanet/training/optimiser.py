@@ -45,16 +45,16 @@ class Optimisation:
         """Limit the norm of the gradient; returns the norm before that, as a tensor () on the device."""
         return nn.utils.clip_grad_norm_(self.learned, self.clip)
 
-    def apply(self, *, is_refused: Tensor | None = None) -> None:
+    def apply(self, *, has_diverged: Tensor | None = None) -> None:
         """Move the weights, drop the gradients, and update the moving average.
 
         Args:
-            is_refused: () float on the device of the weights. Where it is 1, the weights and the state of the optimiser stay as they are.
+            has_diverged: () float on the device of the weights. Where it is 1, the weights and the state of the optimiser stay as they are.
                 The device decides that, so the host need not wait for the value. Only fused optimisers heed it.
         """
-        if is_refused is not None:
+        if has_diverged is not None:
             # Fused optimisers look for this attribute; torch's GradScaler sets it in the same way.
-            self.optimiser.found_inf = is_refused  # type: ignore[attr-defined]
+            self.optimiser.found_inf = has_diverged  # type: ignore[attr-defined]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:

@@ -54,8 +54,8 @@ class RunLog:
         """
         while len(self._waiting) > may_wait:
             issued = self._waiting.popleft()
-            *losses, positives, norm = issued.reading.numbers()
-            require_finite(losses, norm, step=issued.step, images=[self.file_names[image] for image in issued.images])
+            losses, num_positive, norm = issued.numbers()
+            require_finite(losses, norm, step=issued.step, images=[self.file_names[index] for index in issued.image_indices])
             if not self.world.is_main:
                 continue
             entry = {
@@ -63,7 +63,7 @@ class RunLog:
                 "epoch": (issued.step - 1) // self.steps_per_epoch,
                 "loss": sum(losses),
                 **dict(zip(LOSS_PARTS[: len(losses)], losses, strict=True)),
-                "positives": int(positives),
+                "positives": num_positive,
                 "gradient_norm": norm,
                 "rate": issued.rate,
                 "seconds": round(time.monotonic() - self._started, 3),

@@ -1,8 +1,10 @@
 """A training in progress: all that an optimiser step reads and changes, and the step itself."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from lw_retinanet.training.step import Teacher, accumulate_gradients
 log = logging.getLogger(__name__)
 
 
-class Reading:
+class PendingNumbers:
     """Numbers on their way from the device to the host, which does not wait for them until it asks.
 
     Args:
@@ -50,6 +52,14 @@ class Reading:
         return [float(value) for value in self._values.tolist()]
 
 
+class StepNumbers(NamedTuple):
+    """What one step found. The losses are in the order of ``LOSS_PARTS``; the norm is that of the gradient before clipping."""
+
+    losses: list[float]
+    num_positive: int
+    gradient_norm: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class IssuedStep:
     """A step that the device was told to do, and may have yet to finish.
@@ -57,14 +67,19 @@ class IssuedStep:
     Args:
         step: Number of the step, from 1.
         rate: Its learning rate.
-        images: Numbers of its images in the records.
-        reading: Its losses, the number of positive anchors, and the norm of the gradient before clipping.
+        image_indices: Rows of its images in the records.
+        pending: Its losses, the number of positive anchors, and the norm of the gradient before clipping.
     """
 
     step: int
     rate: float
-    images: tuple[int, ...]
-    reading: Reading
+    image_indices: tuple[int, ...]
+    pending: PendingNumbers
+
+    def numbers(self) -> StepNumbers:
+        """Its numbers, of which some are not finite if it has failed. Waits for the device to finish the step."""
+        *losses, positives, norm = self.pending.numbers()
+        return StepNumbers(losses, int(positives) if math.isfinite(positives) else 0, norm)
 
 
 class Trainer:
@@ -121,7 +136,7 @@ class Trainer:
         self._network = NetworkGraphs(model, use_bf16=self.use_bf16) if is_alone else None
         if teacher:
             teacher.model.eval().to(memory_format=torch.channels_last)
-        self._is_refused = torch.zeros((), device=world.device)
+        self._has_diverged = torch.zeros((), device=world.device)
         warmup, asked = warmup_length(settings, self.total_steps), settings.warmup_steps or 0
         if warmup < asked and world.is_main:
             log.info("warm-up takes %d steps instead of %d, a quarter of the run's %d", warmup, asked, self.total_steps)
@@ -140,14 +155,14 @@ class Trainer:
         """
         config, records, rule = self.config, self.records, self.model.conventions.input
         dataset = TrainingSet(records, usable=usable(records), seed=config.train.seed, config=config.data, rule=rule)
-        plan = replace(self.plan, first_step=self.done, last_step=self.total_steps)
+        plan = replace(self.plan, first_step=self.done, end_step=self.total_steps)
         loader = make_loader(dataset, plan, workers=config.data.workers, pin=self.world.device.type == "cuda")
         return _steps(iter(loader), config.train.accumulate)
 
     def step(self, batches: Sequence[Batch]) -> IssuedStep:
         """Take one step; the model must be in training mode. The host does not wait for the device.
 
-        From the first step on whose losses or gradient are not finite, the weights stay as they are; the reading tells.
+        If the losses or the gradient of a step are not finite, this step and all later ones leave the weights as they are.
         """
         optimisation = self.optimisation
         optimisation.set_rate(self.done)
@@ -163,11 +178,15 @@ class Trainer:
         )
         norm = optimisation.clip_gradients()
         outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()])
-        self._is_refused = torch.maximum(self._is_refused, (~outcome.isfinite()).any().float())
-        optimisation.apply(is_refused=self._is_refused)
+        self._has_diverged = torch.maximum(self._has_diverged, (~outcome.isfinite()).any().float())
+        optimisation.apply(has_diverged=self._has_diverged)
         self.done += 1
-        images = tuple(index for batch in batches for index in batch.indices)
-        return IssuedStep(step=self.done, rate=optimisation.optimiser.param_groups[0]["lr"], images=images, reading=Reading(outcome))
+        return IssuedStep(
+            step=self.done,
+            rate=optimisation.optimiser.param_groups[0]["lr"],
+            image_indices=tuple(index for batch in batches for index in batch.indices),
+            pending=PendingNumbers(outcome),
+        )
 
     def snapshot(self) -> Checkpoint:
         """All that :meth:`restore` needs to go on from here."""
@@ -188,7 +207,7 @@ class Trainer:
 
 
 def step_plan(config: Config, sizes_hw: NDArray[np.int32], model: RetinaNet, *, rank: int = 0, processes: int = 1) -> StepPlan:
-    """Which images make which step of a run; of no step yet: set ``first_step`` and ``last_step``.
+    """The plan of a run's steps, with an empty range of steps. :meth:`Trainer.batches` fills in the range.
 
     Args:
         config: Resolved settings.
@@ -206,8 +225,8 @@ def step_plan(config: Config, sizes_hw: NDArray[np.int32], model: RetinaNet, *, 
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
         rank=rank,
-        world=processes,
-        last_step=0,
+        processes=processes,
+        end_step=0,
     )
 
 

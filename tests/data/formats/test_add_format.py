@@ -12,6 +12,7 @@ from lw_retinanet.data.convert import convert
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.formats import table
 from lw_retinanet.data.sample import make_sample
+from lw_retinanet.errors import DataError
 
 MODULE = '''
 """JSON lines: one image a line, with its boxes and their classes."""
@@ -44,15 +45,16 @@ class JsonLines(AnnotationFormat):
         images = []
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             try:
-                images.append(json.loads(line))
-            except ValueError as error:
-                problems.add("broken_file", f"{path} line {number}: {error}")
-        objects = [(row, *one) for row, image in enumerate(images) for one in image["objects"]]
+                image = json.loads(line)
+                images.append((image["file"], image["size_hw"], [(name, box) for name, box in image["objects"]]))
+            except (ValueError, KeyError, TypeError) as error:
+                problems.add("malformed_image", f"line {number}: {error!r}")
+        objects = [(row, *one) for row, (_, _, objects) in enumerate(images) for one in objects]
         names = sorted({name for _, name, _ in objects})
         return build_records(
             root=root or path.parent,
-            file_names=[image["file"] for image in images],
-            sizes_hw=[image["size_hw"] for image in images],
+            file_names=[file for file, _, _ in images],
+            sizes_hw=[size_hw for _, size_hw, _ in images],
             image_of_box=[row for row, _, _ in objects],
             boxes_xywh=[box for _, _, box in objects],
             labels=[names.index(name) for _, name, _ in objects],
@@ -120,6 +122,8 @@ def test_a_new_format_is_recognised_read_checked_and_written(tmp_path: Path) -> 
 @pytest.mark.usefixtures("_json_lines")
 def test_its_errors_are_reported_as_those_of_the_others(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    (tmp_path / "train.jsonl").write_text("{\n")
+    (tmp_path / "train.jsonl").write_text('{\n{"file": "a.jpg"}\n[1]\n{"file": "a.jpg", "size_hw": [9, 9], "objects": [["cat"]]}\n')
     report = check(Dataset.open(tmp_path)).splits[0]
-    assert [(problem.kind, problem.count) for problem in report.problems] == [("broken_file", 1)]
+    assert [(problem.kind, problem.count) for problem in report.problems] == [("malformed_image", 4)]
+    with pytest.raises(DataError, match="4 image entries"):
+        Dataset.open(tmp_path).read("train")

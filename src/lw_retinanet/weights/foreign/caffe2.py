@@ -28,7 +28,9 @@ CONVENTIONS = Conventions(
         mean=(102.9801, 115.9465, 122.7717),
         std=(1.0, 1.0, 1.0),
     ),
-    output=OutputRule(last_level_score_threshold=0.0, clip_to="picture_minus_one", frame="picture", scale_back="uniform"),
+    output=OutputRule(
+        score_threshold=0.05, last_level_score_threshold=0.0, clip_to="picture_minus_one", frame="picture", scale_back="uniform"
+    ),
 )
 _BLOB = re.compile(r"res([2-5])_(\d+)_branch2a_w")
 _NAMES = {

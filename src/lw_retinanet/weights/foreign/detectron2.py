@@ -13,7 +13,7 @@ CONVENTIONS = Conventions(
     stride_in="1x1",
     anchors=AnchorRule(order="scale_major"),
     input=InputRule(resize="short_side", size=800, channel_order="bgr", scale=1.0, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0)),
-    output=OutputRule(clip="after_nms", drop_empty=True),
+    output=OutputRule(score_threshold=0.05, clip="after_nms", drop_empty=True),
 )
 
 _NAMES = TensorNames(

@@ -19,7 +19,7 @@ CONVENTIONS = Conventions(
     p7_relu=False,
     boxes=BoxRule(clamp="both"),
     input=InputRule(resize="short_side", size=800, antialias=False, scale=1.0, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
-    output=OutputRule(frame="picture", drop_empty=True),
+    output=OutputRule(score_threshold=0.05, frame="picture", drop_empty=True),
 )
 CAFFE_CONVENTIONS = CONVENTIONS.model_copy(
     update={

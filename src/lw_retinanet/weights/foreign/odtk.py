@@ -15,7 +15,7 @@ CONVENTIONS = Conventions(
     anchors=AnchorRule(aspect_ratios=(1.0, 2.0, 0.5), order="scale_major", centre=0.5),
     boxes=BoxRule(legacy_plus_one=True, clamp="none"),
     input=InputRule(resize="short_side", size=800, rounding="floor", pad_multiple=128),
-    output=OutputRule(clip_to="padded_minus_one", scale_back="uniform"),
+    output=OutputRule(score_threshold=0.05, clip_to="padded_minus_one", scale_back="uniform"),
 )
 
 _HEADS = {"cls": "cls_head", "bbox": "box_head"}

@@ -18,7 +18,7 @@ TORCHVISION_V1 = Conventions(
     p6_source="P5",
     anchors=AnchorRule(rounding="torchvision", stride_rule="padded_over_feature"),
     input=InputRule(resize="short_side", size=800, rounding="floor", antialias=False, resample_as="float32"),
-    output=OutputRule(max_detections=300),
+    output=OutputRule(score_threshold=0.05, max_detections=300),
 )
 TORCHVISION_V2 = TORCHVISION_V1.model_copy(update={"norm_eps": 1e-5, "p6_source": "C5"})
 DOWNLOAD = "torchvision:"
