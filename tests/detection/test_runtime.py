@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lw_retinanet.detection import runtime as module
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.detection.runtime import TorchRuntime, with_half_weights
+from lw_retinanet.detection.runtime import TorchRuntime, with_bf16_weights
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import HeadPlan, plan_of
 from lw_retinanet.models.build import build
@@ -108,7 +108,7 @@ def test_the_copy_is_made_once_and_follows_the_weights(model: RetinaNet, monkeyp
 def test_weights_rounded_once_answer_as_autocast_does(model: RetinaNet) -> None:
     plain = folded(model).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, answer = plain(IMAGES), with_half_weights(plain)(IMAGES)
+        expected, answer = plain(IMAGES), with_bf16_weights(plain)(IMAGES)
     assert answer.logits.dtype == torch.bfloat16
     assert torch.equal(answer.logits, expected.logits)
     assert torch.equal(answer.deltas, expected.deltas)
@@ -122,7 +122,7 @@ def test_bf16_answers_nearly_as_fp32(model: RetinaNet) -> None:
 
 
 def test_norms_keep_their_precision() -> None:
-    half = with_half_weights(made(plan_of("lw-v3"), "group"))
+    half = with_bf16_weights(made(plan_of("lw-v3"), "group"))
     assert {part.weight.dtype for part in half.modules() if isinstance(part, nn.GroupNorm)} == {torch.float32}
     assert {part.weight.dtype for part in half.modules() if isinstance(part, nn.Conv2d)} == {torch.bfloat16}
 

@@ -163,21 +163,21 @@ class TorchRuntime:
 
     def _make(self, images: Tensor) -> Callable[..., Predictions]:
         model: nn.Module = self.model
-        plain = model
+        folded_model = model
         if self.fold and isinstance(model, RetinaNet):
-            plain = folded(model).to(memory_format=torch.channels_last)
+            folded_model = folded(model).to(memory_format=torch.channels_last)
         device = images.device
         self._chosen = choose_precision(self.precision, device, "inference")
-        if plain is not model:
+        if folded_model is not model:
             if self._chosen == "bf16":
-                plain = with_half_weights(plain)
-            if not self.compile and isinstance(plain, RetinaNet):  # the compiler does it itself
-                fuse(plain)
-        run: Callable[..., Predictions] = _autocast(plain, device) if self._chosen == "bf16" else plain
+                folded_model = with_bf16_weights(folded_model)
+            if not self.compile and isinstance(folded_model, RetinaNet):  # the compiler does it itself
+                fuse(folded_model)
+        run: Callable[..., Predictions] = _autocast(folded_model, device) if self._chosen == "bf16" else folded_model
         return _compiled(run, device) if self.compile else run
 
 
-def with_half_weights(model: nn.Module) -> nn.Module:
+def with_bf16_weights(model: nn.Module) -> nn.Module:
     """A copy with the weights of its convolutions in bf16: what autocast makes of them at every call, once."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
