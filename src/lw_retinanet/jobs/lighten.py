@@ -110,11 +110,10 @@ def lighten_file(
         images: The largest number of calibration images; from more, that many are drawn at random.
         fit_steps: Number of steps of the fit, if there are calibration images.
         rate: Learning rate of the fit.
-        keep_pyramid: Leave the convolution that makes P3 as it is.
+        keep_pyramid, progress: As for :func:`lw_retinanet.lighten`.
         latency: Measure milliseconds of the full and the light head.
         seed: Seed for the choice of images and cells and for the order of the fit.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        progress: Passes on images, feature maps and steps, for instance to show a bar.
 
     Raises:
         InputError: if the model cannot be lightened so, the budget is met already or cannot be met, or the data cannot be used.
