@@ -125,5 +125,5 @@ def test_its_errors_are_reported_as_those_of_the_others(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{\n{"file": "a.jpg"}\n[1]\n{"file": "a.jpg", "size_hw": [9, 9], "objects": [["cat"]]}\n')
     report = check(Dataset.open(tmp_path)).splits[0]
     assert [(problem.kind, problem.count) for problem in report.problems] == [("malformed_image", 4)]
-    with pytest.raises(DataError, match="image entries without .*: 4"):
+    with pytest.raises(DataError, match=r"image entries without .*: 4"):
         Dataset.open(tmp_path).read("train")
