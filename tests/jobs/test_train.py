@@ -13,7 +13,7 @@ from lw_retinanet.config import Config, parse_config
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.data.sample import make_sample
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.errors import DataError, RunFolderError, TrainingError
+from lw_retinanet.errors import ConfigError, DataError, RunFolderError, TrainingError
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.jobs.run_request import checked_request
 from lw_retinanet.jobs.train import open_training_data, run_training, with_chosen_precision
@@ -223,3 +223,11 @@ def test_detecting_refuses_foreign_classes_and_other_sizes(draw_records: Callabl
         detect_records(Always(records.categories), replace(records, sizes_hw=records.sizes_hw[:, ::-1].copy()))
     unknown = replace(records, sizes_hw=records.sizes_hw * 0)
     assert len(detect_records(Always(records.categories), unknown)) == 3
+
+
+def test_batch_norm_over_a_single_value_is_refused_and_the_remedy_trains(data: Path, tmp_path: Path) -> None:
+    small = {"data_image_size": 32, "train_epochs": 1, "train_evaluate_every": 0}
+    with pytest.raises(ConfigError, match=r"images of 24 pixels leaves batch norm a single value .*set train.batch_size=2"):
+        run_training(settings(**small, train_batch_size=1), data, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+    assert run_training(settings(**small), data, tmp_path / "run", device=CPU).metrics is not None

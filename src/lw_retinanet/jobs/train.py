@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from lw_retinanet import __version__
 from lw_retinanet.config import Config, load_run_config
@@ -91,6 +92,7 @@ def run_training(
         teacher = open_teacher(config, start.record)
         if teacher:
             teacher.model.to(world.device)
+        require_statistics(start.model, config)
         model = start.model.to(world.device)
         run_facts = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
         folder = _open_folder(stack, out, config, run_facts, resume=resume, world=world)
@@ -118,6 +120,22 @@ def run_training(
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
         return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
+
+
+def require_statistics(model: RetinaNet, config: Config) -> None:
+    """Refuse a run whose batch norms would see a single value of a channel: one image that is one cell at stride 32.
+
+    Raises:
+        ConfigError: With what to set instead.
+    """
+    shrunk = config.data.jitter[0] if config.data.augment in ("jitter", "full") else 1.0
+    smallest = model.conventions.input.size * min(1.0, shrunk)
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if config.train.batch_size == 1 and smallest <= 32 and has_batch_norm:
+        raise ConfigError(
+            f"train.batch_size=1 with images of {smallest:.0f} pixels leaves batch norm a single value to average; "
+            "set train.batch_size=2 or more, or a larger data.image_size"
+        )
 
 
 def _train_within_memory(model: RetinaNet, records: Records, *, config: Config, **others: Any) -> RetinaNet:
