@@ -245,6 +245,15 @@ def test_a_record_with_a_number_of_thousands_of_digits_is_refused(tmp_path: Path
     test_a_record_that_is_no_record_is_refused('{"format": ' + "9" * 5000 + "}", tmp_path)
 
 
+def test_notes_too_deep_to_be_written_again_are_refused(good: Path, tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    path = changed(good, tmp_path, field("notes", {"x": deep}))
+    with pytest.raises(WeightsError, match="cannot be used: it is not JSON that can be read and written"):
+        load_model(path)
+
+
 def test_of_two_tensors_with_one_name_neither_is_taken(good: Path, tmp_path: Path) -> None:
     raw = good.read_bytes()
     size = int.from_bytes(raw[:8], "little")

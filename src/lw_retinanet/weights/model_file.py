@@ -195,9 +195,11 @@ def _record_of(path: Path, metadata: Mapping[str, str]) -> ModelRecord:
             "a file with weights of a backbone belongs in the setting model.backbone_weights"
         )
     try:
-        return ModelRecord.model_validate(json.loads(metadata[KEY]))
+        record = ModelRecord.model_validate(json.loads(metadata[KEY]))
+        record.model_dump_json()  # what could not be written again, such as notes of a thousand levels, is not taken
+        return record
     except (ValidationError, ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
-        reason = explain(error) if isinstance(error, ValidationError) else "it is not JSON that can be read"
+        reason = explain(error) if isinstance(error, ValidationError) else "it is not JSON that can be read and written"
         raise WeightsError(
             f"the record of model file {path} cannot be used: {reason}; get the file anew, or update this program if a newer one wrote it"
         ) from None
