@@ -157,7 +157,7 @@ def train(
         >>> run.metrics.images
         24
         >>> sorted(path.name for path in run.folder.iterdir() if path.suffix)
-        ['config.yaml', 'detections.json', 'log.jsonl', 'metrics.json', 'model.safetensors']
+        ['config.yaml', 'data.json', 'detections.json', 'log.jsonl', 'metrics.json', 'model.safetensors']
     """
     request = checked_request(
         _path(data),

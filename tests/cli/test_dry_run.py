@@ -37,7 +37,7 @@ def test_a_run_of_four_processes(cli: Any, data: Path, tmp_path: Path, monkeypat
     for part in (
         "180 steps",
         "8 images: 4 processes x 2 images",
-        "sgd, 0.005 after 500",
+        "sgd, 0.005 after 45 steps of warm-up",
         "a tenth from step 120, a hundredth from step 160",
     ):
         assert part in outcome.out

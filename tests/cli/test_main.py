@@ -38,7 +38,7 @@ def test_no_command_shows_what_there_is(cli: Any) -> None:
         (["profile", "lw-v3", "--classes", "many"], ["--classes", "integer"]),
         (["profile", "lw-v3", "--classes", "0"], ["--classes", "1"]),
         (["predict", "a.safetensors", "b.jpg", "--score", "1.5"], ["--score", "0.999"]),
-        (["data", "convert", "x", "--to", "pascal", "--out", "y"], ["--to", "pascal", "voc"]),
+        (["data", "convert", "x", "--to", "pascal", "--out", "y"], ["pascal", "voc"]),
     ],
 )
 def test_bad_usage_is_one_line(cli: Any, arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_failures_are_told_from_mistakes(cli: Any, error: BaseException, code: i
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("lw_retinanet.counting.profile.profile", fail)
+    monkeypatch.setattr("lw_retinanet.jobs.profile.profile", fail)
     outcome = cli("profile", "lw-v3")
     assert (outcome.code, outcome.err) == (code, line)
 

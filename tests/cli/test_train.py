@@ -197,22 +197,14 @@ def test_damaged_files(cli: Any, edited_data: Callable[..., Path], damage: str, 
     assert part in cli.refuses("train", source, *cli.tiny, "--out", tmp_path / "run", unchanged=tmp_path)
 
 
-def test_a_picture_that_breaks_off_stops_the_run_and_can_be_replaced(cli: Any, edited_data: Callable[..., Path], tmp_path: Path) -> None:
-    # Its header is sound, so only decoding finds out.
+def test_an_image_that_breaks_off_stops_before_anything_is_written(cli: Any, edited_data: Callable[..., Path], tmp_path: Path) -> None:
     source, run = edited_data(), tmp_path / "run"
-    good = {}
-    for picture in (source / "images").glob("train_*"):
-        good[picture] = picture.read_bytes()
-        picture.write_bytes(good[picture][:-400])
-    outcome = cli("train", source, *cli.tiny, "--set", "train.save_every=1", "--out", run)
-    assert outcome.code == 2
-    assert outcome.err.startswith("error: ")
-    assert "train_00" in outcome.err.splitlines()[-1]
-    assert not (run / "model.safetensors").exists()
-    for picture, content in good.items():
-        picture.write_bytes(content)
-    assert cli("train", "--resume", run).code == 0
-    assert (run / "model.safetensors").is_file()
+    cut = min((source / "images").glob("train_*"))
+    content = cut.read_bytes()
+    cut.write_bytes(content[:-400])
+    assert cut.name in cli.refuses("train", source, *cli.tiny, "--out", run, unchanged=tmp_path)
+    cut.write_bytes(content)
+    assert cli("train", source, *cli.tiny, "--out", run).code == 0
 
 
 def test_a_folder_in_use_or_not_empty_is_left_alone(cli: Any, data: Path, trained: Path, tmp_path: Path) -> None:

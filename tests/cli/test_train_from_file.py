@@ -22,9 +22,9 @@ def test_training_goes_on_from_a_run(cli: Any, data: Path, trained: Path, tmp_pa
     before, after = load_model(trained), load_model(run)
     assert after.record.conventions.input.size == 64
     assert (after.record.backbone, after.record.width, after.record.norm) == ("mobilenet_v2", 16, "batch")
-    # One warm-up step of a hundred moves weights by less than 1e-5 each.
+    # Two steps, the first of them warm-up, move weights by no more than the rate (2e-4) each and some weight decay.
     for name, parameter in before.model.named_parameters():
-        torch.testing.assert_close(after.model.get_parameter(name), parameter, atol=1e-4, rtol=0)
+        torch.testing.assert_close(after.model.get_parameter(name), parameter, atol=5e-4, rtol=0)
     assert cli("train", "--resume", run).code == 0
     # The file itself does as well as its folder, and gives its folder's name to the run.
     assert cli("train", data / "train.json", "--model", trained / "model.safetensors", *SHORT, "--set", "data.image_size=96").code == 0

@@ -66,3 +66,15 @@ def test_a_shape_that_was_not_asked_for_makes_room() -> None:
     assert {get(name) for name in "abc" * 20} == {"a", "b", None}
     assert [get(name) for name in "ca" * 40][-2:] == ["c", "a"]
     assert get("b") is None
+
+
+def test_a_device_that_cannot_record_runs_without_graphs() -> None:
+    def refuse(work: Work, inputs: tuple[Tensor, ...]) -> Work:
+        recorded.append(tuple(inputs[0].shape))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded.clear()
+    graphs = CudaGraphs(record=refuse)
+    for call in range(6):
+        assert graphs.run("double", double, torch.full((2,), float(call))).tolist() == [2.0 * call] * 2
+    assert recorded == [(2,)]  # tried once

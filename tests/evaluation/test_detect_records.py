@@ -11,7 +11,6 @@ from lw_retinanet.data.images import decode
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.result import Result
-from lw_retinanet.evaluation import detect_records as module
 from lw_retinanet.evaluation.detect_records import detect_records, detect_records_together
 
 RED, GREEN, VIOLET = Category(id=0, name="red"), Category(id=10, name="green"), Category(id=3, name="violet")
@@ -58,11 +57,11 @@ def test_each_detector_gets_the_table_that_it_has_alone(records: Records) -> Non
 def test_every_image_is_decoded_once_and_shown_to_all_before_the_next(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def counted(path: Path) -> NDArray[np.uint8]:
+    def counted(path: Path, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
         opened.append(path.name)
-        return decode(path)
+        return decode(path, max_pixels=max_pixels)
 
-    monkeypatch.setattr(module, "decode", counted)
+    monkeypatch.setattr("lw_retinanet.data.records.decode", counted)
     asked: Asked = []
     shown: list[int] = []
 

@@ -1,5 +1,6 @@
 """CUDA graphs: all kernels of a computation launched at once, for inputs whose shapes repeat."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -8,6 +9,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from lw_retinanet.errors import first_line
+
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[..., Tensor]
 KEPT = 4  # graphs; each holds the memory of its feature maps
@@ -68,6 +72,7 @@ class CudaGraphs:
         self._record = record or record_graph
         self._replays: RepeatedShapes[Work] = RepeatedShapes(kept)
         self._running = threading.Lock()
+        self._is_off = False
 
     @torch.inference_mode()
     def run(self, name: Hashable, work: Work, *inputs: Tensor) -> Tensor:
@@ -80,8 +85,16 @@ class CudaGraphs:
         """
         key = (name, *((value.shape, value.dtype, value.stride()) for value in inputs))
         with self._running:  # a graph has one place for its inputs and one for its result
-            replay = self._replays.get(key, lambda: self._record(work, inputs))
+            replay = None if self._is_off else self._replay(key, work, inputs)
             return (replay or work)(*inputs).cpu()
+
+    def _replay(self, key: Hashable, work: Work, inputs: tuple[Tensor, ...]) -> Work | None:
+        try:
+            return self._replays.get(key, lambda: self._record(work, inputs))
+        except RuntimeError as error:  # not enough memory, or an operation that cannot be recorded
+            self._is_off = True
+            log.info("the network runs without CUDA graphs: %s", first_line(error))
+            return None
 
 
 def record_graph(work: Work, inputs: tuple[Tensor, ...]) -> Work:

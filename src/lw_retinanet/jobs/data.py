@@ -9,6 +9,7 @@ from lw_retinanet.data.check import check
 from lw_retinanet.data.check_report import DataReport
 from lw_retinanet.data.convert import DataConversion, Turned, convert
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.data.formats.table import load_format
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.preview import preview
 from lw_retinanet.data.split import divide
@@ -89,6 +90,7 @@ def preview_data(data: Path, out: Path, *, split: str | None = None, count: int 
 
 def convert_data(data: Path, out: Path, *, to: str, copy_images: bool = True, turned: Turned | None = None) -> DataConversion:
     """Write a data set in another annotation format; parameters and errors as :func:`lw_retinanet.data.convert.convert`."""
+    load_format(to)  # an unknown format is the first thing to be told
     dataset = Dataset.open(existing(data, "data set"))
     records = {split: dataset.read(split) for split in dataset.splits} or dataset.read()
     return convert(records, to, out, copy_images=copy_images, turned=turned)
