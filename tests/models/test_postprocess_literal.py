@@ -1,7 +1,6 @@
 """Post-processing against the straightforward order of steps, on a thousand random cases under all kinds of rules."""
 
 import math
-import warnings
 from typing import Any
 
 import pytest
@@ -153,6 +152,7 @@ def test_equal_to_the_straightforward_order(hundred: int, monkeypatch: pytest.Mo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch calls it a prototype
 def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[bool] = []
     on_device = postprocess.detect_on_device
@@ -176,9 +176,7 @@ def test_a_cuda_device_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> No
 
         run()  # anchors and limits are kept from one call to the next
         copied.clear()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch calls it a prototype
-            torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error")
         try:
             found = run()
         finally:
