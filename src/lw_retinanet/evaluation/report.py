@@ -34,7 +34,7 @@ def summary_table(metrics: Metrics) -> str:
     titles = {"AP": "Average Precision", "AR": "Average Recall"}
     lines = []
     for name, iou, area, limit in SUMMARY:
-        kind, ious = name[:2], "0.50:0.95" if iou is None else f"{0.5 + 0.05 * iou:.2f}"
+        kind, ious = name[:2], "0.50:0.95" if iou is None else f"{iou:.2f}"
         lines.append(
             f" {titles[kind]:<18} ({kind}) @[ IoU={ious:<9} | area={AREA_NAMES[area]:>6} | "
             f"maxDets={metrics.max_detections[limit]:>3} ] = {getattr(metrics, name):0.3f}"
