@@ -214,7 +214,6 @@ def evaluate(
         >>> lw.evaluate(ground_truth="my_data/val.json", detections="runs/mine/detections.json").AP == metrics.AP
         True
     """
-    how: dict[str, Any] = {"head": head, "precision": precision, "device": device, "batch_size": batch_size, "max_pixels": max_pixels}
     return run_evaluation(
         model,
         _path(data),
@@ -222,8 +221,12 @@ def evaluate(
         ground_truth=_path(ground_truth),
         detections=_path(detections),
         out=_path(out),
+        head=head,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
         max_detections=max_detections,
-        **how,
         progress=progress,
     )
 
@@ -270,15 +273,18 @@ def predict(
         >>> results[0].boxes.shape[1]  # x1, y1, x2, y2 in pixels
         4
     """
-    how: dict[str, Any] = {
-        "score": score,
-        "head": head,
-        "precision": precision,
-        "device": device,
-        "batch_size": batch_size,
-        "max_pixels": max_pixels,
-    }
-    return readable(predict_into(_path(out), model, single_images(sources), **how))
+    outcomes = predict_into(
+        _path(out),
+        model,
+        single_images(sources),
+        score=score,
+        head=head,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+    )
+    return readable(outcomes)
 
 
 def convert(
@@ -478,8 +484,24 @@ def export(
         >>> lw.load("mine.onnx").class_names
         ('disc', 'checker', 'star', 'ring')
     """
-    settings = {name: value for name, value in locals().items() if name not in ("model", "out")}
-    return run_export(model, out, **{**settings, "max_drop": max_drop / 100})
+    return run_export(
+        model,
+        out,
+        format=format,
+        precision=precision,
+        calibrate=calibrate,
+        calibration_images=calibration_images,
+        validate=validate,
+        gate_images=gate_images,
+        max_drop=max_drop / 100,
+        allow_drop=allow_drop,
+        symmetric=symmetric,
+        end_to_end=end_to_end,
+        half_weights=half_weights,
+        head=head,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def _path(value: str | Path | None) -> Path | None:

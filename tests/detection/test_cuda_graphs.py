@@ -56,7 +56,7 @@ def test_where_every_image_has_another_shape_nothing_is_recorded(graphs: CudaGra
 
 
 def test_a_shape_that_was_not_asked_for_makes_room() -> None:
-    shapes: RepeatedShapes[str] = RepeatedShapes(2)
+    shapes: RepeatedShapes[str] = RepeatedShapes(2, what="it runs")
 
     def get(name: str) -> str | None:
         return shapes.get(name, lambda: name)

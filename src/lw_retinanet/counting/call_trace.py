@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lw_retinanet.errors import ConfigError
+from lw_retinanet.errors import ConfigError, first_line
 
 # The operations of convolutions and linear layers. The products inside attention are neither.
 _LAYER_OPERATIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
@@ -72,7 +72,7 @@ def trace(module: nn.Module, *inputs: Any) -> Trace:
         with torch.no_grad(), recorder.counter:
             output = module(*inputs)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"{type(module).__name__} cannot be counted at this size, use another size ({reason})") from error
     finally:
         for handle in recorder.handles:

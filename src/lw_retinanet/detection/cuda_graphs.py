@@ -21,20 +21,25 @@ _UNUSED_CALLS = 32  # after so many calls a graph may make room for another
 
 
 class RepeatedShapes(Generic[T]):
-    """Keeps what is costly to make for shapes that repeat. Where every input has another shape, nothing is made.
+    """Keeps recordings, which are costly to make, for shapes that repeat. Where every input has another shape, none is made.
 
     Args:
-        kept: Largest number of things kept. What was not asked for in many calls makes room for another.
+        kept: Largest number of recordings kept. One that was not asked for in many calls makes room for another.
+        what: What goes on without recordings, after one could not be made; for the log.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, kept: int, *, what: str) -> None:
         self._kept = kept
+        self._what = what
+        self._is_off = False
         self._made: OrderedDict[Hashable, tuple[int, T]] = OrderedDict()  # with the call that last asked for it
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._calls = 0
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T | None:
-        """What was made for this key, or is made now; None while the key came too rarely, or there is no room."""
+        """The recording for this key, made now if need be; None while the key came too rarely, or nothing can be recorded."""
+        if self._is_off:
+            return None
         self._calls += 1
         if key in self._made:
             made = self._made.pop(key)[1]
@@ -45,7 +50,12 @@ class RepeatedShapes(Generic[T]):
             if count <= _REPEATS or not self._has_room():
                 return None
             del self._seen[key]
-            made = make()
+            try:
+                made = make()
+            except RuntimeError as error:  # not enough memory, or an operation that cannot be recorded
+                self._is_off = True
+                log.info("%s without CUDA graphs: %s", self._what, first_line(error))
+                return None
         self._made[key] = (self._calls, made)
         return made
 
@@ -70,9 +80,8 @@ class CudaGraphs:
 
     def __init__(self, *, record: "Callable[[Work, tuple[Tensor, ...]], Work] | None" = None, kept: int = KEPT) -> None:
         self._record = record or record_graph
-        self._replays: RepeatedShapes[Work] = RepeatedShapes(kept)
+        self._replays: RepeatedShapes[Work] = RepeatedShapes(kept, what="the network runs")
         self._running = threading.Lock()
-        self._is_off = False
 
     @torch.inference_mode()
     def run(self, name: Hashable, work: Work, *inputs: Tensor) -> Tensor:
@@ -85,16 +94,8 @@ class CudaGraphs:
         """
         key = (name, *((value.shape, value.dtype, value.stride()) for value in inputs))
         with self._running:  # a graph has one place for its inputs and one for its result
-            replay = None if self._is_off else self._replay(key, work, inputs)
+            replay = self._replays.get(key, lambda: self._record(work, inputs))
             return (replay or work)(*inputs).cpu()
-
-    def _replay(self, key: Hashable, work: Work, inputs: tuple[Tensor, ...]) -> Work | None:
-        try:
-            return self._replays.get(key, lambda: self._record(work, inputs))
-        except RuntimeError as error:  # not enough memory, or an operation that cannot be recorded
-            self._is_off = True
-            log.info("the network runs without CUDA graphs: %s", first_line(error))
-            return None
 
 
 def record_graph(work: Work, inputs: tuple[Tensor, ...]) -> Work:

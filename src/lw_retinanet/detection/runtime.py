@@ -17,7 +17,7 @@ from lw_retinanet.detection.cuda_graphs import CudaGraphs
 from lw_retinanet.detection.fused import fuse
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import Precision
-from lw_retinanet.errors import InputError
+from lw_retinanet.errors import InputError, first_line
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.frozen_norm import NormedConv2d
 from lw_retinanet.models.retinanet import RetinaNet
@@ -137,7 +137,7 @@ class TorchRuntime:
         Args:
             name: Says what ``work`` computes.
             work: Takes the network, the images and the rest; see :meth:`~lw_retinanet.detection.cuda_graphs.CudaGraphs.run`.
-            images: As for :meth:`predict`.
+            images: As for :meth:`forward`.
             rest: Further inputs, on the device.
 
         Returns:
@@ -209,8 +209,7 @@ def _compiled(run: Callable[..., Predictions], device: torch.device) -> Callable
         try:
             return fast(images, **how)
         except TorchDynamoException as error:
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise InputError(f"compile=True: the network cannot be compiled here ({reason[:200]}); leave compile out") from error
+            raise InputError(f"compile=True: the network cannot be compiled here ({first_line(error)[:200]}); leave compile out") from error
 
     return guarded
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.errors import ExportError
+from lw_retinanet.errors import ExportError, first_line
 from lw_retinanet.exporting.extras import quiet
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.retinanet import RetinaNet
@@ -58,7 +58,7 @@ def trace(graph: ExportGraph) -> torch.export.ExportedProgram:
         with quiet(), torch.no_grad():
             return torch.export.export(graph.eval(), example, dynamic_shapes=shapes[: len(example)])
     except Exception as error:  # what a backbone of another package may raise here has no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ExportError(f"the network cannot be written as one graph for all sizes ({reason[:200]}); use a ResNet") from error
 
 

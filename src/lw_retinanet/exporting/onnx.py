@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lw_retinanet.devices import Precision, known_device
-from lw_retinanet.errors import ExportError, InputError, WeightsError
+from lw_retinanet.errors import ExportError, InputError, WeightsError, first_line
 from lw_retinanet.exporting.extras import need, quiet
 from lw_retinanet.exporting.graph import IMAGES, SIZES, ExportGraph, trace
 from lw_retinanet.exporting.manifest import KEY, SEAL_KEY, ExportPrecision, Manifest, opened, require_network, sealed
@@ -83,7 +83,7 @@ class OnnxRuntime(ExportedRuntime):
                 assert made is not None
                 model = made.model_proto
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"the network has an operation that ONNX lacks ({str(error).splitlines()[0][:200]})") from error
+            raise ExportError(f"the network has an operation that ONNX lacks ({first_line(error)[:200]})") from error
         _name_convolutions(model)
         _rename_axes(model, {IMAGES: ("batch", None, "height", "width"), SIZES: ("batch", None)})
         return model
@@ -118,7 +118,7 @@ class OnnxRuntime(ExportedRuntime):
                 )
                 return onnx.load(str(path))
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ExportError(f"ONNX Runtime cannot quantise the network ({str(error).splitlines()[0][:200]})") from error
+            raise ExportError(f"ONNX Runtime cannot quantise the network ({first_line(error)[:200]})") from error
 
     @classmethod
     def layers(cls, network: Any) -> list[str]:

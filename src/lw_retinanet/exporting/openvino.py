@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import Precision
-from lw_retinanet.errors import ExportError, InputError, OutputError, WeightsError
+from lw_retinanet.errors import ExportError, InputError, OutputError, WeightsError, first_line
 from lw_retinanet.exporting.extras import need, quiet
 from lw_retinanet.exporting.graph import ExportGraph, trace
 from lw_retinanet.exporting.manifest import KEY, ExportPrecision, Manifest, opened, require_network, sealed
@@ -130,7 +130,7 @@ class OpenVinoRuntime(ExportedRuntime):
             with quiet():
                 model = openvino.convert_model(program)
         except Exception as error:  # the converter's exceptions have no common base
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ExportError(f"OpenVINO cannot convert the network ({reason[:200]})") from error
         for ports, names in ((model.outputs, graph.outputs), (model.inputs, graph.inputs)):
             for port, name in zip(ports, names, strict=True):
@@ -154,7 +154,7 @@ class OpenVinoRuntime(ExportedRuntime):
                     ignored_scope=nncf.IgnoredScope(names=list(keep)) if keep else None,
                 )
             except (RuntimeError, ValueError) as error:
-                raise ExportError(f"NNCF cannot quantise the network ({str(error).splitlines()[0][:200]})") from error
+                raise ExportError(f"NNCF cannot quantise the network ({first_line(error)[:200]})") from error
 
     @classmethod
     def layers(cls, network: Any) -> list[str]:

@@ -53,12 +53,10 @@ def run_evaluation(
         detector = _giving(open_detector(model, head=head, device=device, precision=precision), max_detections)
         dataset = Dataset.open(data)
         records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories, max_pixels=max_pixels)
+        metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size, max_detections=max_detections)
         if out:
-            metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size, max_detections=max_detections)
             write_data_use(out, scored={split or "val": records})
-            return metrics
-        found = detect_records(detector, records, batch_size=batch_size, progress=progress)
-        return evaluate(records, found, max_detections=(1, 10, max_detections))
+        return metrics
     if ground_truth is not None and detections is not None and model is None and data is None:
         return _score_file(ground_truth, detections, split, out, max_detections)
     raise InputError("give either a model and a data set, or the files ground_truth and detections")
@@ -87,7 +85,7 @@ def _giving(detector: Detector, most: int) -> Detector:
 
 
 def evaluate_into(
-    out: Path,
+    out: Path | None,
     detector: Detector,
     records: Records,
     *,
@@ -95,12 +93,16 @@ def evaluate_into(
     batch_size: int = 1,
     max_detections: int = 100,
 ) -> Metrics:
-    """Evaluate, and write ``detections.json``, ``metrics.json`` and two figures: precision over recall, and some images with detections."""
+    """Evaluate, and write ``detections.json``, ``metrics.json`` and two figures: precision over recall, and some images with detections.
+
+    Without a folder nothing is written.
+    """
     detections = detect_records(detector, records, batch_size=batch_size, progress=progress)
     metrics = evaluate(records, detections, max_detections=(1, 10, max_detections))
-    write_results(detections, records, out / "detections.json")
-    write_metrics(metrics, out, title=detector.name)
-    _save_detections_figure(out / "pictures" / "detections.jpg", detector, records)
+    if out:
+        write_results(detections, records, out / "detections.json")
+        write_metrics(metrics, out, title=detector.name)
+        _save_detections_figure(out / "pictures" / "detections.jpg", detector, records)
     return metrics
 
 

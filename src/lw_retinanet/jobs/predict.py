@@ -77,15 +77,19 @@ def run_prediction(
         OutputError: If ``out`` cannot be written to.
     """
     images, errors = [], []
-    how: dict[str, Any] = {
-        "score": score,
-        "head": head,
-        "precision": precision,
-        "device": device,
-        "batch_size": batch_size,
-        "max_pixels": max_pixels,
-    }
-    for outcome in predict_into(out, model, find_images(sources), **how, progress=progress):
+    outcomes = predict_into(
+        out,
+        model,
+        find_images(sources),
+        score=score,
+        head=head,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        progress=progress,
+    )
+    for outcome in outcomes:
         if isinstance(outcome, ImageError):
             errors.append(outcome)
             on_error(outcome)

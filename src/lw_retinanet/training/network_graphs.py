@@ -3,7 +3,6 @@
 A step launches some 2,000 kernels. On a fast GPU the host needs twice as long to launch them as the GPU needs to run them.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from lw_retinanet.models.backbone import ResNetBackbone
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Predictions
 
-log = logging.getLogger(__name__)
 _KEPT = 2  # shapes; each keeps all feature maps of a step
 _LARGEST_DIFFERENCE = 0.05  # relative; in bf16, sums in another order differ by about 0.01
 _Replay = Callable[[Tensor], Predictions]
@@ -38,8 +36,7 @@ class NetworkGraphs:
         self.model = model
         self.use_bf16 = use_bf16
         self._record = record or record_passes
-        self._replays: RepeatedShapes[_Replay] = RepeatedShapes(_KEPT)
-        self._is_off = False
+        self._replays: RepeatedShapes[_Replay] = RepeatedShapes(_KEPT, what="steps run")
 
     @staticmethod
     def fits(model: RetinaNet) -> bool:
@@ -50,12 +47,8 @@ class NetworkGraphs:
     def __call__(self, images: Tensor) -> Predictions:
         """``model(images)``."""
         replay = None
-        if not self._is_off and torch.is_grad_enabled():
-            try:
-                replay = self._replays.get((images.shape, images.stride()), lambda: self._recorded(images))
-            except RuntimeError as error:  # not enough memory, or an operation that cannot be recorded
-                self._is_off = True
-                log.info("steps run without CUDA graphs: %s", str(error).splitlines()[0])
+        if torch.is_grad_enabled():
+            replay = self._replays.get((images.shape, images.stride()), lambda: self._recorded(images))
         return self._run(images) if replay is None else replay(images)
 
     def _recorded(self, images: Tensor) -> _Replay:
