@@ -90,8 +90,8 @@ def use_line(records: Records, source: Path, split: str | None = None, *, scorin
 def write_data_use(folder: Path, *, trained: Mapping[str, Records] | None = None, scored: Mapping[str, Records]) -> None:
     """Write ``data.json``: what is not used of the splits that are trained and scored on, and all remarks of their reader."""
     content = {
-        split: {**vars(data_use(records, scoring=splits is scored)), "remarks": [remark.as_dict() for remark in records.remarks]}
-        for splits in (trained or {}, scored)
+        split: {**vars(data_use(records, scoring=is_scored)), "remarks": [remark.as_dict() for remark in records.remarks]}
+        for is_scored, splits in ((False, trained or {}), (True, scored))
         for split, records in splits.items()
     }
     write_text(folder / DATA_FILE, json.dumps(content, indent=1) + "\n")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,11 @@ _TAIL_BYTES = 4096
 _NUM_THREADS = 8  # more than processors, because reading waits for the disk or the network
 
 
-def _header_size(path: Path) -> HeaderSize:
+def _size(path: Path, *, decoded: bool) -> HeaderSize:
     if not is_file(path):
         return None
     try:
-        height, width = read_size(path)
-    except ImageError as error:
-        return error
-    return height, width
-
-
-def _decoded_size(path: Path) -> HeaderSize:
-    if not is_file(path):
-        return None
-    try:
-        height, width = decode(path).shape[:2]
+        height, width = decode(path).shape[:2] if decoded else read_size(path)
     except ImageError as error:
         return error
     return height, width
@@ -52,7 +43,7 @@ def header_sizes(paths: Sequence[Path]) -> list[HeaderSize]:
 
 def image_sizes(paths: Sequence[Path], *, decoded: bool = False) -> Iterator[HeaderSize]:
     """What `header_sizes` gives, one after another; ``decoded`` decodes every image, and finds those that are cut off."""
-    look, num_threads = (_decoded_size, os.cpu_count() or 1) if decoded else (_header_size, _NUM_THREADS)
+    look, num_threads = partial(_size, decoded=decoded), (os.cpu_count() or 1) if decoded else _NUM_THREADS
     if len(paths) < 2 * num_threads:
         yield from map(look, paths)
         return

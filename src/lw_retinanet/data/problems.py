@@ -11,6 +11,7 @@ Severity = Literal["error", "warning"]
 Effect = Literal["repaired box", "note"]
 NUM_EXAMPLES = 5
 _MOST_CHARACTERS = 200  # of an example
+_MOST_OF_A_WORD = 60  # in a longer example, so that a path gives way and the reason behind it stays
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Problems:
         for example in examples:
             if len(problem.examples) >= NUM_EXAMPLES:
                 break
-            problem.examples.append(shown(example, most=_MOST_CHARACTERS))
+            problem.examples.append(_shortened(example))
 
     def found(self) -> Sequence[Problem]:
         """Errors first, each group in order of appearance."""
@@ -178,3 +179,9 @@ class Problems:
             others = len(errors) - 1
             more = f"; {others} more kinds of errors are listed by 'lw-retinanet data check'" if others else ""
             raise DataError(f"{self.where}: {errors[0].line()}{more}")
+
+
+def _shortened(example: str) -> str:
+    if len(example) > _MOST_CHARACTERS:
+        example = " ".join(shown(word, most=_MOST_OF_A_WORD) for word in example.split(" "))
+    return shown(example, most=_MOST_CHARACTERS)

@@ -288,6 +288,14 @@ def test_what_is_not_read_is_named_with_what_to_do(tmp_path: Path, form: str) ->
         Dataset.open(tmp_path).read()
 
 
+def test_the_remedy_outlasts_a_long_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 150)
+    folder.mkdir()
+    files(folder, {"annotations.xml": "<annotations/>"})
+    with pytest.raises(DataError, match=r"\.\.\./annotations\.xml: .*CVAT's own XML; export as COCO, YOLO or PASCAL VOC instead"):
+        Dataset.open(folder).read()
+
+
 def test_the_remedy_for_labels_without_names_works(tmp_path: Path) -> None:
     label_studio_yolo(tmp_path)
     (tmp_path / "classes.txt").unlink()

@@ -231,9 +231,8 @@ def _read_file(path: Path, stem: str, folders: Sequence[Path], images: Mapping[s
         problems.add("broken_file", str(error) if isinstance(error, DataError) else f"{path}: {error}")
         return None
     if root.tag != "annotation":
-        # The remedy first: the end of a long example is left out.
-        known = "CVAT's own XML; export as COCO, YOLO or PASCAL VOC instead: " if root.tag == "annotations" else ""
-        problems.add("broken_file", f"{known}{path}: the outermost element is <{shown(root.tag)}>, not <annotation>")
+        known = ": CVAT's own XML; export as COCO, YOLO or PASCAL VOC instead" if root.tag == "annotations" else ""
+        problems.add("broken_file", f"{path}: the outermost element is <{shown(root.tag)}>, not <annotation>{known}")
         return None
     annotated = _Annotated(_image_of(root, path, stem, folders, images, problems), _size_hw(root))
     for number, element in enumerate(root.findall("object"), start=1):
