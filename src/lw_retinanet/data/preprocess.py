@@ -91,19 +91,18 @@ def normalise(images: Tensor, sizes_hw: Tensor, rule: InputRule) -> Tensor:
     if rule.channel_order == "bgr":
         images = images.flip(1)
     # Whole rows of pixels, since an operation along the three channels alone is not vectorised.
-    pixels = images.permute(0, 2, 3, 1).contiguous().to(torch.float32, copy=True)
-    values = pixels.flatten(2)
+    values = torch.div(images.permute(0, 2, 3, 1).contiguous().flatten(2), rule.scale)
     rows = torch.arange(images.shape[2], device=device) < sizes_hw[:, :1].to(device)
     columns = torch.arange(width, device=device) < sizes_hw[:, 1:].to(device)
-    factor, offset = factor_and_offset(rule, device)
-    inside = columns.repeat_interleave(3, dim=1)[:, None]
-    values.mul_(factor.repeat(width) * inside).add_(offset.repeat(width) * inside).mul_(rows[..., None].float())
-    return pixels.permute(0, 3, 1, 2)
+    mean, std = mean_and_std(rule.mean, rule.std, device)
+    # In this order, to the last bit: a run that was begun with it goes on with it.
+    values.sub_(mean.repeat(width)).div_(std.repeat(width))
+    values.mul_(columns.repeat_interleave(3, dim=1)[:, None].float()).mul_(rows[..., None].float())
+    return values.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # tensors made in inference mode could not be used in training
-def factor_and_offset(rule: InputRule, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3,) each: a pixel's value times the factor plus the offset is normalised. Cached: every copy to a CUDA device waits for it."""
-    mean, std = torch.tensor(rule.mean, dtype=torch.float64), torch.tensor(rule.std, dtype=torch.float64)
-    return (1 / (rule.scale * std)).float().to(device), (-mean / std).float().to(device)
+def mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3,) each; cached, because every copy to a CUDA device waits for the device."""
+    return torch.tensor(mean, device=device), torch.tensor(std, device=device)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lw_retinanet.config import TrainConfig
-from lw_retinanet.data.preprocess import factor_and_offset
+from lw_retinanet.data.preprocess import mean_and_std
 from lw_retinanet.models.anchors import make_anchors
 from lw_retinanet.models.build import meta_copy
 from lw_retinanet.models.retinanet import RetinaNet
@@ -149,7 +149,7 @@ def kept_bytes(model: RetinaNet, config: TrainConfig) -> KeptBytes:
 
 def _forget_constants() -> None:
     """Empty the caches of the constants that a step uses, so that no real tensor gets into the fake step and no fake one out of it."""
-    for cached in (make_anchors, factor_and_offset, unit_anchor):
+    for cached in (make_anchors, mean_and_std, unit_anchor):
         cached.cache_clear()
 
 
