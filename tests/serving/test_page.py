@@ -115,6 +115,19 @@ def test_examples_paste_drop_and_bad_files(page: Any) -> None:
     page.get_by_text("no image that the browser can show").wait_for()
 
 
+def test_an_answer_that_comes_late_leaves_the_newer_message(page: Any) -> None:
+    held: list[Any] = []
+    page.route("**/detect*", lambda route: held.append(route))  # playwright marks handlers, and a bound method cannot be marked
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": image_file(1)})
+    page.get_by_text("Looking with").wait_for()
+    page.set_input_files("#file", {"name": "b.png", "mimeType": "image/png", "buffer": b"nothing"})
+    message = page.get_by_text("no image that the browser can show")
+    message.wait_for()
+    held[0].continue_()
+    page.locator("#copy:enabled").wait_for()
+    assert message.is_visible()
+
+
 def test_narrow_screens_need_no_sideways_scrolling(page: Any) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     choose(page)

@@ -155,27 +155,34 @@ def test_sigterm_answers_what_was_accepted(start: Callable[..., Served]) -> None
     process = served.process
     assert process is not None
     replies: list[int] = []
-    refused = threading.Event()
 
     def client() -> None:
         while True:
-            try:
-                replies.append(served.post(image_file(1, (480, 640), "JPEG"), kind="image/jpeg").status)
-            except ConnectionRefusedError:
-                refused.set()
+            replies.append(served.post(image_file(1, (480, 640), "JPEG"), kind="image/jpeg").status)
+            if replies[-1] != 200:
                 return
 
-    clients = [threading.Thread(target=client) for _ in range(8)]
-    for thread in clients:
-        thread.start()
-    while len(replies) < 20:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    for thread in clients:
-        thread.join(30)
+    with ThreadPoolExecutor(8) as clients, socket.create_connection(("127.0.0.1", served.port), timeout=10) as late:
+        running = [clients.submit(client) for _ in range(8)]
+        while len(replies) < 20:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        for one in running:
+            one.result(30)
+        while not _is_refused(served.port):
+            time.sleep(0.01)
+        late.sendall(b"GET /health/ready HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert late.recv(4000).startswith(b"HTTP/1.1 503")
     assert process.wait(30) == 0
-    assert refused.is_set()
-    assert set(replies) <= {200, 503}
+    assert set(replies) == {200, 503}
+
+
+def _is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.slow

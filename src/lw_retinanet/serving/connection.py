@@ -9,6 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lw_retinanet.serving.refusal import RefusedError
 from lw_retinanet.serving.settings import ServeSettings
 
+_FIRST_BYTES_S = 1.0  # when the service ends: clients that have connected and not yet sent anything would see a reset connection
+
 
 class LimitedConnection(H11Protocol):
     """A connection that no client can hold for ever."""
@@ -20,6 +22,7 @@ class LimitedConnection(H11Protocol):
         super().connection_made(transport)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._has_received = self._is_last_chance = False
         if len(self.connections) > self.limits.max_connections:
             self._refuse(RefusedError(503, "busy", "too many connections are open; try again", retry_after=1))
         else:
@@ -34,6 +37,7 @@ class LimitedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; the clock runs while a head is incomplete."""
+        self._has_received = True
         super().data_received(data)
         self._watch_head()
 
@@ -49,7 +53,11 @@ class LimitedConnection(H11Protocol):
         self._abort_later()
 
     def shutdown(self) -> None:
-        """As before, but a closing connection has an end."""
+        """As before, but a connection that was just opened may still send its request, and a closing connection has an end."""
+        if not self._has_received and not self._is_last_chance:
+            self._is_last_chance = True
+            self.loop.call_later(_FIRST_BYTES_S, self.shutdown)
+            return
         super().shutdown()
         if self.transport.is_closing():
             self._abort_later()

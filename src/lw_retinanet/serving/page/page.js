@@ -71,12 +71,14 @@ function addExamples() {
 
 async function take(blob, name) {
   stopCamera();
+  const turn = ++state.turn; // what is still asked says nothing any more
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
     return say("This is no image that the browser can show.", true);
   }
+  if (turn !== state.turn) return; // a newer image
   if (blob.size > state.model.max_bytes) return say(`The image is larger than the limit of ${state.model.max_bytes} bytes.`, true);
   Object.assign(state, { file: blob, name, bitmap, answers: {}, hidden: new Set() });
   part("hint").hidden = true;
@@ -102,10 +104,10 @@ async function detect() {
       return;
     }
   }
-  if (turn !== state.turn) return;
+  if (file !== state.file || head !== state.head) return;
   addClasses();
   show();
-  say(`Answered in ${Math.round(answers[head].ms)} ms by the ${head} head`);
+  if (turn === state.turn) say(`Answered in ${Math.round(answers[head].ms)} ms by the ${head} head`);
 }
 
 const detections = () => (state.answers[state.head] ?? { detections: [] }).detections;
