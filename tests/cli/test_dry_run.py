@@ -125,6 +125,54 @@ def test_bad_data_is_refused_as_by_a_real_run(cli: Any, edited_data: Callable[..
     assert "gone does not exist" in cli.refuses("train", tmp_path / "gone", *cli.tiny, "--dry-run", unchanged=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        # One 32-pixel image is one cell of C5, and batch norm has a single value a channel.
+        (["--set", "train.batch_size=1", "--set", "data.image_size=32", "--set", "data.augment=none"], "train.batch_size=2"),
+        (["--set", "data.max_pixels=1000"], "raise max_pixels"),
+        (["--out", "{trained}"], "choose another output folder"),
+    ],
+)
+def test_what_a_run_refuses_a_dry_run_refuses_in_the_same_words(
+    cli: Any, data: Path, trained: Path, arguments: list[str], part: str, tmp_path: Path
+) -> None:
+    given = [argument.format(trained=trained) for argument in arguments]
+    out = [] if "--out" in given else ["--out", tmp_path / "run"]
+    line = cli.refuses("train", data, *cli.tiny, *given, "--dry-run", unchanged=tmp_path)
+    assert part in line
+    assert line == cli.refuses("train", data, *cli.tiny, *given, *out, unchanged=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (lambda source: (source / "images" / "val_0001.jpg").unlink(), "val_0001.jpg is missing"),
+        (lambda source: cut(source / "images" / "train_0001.jpg"), "train_0001.jpg"),
+        (lambda source: rename_classes(source / "val.json"), "class"),
+    ],
+)
+def test_files_and_classes_are_looked_at_as_by_a_run(
+    cli: Any, edited_data: Callable[..., Path], spoil: Callable[[Path], None], part: str, tmp_path: Path
+) -> None:
+    source = edited_data(lambda _: None)
+    spoil(source)
+    line = cli.refuses("train", source, *cli.tiny, "--dry-run", unchanged=tmp_path)
+    assert part in line
+    assert line == cli.refuses("train", source, *cli.tiny, "--out", tmp_path / "run", unchanged=tmp_path)
+
+
+def cut(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:-300])
+
+
+def rename_classes(annotations: Path) -> None:
+    table = json.loads(annotations.read_text())
+    for category in table["categories"]:
+        category["name"] = f"other {category['id']}"
+    annotations.write_text(json.dumps(table))
+
+
 def test_a_runs_own_settings_can_be_planned_again(cli: Any, trained: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((trained / "config.yaml").read_text())
     values["train"]["steps"] = 5

@@ -39,7 +39,9 @@ def train_command(
         from lw_retinanet.jobs.dry_run import plan_training
 
         count = processes or int(os.environ.get("WORLD_SIZE", "1"))
-        plan = plan_training(request.config, request.source, processes=count, device=choose_device(device), measure=measure)
+        plan = plan_training(
+            request.config, request.source, out=request.out, processes=count, device=choose_device(device), measure=measure
+        )
         if os.environ.get("RANK", "0") != "0":  # under torchrun one answer is enough
             return
         if json:

@@ -12,9 +12,10 @@ from lw_retinanet.config import Config
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import waiting_for
-from lw_retinanet.jobs.train import open_start, open_teacher, open_training_data
+from lw_retinanet.jobs.train import open_parts, open_start
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.training.distributed import World
+from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_plan import RunPlan, plan_run
 from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import step_memory
@@ -26,7 +27,9 @@ WARM_STEPS = 2  # memory is claimed and kernels are chosen in the first ones
 MEASURED_STEPS = 4
 
 
-def plan_training(config: Config, source: Path, *, processes: int = 1, device: torch.device, measure: bool = False) -> RunPlan:
+def plan_training(
+    config: Config, source: Path, *, out: Path | None = None, processes: int = 1, device: torch.device, measure: bool = False
+) -> RunPlan:
     """Work out what a training with these settings and this data would do.
 
     Pretrained weights of a library are not downloaded. Files of backbone weights, start and teacher are read and checked as in the run.
@@ -34,6 +37,7 @@ def plan_training(config: Config, source: Path, *, processes: int = 1, device: t
     Args:
         config: Settings; the recipe's values are filled in.
         source: Dataset.
+        out: Folder that the run would get; None does not look at it.
         processes: Number of processes, one a GPU.
         device: Device that the run will use; decides ``train.precision: auto``.
         measure: Whether to run a few real steps of one process on ``device``, in memory, and derive the duration from them.
@@ -42,9 +46,10 @@ def plan_training(config: Config, source: Path, *, processes: int = 1, device: t
         InputError: for settings or data with which the run would not start.
     """
     config = config.resolved()
-    records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
-    start = _planned_start(config, records, measure=measure)
-    teacher = open_teacher(config, start.record)
+    if out is not None:
+        RunFolder.require_new(out)
+    opened = open_parts(config, source, lambda records: _planned_start(config, records, measure=measure))
+    records, start, teacher = opened.records, opened.start, opened.teacher
     plan = plan_run(config, start.model, records.sizes_hw, name=start.record.preset, processes=processes, teacher=teacher)
     use_bf16 = choose_precision(config.train.precision, device, "training") == "bf16"
     memory = step_memory(
@@ -56,7 +61,7 @@ def plan_training(config: Config, source: Path, *, processes: int = 1, device: t
         use_bf16=use_bf16,
         teacher=teacher,
     )
-    parts = {"train": records, **({"val": held_out} if held_out is not None else {})}
+    parts = {"train": records, **({"val": opened.held_out} if opened.held_out is not None else {})}
     return replace(
         plan,
         data={split: _counts(part) for split, part in parts.items()},

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,6 +64,23 @@ class Run:
         return open_detector(self.folder, device=device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What a run is made of before its first step, checked.
+
+    Args:
+        records: The training split.
+        held_out: The split that measures the model; None without one.
+        start: The network before its first step.
+        teacher: The network to learn from beside the labels; None without one.
+    """
+
+    records: Records
+    held_out: Records | None
+    start: LoadedModel
+    teacher: Teacher | None
+
+
 def run_training(
     config: Config, source: Path, out: Path, *, resume: bool = False, device: torch.device | str = "auto", progress: Progress | None = None
 ) -> Run:
@@ -85,14 +102,12 @@ def run_training(
         output_folder(out)
     chosen = None if device == "auto" else choose_device(str(device))
     config = config.resolved()
-    records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
+    parts = open_parts(config, source, lambda records: open_start(config, records, out if resume else None))
+    records, held_out, start, teacher = parts.records, parts.held_out, parts.start, parts.teacher
     with joined_world(chosen) as world, ExitStack() as stack:
         config = with_chosen_precision(config, world, out if resume else None)
-        start = open_start(config, records, out if resume else None)
-        teacher = open_teacher(config, start.record)
         if teacher:
             teacher.model.to(world.device)
-        require_statistics(start.model, config)
         model = start.model.to(world.device)
         run_facts = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
         folder = _open_folder(stack, out, config, run_facts, resume=resume, world=world)
@@ -120,6 +135,24 @@ def run_training(
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
         return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
+
+
+def open_parts(config: Config, source: Path, open_network: Callable[[Records], LoadedModel]) -> RunParts:
+    """Open data and networks with every check that a run makes before it writes anything; a dry run makes the same ones.
+
+    Args:
+        config: Resolved settings.
+        source: The data set.
+        open_network: Gives the network before its first step for the training split.
+
+    Raises:
+        InputError: for settings or data with which no run starts.
+    """
+    records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
+    start = open_network(records)
+    teacher = open_teacher(config, start.record)
+    require_statistics(start.model, config)
+    return RunParts(records=records, held_out=held_out, start=start, teacher=teacher)
 
 
 def require_statistics(model: RetinaNet, config: Config) -> None:

@@ -31,6 +31,16 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"
 
+    @staticmethod
+    def require_new(path: Path) -> None:
+        """Check that a new run can have this folder.
+
+        Raises:
+            RunFolderError: if the folder is not empty.
+        """
+        if path.exists() and (not path.is_dir() or any(child.name != LOCK and child not in leftovers(path) for child in path.iterdir())):
+            raise RunFolderError(f"{path} is not empty; choose another output folder, or resume the run that is in it")
+
     @classmethod
     @contextmanager
     def created(cls, path: Path, config: Config, notes: Mapping[str, Any]) -> Iterator[Self]:
@@ -44,8 +54,7 @@ class RunFolder:
         Raises:
             RunFolderError: if the folder is not empty.
         """
-        if path.exists() and (not path.is_dir() or any(child.name != LOCK and child not in leftovers(path) for child in path.iterdir())):
-            raise RunFolderError(f"{path} is not empty; choose another output folder, or resume the run that is in it")
+        cls.require_new(path)
         with _locked(path):
             folder = cls(path)
             values = config.model_dump(mode="json")
