@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lw_retinanet.data import video as module
-from lw_retinanet.data.video import Frame, VideoReader, VideoWriter
+from lw_retinanet.data.video import Frame, VideoReader, VideoWriter, opencv
 from lw_retinanet.data.video_names import CODECS, is_video
 from lw_retinanet.errors import ImageError, InputError, MissingExtraError
 
@@ -34,7 +33,7 @@ def level(frame: Frame) -> float:
     return float(frame.pixels[height // 2 + 4 :, width // 2 + 4 :].mean())
 
 
-def boxes(content: bytes, path: Sequence[bytes]) -> list[int]:
+def boxes(content: bytes | bytearray, path: Sequence[bytes]) -> list[int]:
     """Where the boxes of an MP4 file start that lead to the last one of ``path``."""
     start, end, places = 0, len(content), []
     for name in path:
@@ -213,19 +212,19 @@ def test_the_remedies_for_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise cv2
             return cv2
 
-        monkeypatch.setattr(module.importlib, "import_module", load)
+        monkeypatch.setattr("lw_retinanet.data.video.importlib.import_module", load)
 
     importing(ModuleNotFoundError("No module named 'cv2'", name="cv2"))
     with pytest.raises(MissingExtraError, match=r"videos need OpenCV; install it with: pip install 'lw-retinanet\[video\]'"):
-        module.opencv()
+        opencv()
     again = "pip install --force-reinstall --no-deps opencv-python-headless"
     for damaged in (ImportError("libGL.so.1: cannot open shared object file"), SimpleNamespace()):  # the second is an empty folder
         importing(damaged)
         with pytest.raises(MissingExtraError, match=f"OpenCV is damaged .*; install it with: {again}"):
-            module.opencv()
+            opencv()
     importing(SimpleNamespace(__version__="5", CAP_FFMPEG=1900, videoio_registry=SimpleNamespace(hasBackend=lambda _: False)))
     with pytest.raises(MissingExtraError, match=f"without FFmpeg and cannot read videos; install it with: {again}"):
-        module.opencv()
+        opencv()
 
 
 def test_names_of_videos() -> None:

@@ -71,6 +71,6 @@ def test_closing_a_stream_ends_its_thread_and_lets_go_of_the_file(detector: Dete
 def test_bad_arguments_are_refused_at_the_call(detector: Detector, clip: Path) -> None:
     for options in ({"score": 1.5}, {"head": "ful"}, {"every": 0}):
         with pytest.raises(LwRetinaNetError):
-            next(detector.stream(clip, **options))  # type: ignore[arg-type]
+            detector.stream(clip, **options)
     with pytest.raises(InputError, match="No such file"):
         detector.stream(clip.with_name("gone.mp4"))
