@@ -1,3 +1,4 @@
+import importlib
 import os
 import struct
 import wave
@@ -205,25 +206,32 @@ def test_a_written_video_keeps_the_times_of_its_frames(make_video: MakeVideo, tm
     assert [level(frame) for frame in read(path)[1]] == pytest.approx([50, 50, 50, 50, 100, 150], abs=5)
 
 
-def test_the_remedies_for_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    def importing(cv2: object) -> None:
-        def load(_: str) -> object:
-            if isinstance(cv2, Exception):
-                raise cv2
-            return cv2
+AGAIN = "install it with: pip install --force-reinstall --no-deps opencv-python-headless"
 
-        monkeypatch.setattr("lw_retinanet.data.video.importlib.import_module", load)
 
-    importing(ModuleNotFoundError("No module named 'cv2'", name="cv2"))
-    with pytest.raises(MissingExtraError, match=r"videos need OpenCV; install it with: pip install 'lw-retinanet\[video\]'"):
-        opencv()
-    again = "pip install --force-reinstall --no-deps opencv-python-headless"
-    for damaged in (ImportError("libGL.so.1: cannot open shared object file"), SimpleNamespace()):  # the second is an empty folder
-        importing(damaged)
-        with pytest.raises(MissingExtraError, match=f"OpenCV is damaged .*; install it with: {again}"):
-            opencv()
-    importing(SimpleNamespace(__version__="5", CAP_FFMPEG=1900, videoio_registry=SimpleNamespace(hasBackend=lambda _: False)))
-    with pytest.raises(MissingExtraError, match=f"without FFmpeg and cannot read videos; install it with: {again}"):
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            ModuleNotFoundError("No module named 'cv2'", name="cv2"),
+            r"videos need OpenCV; install it with: pip install 'lw-retinanet\[video\]'",
+        ),
+        (ImportError("libGL.so.1: cannot open"), rf"OpenCV is damaged and cannot read videos \(libGL.so.1: cannot open\); {AGAIN}"),
+        (SimpleNamespace(), f"OpenCV is damaged .*; {AGAIN}"),  # the empty folder that pip leaves when one of the two packages is removed
+        (
+            SimpleNamespace(__version__="5", CAP_FFMPEG=1900, videoio_registry=SimpleNamespace(hasBackend=lambda _: False)),
+            f"OpenCV 5 was built without FFmpeg and cannot read videos; {AGAIN}",
+        ),
+    ],
+)
+def test_the_remedies_for_opencv(monkeypatch: pytest.MonkeyPatch, found: object, message: str) -> None:
+    def load(_: str) -> object:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(MissingExtraError, match=message):
+        patch.setattr(importlib, "import_module", load)
         opencv()
 
 
