@@ -230,9 +230,10 @@ def test_the_remedies_for_opencv(monkeypatch: pytest.MonkeyPatch, found: object,
             raise found
         return found
 
-    with monkeypatch.context() as patch, pytest.raises(MissingExtraError, match=message):
+    with monkeypatch.context() as patch:
         patch.setattr(importlib, "import_module", load)
-        opencv()
+        with pytest.raises(MissingExtraError, match=message):
+            opencv()
 
 
 def test_names_of_videos() -> None:
