@@ -40,6 +40,7 @@ PositiveSteps = Annotated[int, Field(gt=0, le=10**9)]
 Images = Annotated[int, Field(gt=0, le=4096)]
 IMAGE_SIZE = 640
 MAX_SIZE = 1333
+NO_INFLUENCE = ("workers", "read_timeout")  # settings of ``data`` that no result depends on
 MAX_PIXELS = 64_000_000  # of an image that is decoded, unless a caller raises it
 
 
@@ -100,6 +101,7 @@ class DataConfig(_Settings):
     max_size: int = Field(default=MAX_SIZE, ge=32, le=8192)
     max_pixels: int = Field(default=MAX_PIXELS, gt=0, le=10**12)
     workers: int = Field(default=2, ge=0, le=256)
+    read_timeout: int = Field(default=300, gt=0, le=10**6)
     augment: Literal["none", "flip", "jitter", "full"] | None = None
     jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)
     group_by_shape: bool = True

@@ -37,6 +37,10 @@ class OutputError(InputError):
     """A file cannot be written to the place that was asked for."""
 
 
+class DiskFullError(LwRetinaNetError):
+    """There is no room on the disk for a file."""
+
+
 class RunFolderError(InputError):
     """A run folder is in use, already holds a run, or does not hold one."""
 

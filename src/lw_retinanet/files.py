@@ -1,17 +1,19 @@
 """Writing files so that a crash leaves either the old content or the new content, and checks of paths."""
 
+import errno
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lw_retinanet.errors import InputError, OutputError, printable, shown
+from lw_retinanet.errors import DiskFullError, InputError, LwRetinaNetError, OutputError, printable, shown
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path in the same folder. On success the file there is renamed to ``path``; on failure it is removed.
 
     The temporary name keeps the suffix, since many writers choose the format by it. Missing folders are created.
@@ -19,10 +21,15 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Args:
         path: The file to write.
         durable: Flush the file to the disk, so that it survives a power cut. This is too slow for many small files.
+        size: Bytes of the file if they are known beforehand; whether there is room for them is then checked first.
 
     Raises:
-        OutputError: If the file cannot be written.
+        DiskFullError: If there is no room for the file.
+        OutputError: If the file cannot be written for another reason.
     """
+    written = 0
+    if size is not None:
+        require_room(path, size)
     temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +42,42 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 _sync_folder(path.parent)
         finally:
+            with suppress(OSError):
+                written = temporary.stat().st_size
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); check the folder and the free space") from error
+        raise not_written(path, error, needed=f"more than {written:,}" if size is None else f"{size:,}") from error
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def not_written(path: Path, error: OSError, *, needed: str = "more") -> LwRetinaNetError:
+    """What to raise for a file that could not be written: a `DiskFullError` that says how many bytes are needed, or an `OutputError`."""
+    reason = error.strerror or str(error)
+    if error.errno in _NO_ROOM:
+        return DiskFullError(
+            f"{path}: cannot be written ({reason}): it needs {needed} bytes, and {free_bytes(path):,} are free there; "
+            "make room on the disk, or choose another folder"
+        )
+    return OutputError(f"{path}: cannot be written ({reason}); check the folder and the free space")
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk where a path is, or would be."""
+    return shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
+
+
+def require_room(path: Path, needed: int, what: str = "it") -> None:
+    """Check before the work that a file of ``needed`` bytes can be written.
+
+    Raises:
+        DiskFullError: If it cannot.
+    """
+    if needed > (free := free_bytes(path)):
+        raise DiskFullError(
+            f"{path}: {what} needs {needed:,} bytes, and {free:,} are free there; make room on the disk, or choose another folder"
+        )
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:

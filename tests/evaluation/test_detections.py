@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, OutputError
+from lw_retinanet.errors import DataError, DiskFullError
 from lw_retinanet.evaluation.detections import DetectionTable, check_detections, concatenate, read_results, write_results
 
 
@@ -64,7 +64,7 @@ def test_a_failed_write_leaves_the_old_file(records: Records, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"dt\.json: cannot be written \(No space left"):
+    with pytest.raises(DiskFullError, match=r"dt\.json: cannot be written \(No space left"):
         write_results(DetectionTable.empty(), records, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

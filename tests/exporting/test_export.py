@@ -10,7 +10,7 @@ from tests.exporting import fakes
 from tests.exporting.fakes import FakeRuntime, FakeTriton, fake_target
 from torch import Tensor
 
-from lw_retinanet.errors import DataError, ExportError, InputError, OutputError, WeightsError
+from lw_retinanet.errors import DataError, DiskFullError, ExportError, InputError, OutputError, WeightsError
 from lw_retinanet.exporting.settings import ExportSettings
 from lw_retinanet.exporting.targets import TARGETS, TargetRow
 from lw_retinanet.jobs.export import run_export
@@ -181,7 +181,7 @@ def test_a_triton_folder_is_whole_or_not_there(model_file: Path, tmp_path: Path,
         raise OSError(28, "No space left on device")
 
     fake(complete=staticmethod(fails))
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(DiskFullError, match="No space left"):
         run_export(model_file, tmp_path / "repository", format="triton")
     assert list(tmp_path.iterdir()) == []
 

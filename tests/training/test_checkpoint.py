@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from lw_retinanet.errors import OutputError, RunFolderError
+from lw_retinanet.errors import DiskFullError, RunFolderError
 from lw_retinanet.training import checkpoint as module
 from lw_retinanet.training.checkpoint import Checkpoint, checkpoint_files, load_latest, load_optimiser, optimiser_tensors, save_checkpoint
 
@@ -43,15 +42,17 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
 
 def fail_half_way(tensors: Any, path: Path, metadata: Any) -> None:
     Path(path).write_bytes(b"half of a check")
-    raise SafetensorError("I/O error: No space left on device (os error 28)")
+    raise OSError(28, "No space left on device")
 
 
 def test_a_failed_save_leaves_the_old_ones_and_no_scrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, make(step))
     before = names(tmp_path)
-    monkeypatch.setattr(module, "save_file", fail_half_way)
-    with pytest.raises(OutputError, match=r"step-00000003\.safetensors: cannot be written .*No space left") as caught:
+    monkeypatch.setattr(module, "save_tensors", fail_half_way)
+    with pytest.raises(
+        DiskFullError, match=r"step-00000003\.safetensors: cannot be written .*No space left.* needs 288 bytes, and [\d,]+ are free"
+    ) as caught:
         save_checkpoint(tmp_path, make(3))
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == before

@@ -128,8 +128,8 @@ def sabotages() -> dict[str, Callable[[], None]]:
         return path.name.startswith("step-") and path.suffix == ".safetensors"
 
     return {
-        "before the file": lambda: nth(checkpoint, "save_file", die),
-        "in the file": lambda: nth(checkpoint, "save_file", half_written),
+        "before the file": lambda: nth(checkpoint, "save_tensors", die),
+        "in the file": lambda: nth(checkpoint, "save_tensors", half_written),
         "before the disk has it": lambda: nth(os, "fsync", die, number=7),
         "before the checksum": lambda: nth(Path, "replace", die, matches=becomes(".sha256")),
         "before the name": lambda: nth(Path, "replace", die, matches=becomes(".safetensors")),

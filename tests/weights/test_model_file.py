@@ -294,7 +294,7 @@ def test_a_failed_save_leaves_the_earlier_file(good: Path, tmp_path: Path, monke
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lw_retinanet.weights.model_file.save_file", interrupted)
+    monkeypatch.setattr("lw_retinanet.weights.model_file.save_tensors", interrupted)
     loaded = load_model(path)
     with pytest.raises(KeyboardInterrupt):
         save_model(path, loaded.model, loaded.record)

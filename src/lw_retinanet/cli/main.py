@@ -22,6 +22,7 @@ from lw_retinanet.cli.serve import serve_command
 from lw_retinanet.cli.tradeoff import tradeoff_command
 from lw_retinanet.cli.train import train_command
 from lw_retinanet.errors import InputError, LwRetinaNetError
+from lw_retinanet.stopping import Stopped, stopping
 
 # One line a mistake: no boxes around messages, no traceback with local variables.
 app = typer.Typer(
@@ -59,7 +60,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 failed, 2 bad usage or bad input."""
+    """Run the command line: exit code 0 done, 1 failed, 2 bad usage or bad input, 130 and 143 after Ctrl-C and SIGTERM."""
     arguments = sys.argv[1:]
     is_debug = "--debug" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without Unicode shows names all the same
@@ -69,7 +70,9 @@ def main() -> None:
     logging.basicConfig(level=logging.DEBUG if is_debug else logging.INFO, handlers=[logs])
     for chatty in ("matplotlib", "PIL", "filelock", "tensorboard"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    sys.exit(_run([argument for argument in arguments if argument != "--debug"], is_debug))
+    with stopping():
+        code = _run([argument for argument in arguments if argument != "--debug"], is_debug)
+    sys.exit(code)
 
 
 def _run(arguments: list[str], is_debug: bool) -> int:
@@ -97,6 +100,9 @@ def _run(arguments: list[str], is_debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Stopped as stopped:
+        print("stopped by a signal", file=sys.stderr)
+        return int(str(stopped.code))
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         sys.stderr.close()
         return 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -207,6 +208,8 @@ class StepPlan(Sampler[list[Key]]):
                 yield keys[start : start + self.batch_size]
 
 
-def make_loader(dataset: TrainingSet, plan: StepPlan, *, workers: int, pin: bool) -> "DataLoader[Batch | LwRetinaNetError]":
-    """A torch loader over the steps of ``plan``; ``pin`` puts batches into page-locked memory."""
-    return DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, pin_memory=pin)  # type: ignore[arg-type]
+def make_loader(
+    dataset: "Dataset[Sample | LwRetinaNetError]", plan: StepPlan, *, workers: int, pin: bool, **others: Any
+) -> "DataLoader[Batch | LwRetinaNetError]":
+    """A torch loader over the steps of ``plan``; ``pin`` puts batches into page-locked memory, ``others`` are passed on."""
+    return DataLoader(dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, pin_memory=pin, **others)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ of the caller again, so a script without the usual ``__main__`` guard would star
 import io
 import json
 import logging
-import signal
+import os
 import subprocess
 import sys
 import threading
@@ -81,7 +81,9 @@ class ScoringProcess:
         try:
             if self._process is None:
                 command = [sys.executable, "-m", __spec__.name]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                # A process group of its own, since Ctrl-C is for the caller, who then ends this process.
+                group = 0 if os.name == "posix" else None
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=group)
                 _send(self._process.stdin, _records_as_arrays(self.records))
             _send(self._process.stdin, vars(detections))
             assert self._process.stdout is not None
@@ -97,7 +99,6 @@ class ScoringProcess:
 
 def main() -> None:
     """Read the ground truth, then answer each table of detections until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who then ends this process
     given = _receive(sys.stdin.buffer)
     if given is None:
         return

@@ -15,7 +15,7 @@ from lw_retinanet.drawing import contact_sheet, save_image
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
-from lw_retinanet.evaluation.detections import read_results, write_results
+from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
 from lw_retinanet.evaluation.report import write_metrics
 from lw_retinanet.files import existing, output_folder
 from lw_retinanet.jobs.load import open_detector
@@ -98,6 +98,11 @@ def evaluate_into(
     Without a folder nothing is written.
     """
     detections = detect_records(detector, records, batch_size=batch_size, progress=progress)
+    return score_into(out, detector, records, detections, max_detections=max_detections)
+
+
+def score_into(out: Path | None, detector: Detector, records: Records, detections: DetectionTable, *, max_detections: int = 100) -> Metrics:
+    """The second half of :func:`evaluate_into`, for detections that are known."""
     metrics = evaluate(records, detections, max_detections=(1, 10, max_detections))
     if out:
         write_results(detections, records, out / "detections.json")

@@ -15,9 +15,9 @@ from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import DataError, InputError, OutputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
-from lw_retinanet.evaluation.detections import write_results
+from lw_retinanet.evaluation.detections import DetectionTable, write_results
 from lw_retinanet.evaluation.paired import MIN_IMAGES, Comparison, compare
-from lw_retinanet.files import existing, output_folder
+from lw_retinanet.files import existing, output_folder, require_room
 from lw_retinanet.heads import HeadPlan, plan_of
 from lw_retinanet.interop.torchvision_lighten import lighten_torchvision
 from lw_retinanet.jobs.load import open_detector
@@ -117,6 +117,7 @@ def lighten_file(
 
     Raises:
         InputError: if the model cannot be lightened so, the budget is met already or cannot be met, or the data cannot be used.
+        DiskFullError: if there is no room for the model, before the work begins.
         OutputError: if the model file or the report cannot be written.
     """
     folder = _report_folder(model, out)
@@ -127,8 +128,10 @@ def lighten_file(
     files = calibration_files(data, count=images, seed=seed) if data is not None else []
     held_out = _held_out(data, detector) if data is not None else None
     settings = LighteningSettings(fit=FitSettings(steps=fit_steps, rate=rate, seed=seed), own_output=not keep_pyramid, seed=seed)
+    require_room(out, sum(tensor.nbytes for tensor in detector.model.state_dict().values()))
     lightened = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=progress)
-    metrics, comparisons = _measure_accuracy(lightened, held_out, folder, progress) if held_out is not None else ({}, {})
+    tables = detect_stages(lightened, held_out, progress=progress) if held_out is not None else {}
+    metrics, comparisons = _measure_accuracy(tables, held_out) if held_out is not None else ({}, {})
     report = make_report(
         lightened,
         source=model.name,
@@ -137,11 +140,14 @@ def lighten_file(
         latency_ms=_measure_latency(lightened) if latency else {},
         evaluated_on=held_out.num_images if held_out is not None else 0,
     )
-    write_report(report, folder)
-    if held_out is not None:
-        write_data_use(folder, scored={"val": held_out})
     notes = {**lightened.record.notes, "lightened": {"from": detector.name, **report.as_dict()}}
     save_model(out, lightened.detector.model, lightened.record.model_copy(update={"notes": notes}))
+    # The report comes after the model: it would be nothing without it.
+    write_report(report, folder)
+    if held_out is not None:
+        for stage, table in tables.items():
+            write_results(table, held_out, folder / f"detections-{stage.replace(' ', '-')}.json")
+        write_data_use(folder, scored={"val": held_out})
     return LighteningRun(model_file=out, report_folder=folder, report=report)
 
 
@@ -185,16 +191,11 @@ def _held_out(data: Path, detector: Detector) -> Records | None:
     return dataset.ready(dataset.held_out, classes=detector.categories) if dataset.held_out else None
 
 
-def _measure_accuracy(
-    lightened: Lightened, records: Records, folder: Path, progress: Progress | None
-) -> tuple[Mapping[str, Metrics], Mapping[str, Comparison]]:
-    """Metrics of every stage and its comparison with the full head, by name of the stage. The detections go into ``folder``."""
-    tables = detect_stages(lightened, records, progress=progress)
+def _measure_accuracy(tables: Mapping[str, DetectionTable], records: Records) -> tuple[Mapping[str, Metrics], Mapping[str, Comparison]]:
+    """Metrics of every stage and its comparison with the full head, which is the first, by name of the stage."""
     full, *light = tables
     metrics = {name: evaluate(records, table) for name, table in tables.items()}
     comparisons = {name: compare(records, tables[full], tables[name]) for name in light if records.num_images >= MIN_IMAGES}
-    for name, table in tables.items():
-        write_results(table, records, folder / f"detections-{name.replace(' ', '-')}.json")
     return metrics, comparisons
 
 

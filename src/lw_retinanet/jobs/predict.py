@@ -14,7 +14,7 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.result import Result
 from lw_retinanet.devices import Precision
-from lw_retinanet.errors import ImageError, InputError
+from lw_retinanet.errors import DiskFullError, ImageError, InputError
 from lw_retinanet.files import output_folder, write_text
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress, tracked
@@ -74,6 +74,7 @@ def run_prediction(
     Raises:
         InputError: If a source yields no image, or ``out`` holds images that are to be read.
         WeightsError: If the model cannot be read.
+        DiskFullError: If the disk is full. What was found until then is written.
         OutputError: If ``out`` cannot be written to.
     """
     images, errors = [], []
@@ -139,12 +140,40 @@ class Collection:
         self.images: list[dict[str, Any]] = []
         self._coco: list[dict[str, Any]] = []
         self._names: set[str] = set()
+        self._drawn: list[Path] = []
 
     def add(self, result: Result) -> None:
-        """Take one result in, and draw it into the folder."""
+        """Take one result in, and draw it into the folder.
+
+        Raises:
+            DiskFullError: If the disk is full. Both JSON files then hold what was found so far, and the newest drawn images make room for
+                them.
+        """
         self.images.append(result.to_dict())
         self._coco += result.to_coco(result.file or str(len(self.images) - 1))
-        result.save(self.folder / self._free_name(Path(result.file or "picture").stem))
+        path = self.folder / self._free_name(Path(result.file or "picture").stem)
+        try:
+            result.save(path)
+        except DiskFullError as error:
+            removed = self._write_on_full_disk()
+            raise DiskFullError(
+                f"{error}. predictions.json and results.json hold the {len(self.images)} images until then; "
+                f"{removed} drawn images were removed to make room for them"
+            ) from None
+        self._drawn.append(path)
+
+    def _write_on_full_disk(self) -> int:
+        """Write both JSON files, and remove as many drawn images as that takes; their number."""
+        removed = 0
+        while True:
+            try:
+                self.write()
+                return removed
+            except DiskFullError:
+                if not self._drawn:
+                    raise
+                self._drawn.pop().unlink(missing_ok=True)
+                removed += 1
 
     def write(self) -> None:
         """Write both JSON files."""

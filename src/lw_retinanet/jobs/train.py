@@ -16,19 +16,19 @@ import torch.distributed as dist
 from torch import nn
 
 from lw_retinanet import __version__
-from lw_retinanet.config import Config, load_run_config
+from lw_retinanet.config import NO_INFLUENCE, Config, load_run_config
 from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import choose_device, multiplies_in_bf16
-from lw_retinanet.errors import ConfigError, DataError, RunFolderError, TrainingError
+from lw_retinanet.errors import ConfigError, DataError, InputError, OutputError, RunFolderError, TrainingError, shown
 from lw_retinanet.evaluation.coco_metrics import Metrics
-from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
 from lw_retinanet.files import output_folder
-from lw_retinanet.jobs.evaluate import evaluate_into
+from lw_retinanet.jobs.detect_together import detect_together
+from lw_retinanet.jobs.evaluate import score_into
 from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
@@ -109,7 +109,7 @@ def run_training(
         if teacher:
             teacher.model.to(world.device)
         model = start.model.to(world.device)
-        run_facts = {"data": str(source), "fingerprint": records.fingerprint(), "processes": world.size, "version": __version__}
+        run_facts = _run_facts(source, records, world)
         folder = _open_folder(stack, out, config, run_facts, resume=resume, world=world)
         if world.is_main:
             write_data_use(out, trained={"train": records}, scored={"val": held_out} if held_out else {})
@@ -127,14 +127,16 @@ def run_training(
             evaluate=_scorer(stack, held_out, records.categories, world),
             teacher=teacher,
         )
-        if not world.is_main:
-            return Run(folder=out, metrics=None, is_main=False)
-        _save(folder, trained, start.record, config, source)
+        if world.is_main:
+            _save(folder, trained, start.record, config, source)
         if held_out is None:
-            return Run(folder=out, metrics=None)
+            return Run(folder=out, metrics=None, is_main=world.is_main)
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
-        return Run(folder=out, metrics=evaluate_into(folder.path, detector, held_out, progress=progress))
+        detections = detect_together(detector, held_out, world, progress=progress)
+        if not world.is_main:
+            return Run(folder=out, metrics=None, is_main=False)
+        return Run(folder=out, metrics=score_into(folder.path, detector, held_out, detections))
 
 
 def open_parts(config: Config, source: Path, open_network: Callable[[Records], LoadedModel]) -> RunParts:
@@ -263,13 +265,14 @@ def _keep_start(config: Config, out: Path, start: LoadedModel) -> None:
 
 
 def _scorer(stack: ExitStack, held_out: Records | None, categories: tuple[Category, ...], world: World) -> Evaluate | None:
-    """A function that scores the model during training, in a process of its own that ends with ``stack``."""
-    if held_out is None or not world.is_main:
+    """A function that scores the model during training: all processes detect, and one of its own scores, which ends with ``stack``."""
+    if held_out is None:
         return None
-    scoring = stack.enter_context(ScoringProcess(held_out))
+    scoring = stack.enter_context(ScoringProcess(held_out)) if world.is_main else None
 
-    def score(model: RetinaNet, step: int) -> Future[dict[str, Any]]:
-        return scoring.submit(detect_records(Detector.of_model(model, categories, device=world.device), held_out))
+    def score(model: RetinaNet, step: int) -> Future[dict[str, Any]] | None:
+        detections = detect_together(Detector.of_model(model, categories, device=world.device), held_out, world)
+        return scoring.submit(detections) if scoring else None
 
     return score
 
@@ -278,7 +281,24 @@ def _save(folder: RunFolder, trained: RetinaNet, record: ModelRecord, config: Co
     """Write the trained model and its training curves."""
     provenance = {"data": source.name, "settings": config.model_dump(mode="json"), **record.notes}
     save_model(folder.model_file, trained, record.model_copy(update={"notes": provenance}))
-    save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{record.preset} on {source.name}")
+    try:
+        save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{record.preset} on {source.name}")
+    except OutputError:
+        raise
+    except InputError as error:  # somebody emptied the log of a finished run
+        log.warning("no curves are drawn: %s", error)
+
+
+def _run_facts(source: Path, records: Records, world: World) -> dict[str, Any]:
+    """What a resumed run must find unchanged beside the settings, or is told of."""
+    return {
+        "data": str(source),
+        "fingerprint": records.fingerprint(),
+        "summary": records.summary(),
+        "processes": world.size,
+        "version": __version__,
+        "torch": str(torch.__version__),
+    }
 
 
 def _open_folder(stack: ExitStack, out: Path, config: Config, run_facts: Mapping[str, Any], *, resume: bool, world: World) -> RunFolder:
@@ -295,17 +315,30 @@ def _open_folder(stack: ExitStack, out: Path, config: Config, run_facts: Mapping
 
 
 def _require_same(out: Path, earlier: Config, earlier_facts: Mapping[str, Any], config: Config, run_facts: Mapping[str, Any]) -> None:
-    """A resumed run is the same run: same settings (workers aside), same data, same number of processes."""
+    """A resumed run is the same run: same settings (workers aside), same data, same number of processes. Other versions are told."""
     differences = []
     for section in ("model", "data", "train"):
         old, new = getattr(earlier, section).model_dump(), getattr(config, section).model_dump()
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key != "workers"]
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in NO_INFLUENCE]
         keys = [key for key in keys if (key, old.get(key)) != ("precision", "auto")]  # a run of version 0.1.0; see with_chosen_precision
         differences += [f"{section}.{key}: {old.get(key)} then, {new.get(key)} now" for key in keys]
     if differences:
         raise RunFolderError(f"{out} was started with other settings ({'; '.join(differences)}); resume without changing them")
     if earlier_facts.get("fingerprint") != run_facts["fingerprint"]:
-        raise DataError(f"{out} was started on other data than {run_facts['data']} holds now; start a new run")
+        summaries = [shown(facts.get("summary", "unknown"), most=200) for facts in (earlier_facts, run_facts)]
+        counts = (
+            f" ({summaries[0]} then, {summaries[1]} now)" if summaries[0] != summaries[1] else " (other names, sizes, boxes or classes)"
+        )
+        raise DataError(f"{out} was started on other data than {run_facts['data']} holds now{counts}; start a new run")
     if earlier_facts.get("processes") != run_facts["processes"]:
         before, now = earlier_facts.get("processes"), run_facts["processes"]
         raise RunFolderError(f"{out} was started with {before} processes, now there are {now}; resume with {before}")
+    versions = [
+        f"{what} {shown(earlier_facts[key])} then, {run_facts[key]} now"
+        for key, what in (("version", "lw_retinanet"), ("torch", "torch"))
+        if key in earlier_facts and earlier_facts[key] != run_facts[key]
+    ]
+    if versions:
+        log.warning(
+            "%s was started with other versions (%s), so the weights may differ from those of an unbroken run", out, "; ".join(versions)
+        )

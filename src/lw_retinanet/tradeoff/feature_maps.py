@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lw_retinanet.conventions import LEVELS, InputRule
@@ -24,6 +24,7 @@ from lw_retinanet.files import replacing, write_text
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.training.step import autocast
+from lw_retinanet.weights.tensor_file import save_tensors
 
 _ABOUT = "about.json"
 
@@ -123,7 +124,7 @@ def compute_feature_maps(
         for row, view in enumerate(views):
             tensors = {level: pyramid[level][row].permute(1, 2, 0).to("cpu", dtype).contiguous() for level in LEVELS}
             with replacing(maps.path(image, view), durable=False) as temporary:
-                save_file(tensors, temporary)
+                save_tensors(tensors, temporary)
     return maps
 
 

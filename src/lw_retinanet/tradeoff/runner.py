@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lw_retinanet import __version__
-from lw_retinanet.config import Config, TrainConfig, load_config
+from lw_retinanet.config import NO_INFLUENCE, Config, TrainConfig, load_config
 from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
@@ -326,9 +326,9 @@ def processor() -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The settings that the results of a run depend on; the number of workers is none of them."""
+    """The settings that the results of a run depend on; the number of workers and their timeout are none of them."""
     values = config.model_dump(mode="json")
-    return {"model": values["model"], "train": values["train"], "data": {k: v for k, v in values["data"].items() if k != "workers"}}
+    return {"model": values["model"], "train": values["train"], "data": {k: v for k, v in values["data"].items() if k not in NO_INFLUENCE}}
 
 
 def _open(experiment: Experiment) -> tuple[Records, Records]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lw_retinanet.errors import OutputError, RunFolderError
-from lw_retinanet.files import leftovers, replacing, sha256, write_text
+from lw_retinanet.errors import RunFolderError, first_line, shown
+from lw_retinanet.files import leftovers, not_written, replacing, sha256, write_text
+from lw_retinanet.weights.tensor_file import save_tensors
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -28,11 +29,13 @@ class Checkpoint:
         step: Number of optimiser steps done.
         tensors: Tensors by flat names: ``model.*``, ``ema.*``, ``optimiser.*``.
         notes: Plain values that are not tensors.
+        path: The file that it was read from.
     """
 
     step: int
     tensors: dict[str, Tensor]
     notes: dict[str, Any]
+    path: Path | None = None
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors under ``name.``, without that prefix."""
@@ -45,7 +48,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     The file appears under its name only when all of it is on the disk.
 
     Raises:
-        OutputError: if it cannot be written, for instance because the disk is full; earlier checkpoints are untouched.
+        DiskFullError: if there is no room for it; earlier checkpoints are untouched.
+        OutputError: if it cannot be written for another reason; earlier checkpoints are untouched.
     """
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     metadata = {"step": str(checkpoint.step), "notes": json.dumps(checkpoint.notes)}
@@ -53,14 +57,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        if path.is_dir():
+            aside = path.rename(path.with_name(f"{path.name}-{time.time_ns()}"))
+            log.warning("%s is a folder where a checkpoint belongs; it is called %s now", path, aside.name)
+        with replacing(path, size=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+            save_tensors(tensors, temporary, metadata=metadata)
             write_text(path.with_suffix(".sha256"), sha256(temporary))
         for old in checkpoint_files(folder)[:-KEEP]:
             old.unlink()
             old.with_suffix(".sha256").unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot be written ({error}); make room on the disk, then resume the run") from None
+    except OSError as error:
+        raise not_written(path, error) from None
     return path
 
 
@@ -87,11 +94,15 @@ def load_latest(folder: Path) -> Checkpoint | None:
             if sha256(path) != stored:
                 raise ValueError("its checksum does not fit")
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-            return Checkpoint(step=int(metadata["step"]), tensors=tensors, notes=json.loads(metadata["notes"]))
+            step = int(metadata["step"])
+            if step < 0:
+                raise ValueError(f"it is of step {step}")
+            return Checkpoint(step=step, tensors=tensors, notes=json.loads(metadata["notes"]), path=path)
         except (OSError, ValueError, SafetensorError, KeyError) as error:
-            log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+            reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+            log.warning("checkpoint %s is damaged (%s); trying the one before", path, shown(reason, most=200))
     if files:
         raise RunFolderError(f"no checkpoint in {folder} is whole; start a new run in another folder")
     return None
@@ -110,7 +121,11 @@ def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Set the state of an optimiser from :func:`optimiser_tensors`. Its groups and their settings stay as they are."""
+    """Set the state of an optimiser from :func:`optimiser_tensors`. Its groups and their settings stay as they are.
+
+    Raises:
+        ValueError, IndexError: if the state is that of other parameters.
+    """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -119,6 +134,8 @@ def load_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape == parameter.shape:
             # The memory format of the parameter keeps the order of all later sums, so that a resumed run gives the same bits.
             state.setdefault(int(index), {})[name] = torch.empty_like(parameter).copy_(tensor)
-        else:
+        elif name == "step" and tensor.numel() == 1:
             state.setdefault(int(index), {})[name] = tensor
+        else:
+            raise ValueError(f"the optimiser's {shown(key)} has the shape {tuple(tensor.shape)}")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -29,8 +29,8 @@ def save_curves(log_file: Path, path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
 
     entries = read_log(log_file)
-    steps = [entry for entry in entries if "loss" in entry]
-    scored = [entry for entry in entries if "AP" in entry]
+    steps = [entry for entry in entries if all(_is_number(entry.get(key)) for key in ("loss", "classification", "bbox_regression", "rate"))]
+    scored = [entry for entry in entries if _is_number(entry.get("AP"))]
     if not steps:
         raise InputError(f"{log_file}: no step is logged; train for at least one step")
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
@@ -58,10 +58,14 @@ def save_curves(log_file: Path, path: Path, *, title: str) -> None:
         figure.savefig(temporary)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
 def _smoothed(entries: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Steps, and means of the last values over about a fiftieth of the run."""
     steps = np.array([entry["step"] for entry in entries])
-    values = np.array([entry[key] for entry in entries], dtype=float)
+    values = np.array([entry.get(key, np.nan) for entry in entries], dtype=float)
     window = max(1, len(values) // 50)
     means = np.convolve(values, np.ones(window) / window, mode="valid")
     return steps[window - 1 :], means

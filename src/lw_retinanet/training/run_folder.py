@@ -1,6 +1,7 @@
 """The folder of a run: its lock, settings, log, and the paths of all else."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,8 +11,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lw_retinanet.config import Config, load_run_config, parse_config
-from lw_retinanet.errors import RunFolderError
-from lw_retinanet.files import leftovers, write_text
+from lw_retinanet.errors import OutputError, RunFolderError
+from lw_retinanet.files import leftovers, not_written, write_text
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -77,27 +80,52 @@ class RunFolder:
             yield folder, parse_config(values, where=str(folder.config_file)), notes
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line to ``log.jsonl``."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(entry)) + "\n")
+        """Append one line to ``log.jsonl``.
+
+        Raises:
+            DiskFullError: if there is no room.
+            OutputError: if it cannot be written, for instance because the folder was deleted.
+        """
+        try:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(entry)) + "\n")
+        except OSError as error:
+            raise not_written(self.log_file, error) from None
 
     def has_score(self, step: int) -> bool:
         """Whether an evaluation of the weights after ``step`` steps is logged completely."""
         return any(entry["step"] == step and "loss" not in entry for entry in read_log(self.log_file))
 
     def trim_log(self, step: int) -> None:
-        """Drop what was logged after ``step``, so that a resumed run logs each step once."""
+        """Drop what was logged after ``step``, so that a resumed run logs each step once.
+
+        Raises:
+            OutputError: if the log is a folder.
+        """
+        entries = read_log(self.log_file)
+        missing = set(range(1, step + 1)) - {entry["step"] for entry in entries if "loss" in entry}
+        if missing:
+            log.warning("%s: %d of the steps 1 to %d are not in it any more; the curves lack them", self.log_file, len(missing), step)
         if self.log_file.exists():
-            write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in read_log(self.log_file) if entry["step"] <= step))
+            write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step))
 
 
 def read_log(log_file: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``, without a line that a killed run did not finish; none if there is no file."""
-    lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
+    """The entries of a run's ``log.jsonl``, without a line that a killed run did not finish or that is no entry; none if there is no file.
+
+    Raises:
+        OutputError: if there is something else than a file.
+    """
+    try:
+        lines = log_file.read_bytes().split(b"\n") if log_file.exists() else []
+    except OSError as error:
+        raise OutputError(f"{log_file}: the log cannot be read ({error.strerror}); move it away, and resume the run") from None
     entries = []
     for line in lines:
-        with suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                entries.append(entry)
     return entries
 
 

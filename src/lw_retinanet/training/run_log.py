@@ -1,12 +1,17 @@
 """What a run writes down while it trains: a line of ``log.jsonl`` and TensorBoard scalars for each step and each evaluation."""
 
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lw_retinanet.errors import LwRetinaNetError
+from lw_retinanet.files import not_written
 from lw_retinanet.training.progress import TrainingProgress
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.scores import Scores
@@ -30,31 +35,55 @@ class RunLog:
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         self.file_names = trainer.records.file_names
         self.scores = Scores(self._write)
-        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=trainer.done + 1) if self.world.is_main else None
+        self._writer = None
+        with self._explained():
+            if self.world.is_main:
+                self._writer = SummaryWriter(str(folder.tensorboard), purge_step=trainer.done + 1)
         self._waiting: deque[IssuedStep] = deque()
+        self._last_step = trainer.done
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._thread_ended
         return self
 
+    def _thread_ended(self, ended: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread ends if the disk is full; the next scalar raises its error here.
+        if type(ended.thread).__name__ != "_AsyncWriterThread" or not isinstance(ended.exc_value, OSError):
+            self._thread_hook(ended)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.scores.write_arrived()
-        if self._writer:
-            self._writer.close()
+        try:
+            with self._explained():
+                self.scores.write_arrived()
+                if self._writer:
+                    self._writer.close()
+        except LwRetinaNetError:
+            if error is None:  # otherwise there is an error already, and perhaps the same one
+                raise
+        finally:
+            threading.excepthook = self._thread_hook
 
     def add(self, step: IssuedStep) -> None:
         """Remember a step until :meth:`write_steps`."""
         self._waiting.append(step)
+        self._last_step = step.step
 
-    def write_steps(self, progress: TrainingProgress, *, may_wait: int) -> None:
+    def write_steps(self, progress: TrainingProgress | None, *, may_wait: int) -> int:
         """Check and write the oldest steps, until ``may_wait`` are left for later.
+
+        Returns:
+            The number of processes that had been asked to end before the last of these steps.
 
         Raises:
             TrainingError: if a loss or a gradient is not finite.
+            OutputError: if the log cannot be written.
         """
+        stops = 0
         while len(self._waiting) > may_wait:
             issued = self._waiting.popleft()
-            losses, num_positive, norm = issued.numbers()
+            losses, num_positive, norm, stops = issued.numbers()
             require_finite(losses, norm, step=issued.step, images=[self.file_names[index] for index in issued.image_indices])
             if not self.world.is_main:
                 continue
@@ -69,11 +98,30 @@ class RunLog:
                 "seconds": round(time.monotonic() - self._started, 3),
             }
             self._write(entry)
-            progress.update(issued.step, loss=sum(losses), rate=issued.rate)
+            if progress:
+                progress.update(issued.step, loss=sum(losses), rate=issued.rate)
+        return stops
+
+    def finish(self, seconds: float) -> None:
+        """Write all that is known of the steps taken, and wait at most ``seconds`` for each score on its way.
+
+        The errors are those of :meth:`write_steps`.
+        """
+        self.scores.write_arrived(wait_before=self._last_step + 1, seconds=seconds)
+        self.write_steps(None, may_wait=0)
 
     def _write(self, entry: dict[str, Any]) -> None:
         self.folder.log(entry)
         if self._writer:
-            for name, value in entry.items():
-                if name not in ("step", "epoch", "seconds") and isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, entry["step"])
+            with self._explained():
+                for name, value in entry.items():
+                    if name not in ("step", "epoch", "seconds") and isinstance(value, int | float):
+                        self._writer.add_scalar(name, value, entry["step"])
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what TensorBoard's writer raises into an error of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise not_written(self.folder.tensorboard, error) from None

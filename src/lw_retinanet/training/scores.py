@@ -27,8 +27,8 @@ class Scores:
         self._waiting.append((step, score))
         self.write_arrived()
 
-    def write_arrived(self, *, wait_before: int = 0) -> None:
-        """Write the scores that have arrived, and wait for those of steps before ``wait_before``.
+    def write_arrived(self, *, wait_before: int = 0, seconds: float | None = None) -> None:
+        """Write the scores that have arrived, and wait for those of steps before ``wait_before``, each for at most ``seconds``.
 
         A score that could not be computed becomes a warning, and the training goes on.
         """
@@ -39,7 +39,10 @@ class Scores:
                     left.append((step, score))
                     continue
                 try:
-                    score = score.result()
+                    score = score.result(seconds)
+                except TimeoutError:
+                    log.warning("step %d: not scored, since the run ends", step)
+                    continue
                 except Exception as error:  # no failed evaluation is worth hours of training
                     log.warning("step %d: not scored (%s); training goes on", step, str(error) or type(error).__name__)
                     continue

@@ -2,8 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lw_retinanet.config import Config
 from lw_retinanet.data.box_quality import usable
-from lw_retinanet.data.loader import StepPlan, TrainingSet, make_loader
+from lw_retinanet.data.loader import StepPlan, TrainingSet
+from lw_retinanet.data.read_batches import read_batches
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.precision import choose_precision
-from lw_retinanet.errors import LwRetinaNetError
+from lw_retinanet.errors import RunFolderError, shown
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.structures import Batch
 from lw_retinanet.training.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
@@ -53,11 +56,15 @@ class PendingNumbers:
 
 
 class StepNumbers(NamedTuple):
-    """What one step found. The losses are in the order of ``LOSS_PARTS``; the norm is that of the gradient before clipping."""
+    """What one step found. The losses are in the order of ``LOSS_PARTS``; the norm is that of the gradient before clipping.
+
+    ``stops`` is the number of processes that a signal had asked to end.
+    """
 
     losses: list[float]
     num_positive: int
     gradient_norm: float
+    stops: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class IssuedStep:
         step: Number of the step, from 1.
         rate: Its learning rate.
         image_indices: Rows of its images in the records.
-        pending: Its losses, the number of positive anchors, and the norm of the gradient before clipping.
+        pending: Its losses, the number of positive anchors, the norm of the gradient before clipping, and the number of processes to end.
     """
 
     step: int
@@ -78,8 +85,8 @@ class IssuedStep:
 
     def numbers(self) -> StepNumbers:
         """Its numbers, of which some are not finite if it has failed. Waits for the device to finish the step."""
-        *losses, positives, norm = self.pending.numbers()
-        return StepNumbers(losses, int(positives) if math.isfinite(positives) else 0, norm)
+        *losses, positives, norm, stops = self.pending.numbers()
+        return StepNumbers(losses, int(positives) if math.isfinite(positives) else 0, norm, int(stops))
 
 
 class Trainer:
@@ -147,22 +154,30 @@ class Trainer:
         average = self.optimisation.average
         return average.module if average else self.model  # type: ignore[return-value]
 
-    def batches(self) -> Iterator[Sequence[Batch]]:
+    def batches(self) -> Generator[Sequence[Batch]]:
         """The micro-batches of each step that is left, in the same order however often the run is interrupted.
+
+        Loader workers live until the iterator is closed or at its end.
 
         Raises:
             LwRetinaNetError: for an image that cannot be used.
+            TrainingError: if a loader worker has died or hangs.
         """
         config, records, rule = self.config, self.records, self.model.conventions.input
         dataset = TrainingSet(records, usable=usable(records), seed=config.train.seed, config=config.data, rule=rule)
         plan = replace(self.plan, first_step=self.done, end_step=self.total_steps)
-        loader = make_loader(dataset, plan, workers=config.data.workers, pin=self.world.device.type == "cuda")
-        return _steps(iter(loader), config.train.accumulate)
+        pin = self.world.device.type == "cuda"
+        batches = read_batches(dataset, plan, workers=config.data.workers, pin=pin, timeout=config.data.read_timeout)
+        return _steps(batches, config.train.accumulate)
 
-    def step(self, batches: Sequence[Batch]) -> IssuedStep:
+    def step(self, batches: Sequence[Batch], *, stops: bool = False) -> IssuedStep:
         """Take one step; the model must be in training mode. The host does not wait for the device.
 
         If the losses or the gradient of a step are not finite, this step and all later ones leave the weights as they are.
+
+        Args:
+            batches: The micro-batches of the step.
+            stops: Whether this process was asked to end; the numbers of the step tell all processes.
         """
         optimisation = self.optimisation
         optimisation.set_rate(self.done)
@@ -180,6 +195,7 @@ class Trainer:
         outcome = torch.cat([result.losses, result.num_positive[None].float(), norm[None].float()])
         self._has_diverged = torch.maximum(self._has_diverged, (~outcome.isfinite()).any().float())
         optimisation.apply(has_diverged=self._has_diverged)
+        outcome = torch.cat([outcome, self.world.sum(torch.full((1,), float(stops), device=outcome.device))])
         self.done += 1
         return IssuedStep(
             step=self.done,
@@ -198,12 +214,23 @@ class Trainer:
         return Checkpoint(step=self.done, tensors=tensors, notes={})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a snapshot of a run with the same settings."""
+        """Go on from a snapshot of a run with the same settings.
+
+        Raises:
+            RunFolderError: if it is none.
+        """
         self.done = checkpoint.step
-        self.model.load_state_dict(checkpoint.part("model"))
-        load_optimiser(self.optimisation.optimiser, checkpoint.part("optimiser"))
-        if self.optimisation.average:
-            self.optimisation.average.load_state_dict(checkpoint.part("ema"))
+        try:
+            self.model.load_state_dict(checkpoint.part("model"))
+            load_optimiser(self.optimisation.optimiser, checkpoint.part("optimiser"))
+            if self.optimisation.average:
+                self.optimisation.average.load_state_dict(checkpoint.part("ema"))
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            reason = shown(" ".join(str(error).split()), most=300)
+            raise RunFolderError(
+                f"checkpoint {checkpoint.path} does not fit the settings of its run ({reason}); restore config.yaml if it was changed, "
+                "or delete this checkpoint and resume from the one before"
+            ) from None
 
 
 def step_plan(config: Config, sizes_hw: NDArray[np.int32], model: RetinaNet, *, rank: int = 0, processes: int = 1) -> StepPlan:
@@ -230,12 +257,7 @@ def step_plan(config: Config, sizes_hw: NDArray[np.int32], model: RetinaNet, *, 
     )
 
 
-def _steps(loader: "Iterable[Batch | LwRetinaNetError]", accumulate: int) -> Iterator[Sequence[Batch]]:
-    step: list[Batch] = []
-    for batch in loader:
-        if isinstance(batch, LwRetinaNetError):
-            raise batch
-        step.append(batch)
-        if len(step) == accumulate:
+def _steps(batches: Generator[Batch], accumulate: int) -> Generator[Sequence[Batch]]:
+    with closing(batches):
+        while step := tuple(islice(batches, accumulate)):
             yield step
-            step = []

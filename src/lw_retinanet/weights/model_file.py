@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lw_retinanet import __version__
 from lw_retinanet.config import explain
@@ -20,7 +19,7 @@ from lw_retinanet.files import no_file, replacing
 from lw_retinanet.heads import MAX_WIDTH, HeadPlan
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.weights.tensor_file import FLOATS, TensorHeader, fault, read_header
+from lw_retinanet.weights.tensor_file import FLOATS, TensorHeader, fault, read_header, save_tensors
 
 KEY = "lw_retinanet"
 
@@ -133,11 +132,15 @@ def save_model(path: Path, model: RetinaNet, record: ModelRecord) -> None:
     """Write a model file; an earlier file of this name is replaced only once the new one is complete.
 
     The same model and record give the same bytes.
+
+    Raises:
+        DiskFullError: If there is no room for it.
+        OutputError: If it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
+    with replacing(path, size=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         # One entry only, since safetensors writes several in random order.
-        save_file(tensors, temporary, metadata={KEY: record.model_dump_json()})
+        save_tensors(tensors, temporary, metadata={KEY: record.model_dump_json()})
 
 
 def find_model_file(path: Path) -> Path:

@@ -1,6 +1,8 @@
 """What a safetensors file says it holds, and which numbers can be weights."""
 
 import json
+import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lw_retinanet.errors import shown
@@ -57,6 +60,21 @@ def read_header(path: Path) -> TensorHeader:
     if len(kinds) > _MOST_TENSORS:
         raise SafetensorError(f"it holds {len(kinds):,} tensors, more than any detector")
     return TensorHeader(metadata=metadata, kinds=kinds)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,0 @@
-"""``python -m lw_retinanet``, the command line."""
-
-from lw_retinanet.cli.main import main
-
-main()
