@@ -99,6 +99,18 @@ def test_a_built_in_threshold_cannot_be_lowered_but_raised(triton_folder: Path) 
         exported.network(torch.zeros((1, 3, 64, 64)))
 
 
+def test_built_in_rules_of_nms_are_said_and_not_ignored(triton_folder: Path, onnx_file: Path, sample: Path) -> None:
+    built_in, raw = lw.load(triton_folder), lw.load(onnx_file)
+    for name, value in (("max_detections", 300), ("nms_iou", 0.9)):
+        changed = built_in.conventions.model_copy(update={"output": built_in.conventions.output.model_copy(update={name: value})})
+        with pytest.raises(InputError, match=rf"{name} {value} is not the \S+ that is built into detector; export raw outputs"):
+            built_in.with_conventions(changed)
+        raw.with_conventions(changed)
+    with pytest.raises(InputError, match=r"max_detections 300 is not the 100 .* export raw outputs"):
+        lw.evaluate(triton_folder, sample, max_detections=300)
+    assert lw.evaluate(onnx_file, sample, max_detections=300).max_detections == (1, 10, 300)
+
+
 def test_batches_of_many_shapes_stay_right_when_the_cache_of_networks_is_full(openvino_file: Path, model_file: Path) -> None:
     from lw_retinanet.exporting.openvino import OpenVinoRuntime
 

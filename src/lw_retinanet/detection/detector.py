@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lw_retinanet.conventions import Conventions
+from lw_retinanet.conventions import Conventions, OutputRule
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import as_array, decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
@@ -174,9 +174,9 @@ class Detector:
         """The same detector, network and all, under other conventions, for instance another image size.
 
         Raises:
-            InputError: For a score threshold below the one that is built into the network.
+            InputError: For rules of NMS other than those that are built into the network; only the score threshold may be raised.
         """
-        self._require_not_below_built_in(conventions.output.score_threshold)
+        self._require_built_in(conventions.output)
         made = copy.copy(self)
         made.conventions = conventions
         return made
@@ -295,16 +295,20 @@ class Detector:
             return self.conventions
         if not 0 <= score < 1:
             raise InputError(f"score must be from 0 to below 1, got {score}")
-        self._require_not_below_built_in(score)
         output = self.conventions.output.model_copy(update={"score_threshold": score, "last_level_score_threshold": None})
+        self._require_built_in(output)
         return self.conventions.model_copy(update={"output": output})
 
-    def _require_not_below_built_in(self, score: float) -> None:
-        if self._built_in and score < self._built_in.score_threshold:
-            raise InputError(
-                f"score {score} is below the {self._built_in.score_threshold} that is built into {self.name}; export raw outputs to choose "
-                "it freely"
-            )
+    def _require_built_in(self, output: OutputRule) -> None:
+        """Refuse what a network that ends with NMS would ignore."""
+        if self._built_in is None:
+            return
+        remedy = f"built into {self.name}; export raw outputs to choose it freely"
+        if output.score_threshold < self._built_in.score_threshold:
+            raise InputError(f"score {output.score_threshold} is below the {self._built_in.score_threshold} that is {remedy}")
+        for name, built_in in self._built_in.model_dump(exclude={"score_threshold", "last_level_score_threshold"}).items():
+            if getattr(output, name) != built_in:
+                raise InputError(f"{name} {getattr(output, name)} is not the {built_in} that is {remedy}")
 
     def padded_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Padded size of the input that an image of this size becomes; images with the same one may go through the network together."""
