@@ -161,8 +161,9 @@ def test_a_split_must_be_chosen_and_exist(tmp_path: Path) -> None:
     make("ours", tmp_path)
     with pytest.raises(DataError, match="splits train, val; name"):
         Dataset.open(tmp_path).read()
-    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+    with pytest.raises(DataError, match="no split 'test'; it has train, val: name one, or pass its annotation file alone"):
         Dataset.open(tmp_path).read("test")
+    assert Dataset.open(tmp_path).read("val").file_names == Dataset.open(tmp_path / "val.json").read().file_names
     # Without this, a single training file would be its own validation set.
     with pytest.raises(DataError, match="has no splits"):
         Dataset.open(tmp_path / "train.json").read("val")

@@ -44,6 +44,19 @@ def test_both_remedies_put_every_box_on_its_block(turned: Path, tmp_path: Path, 
         assert records.boxes(image)[0].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], image + 1
 
 
+@pytest.mark.parametrize("form", ["coco", "voc", "yolo", "csv"])
+def test_boxes_that_do_not_fit_are_not_converted(turned: Path, tmp_path: Path, form: str) -> None:
+    records = Dataset.open(turned).read()
+    with pytest.raises(DataError, match=r"5\.jpg has boxes that fit its stored pixels"):
+        convert(records, form, tmp_path / "out")
+    table = json.loads(turned.read_text())
+    table["images"] = [{**image, "width": 80, "height": 40} for image in table["images"]]
+    turned.write_text(json.dumps(table))
+    with pytest.raises(DataError, match=r"1\.jpg is 40x20 pixels, its annotation says 80x40"):
+        convert(Dataset.open(turned).read(), form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_tag_is_dropped_from_copies_of_jpeg_only(turned: Path, tmp_path: Path) -> None:
     records = Dataset.open(turned).read()
     with pytest.raises(DataError, match="only be dropped from copies"):

@@ -74,6 +74,22 @@ def test_hidden_files_are_no_candidates(tmp_path: Path) -> None:
         assert ready(tmp_path / folder).boxes_xywh[0].tolist() == pytest.approx(BOX), folder
 
 
+def test_links_that_lead_nowhere_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = text(tmp_path / "set/data.yaml", YAML).parent
+    image(folder / "images/a.jpg")
+    text(folder / "labels/a.txt", ROW)
+    (folder / "images/disk").symlink_to(tmp_path / "unmounted")
+    ready(folder)
+    assert "images/disk: this link leads nowhere, and nothing behind it is used; restore what it leads to" in caplog.text
+    (tmp_path / "unmounted").mkdir()
+    caplog.clear()
+    ready(folder)
+    assert not caplog.text
+    (folder / "images/b.jpg").symlink_to(tmp_path / "not fetched.jpg")
+    with pytest.raises(DataError, match=r"images that do not exist: 1 \(\S+b\.jpg\); restore the files"):
+        ready(folder)
+
+
 def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     text(tmp_path / "set/data.yaml", YAML)
     for place, name in (("set", "a"), ("store", "b")):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lw_retinanet.data.formats.annotation_format import Content, Files
 from lw_retinanet.data.formats.table import load_format
 from lw_retinanet.data.image_files import is_file, is_safe_name
+from lw_retinanet.data.image_sizes import require_sizes
 from lw_retinanet.data.orientation import upright_bytes
 from lw_retinanet.data.records import Records
 from lw_retinanet.data.turned_boxes import turned_images, with_turned_boxes
@@ -60,7 +61,8 @@ def convert(
             whose copies the tag is dropped.
 
     Raises:
-        DataError: if ``out`` holds anything else, or the data cannot be written in this format. Nothing is written then.
+        DataError: if ``out`` holds anything else, the data cannot be written in this format, or an image has another size than its
+            annotation says. Nothing is written then.
         ImageError: if an image to copy does not exist. Nothing is written then.
     """
     target = load_format(to)
@@ -72,11 +74,13 @@ def convert(
             raise DataError(f"split {split!r} cannot be a file name; use letters, digits, '_', '-' and '.'")
     if turned == "boxes":
         splits = {split: with_turned_boxes(one) for split, one in splits.items()}
+    tagged = {one.path(image) for one in splits.values() for image in turned_images(one)} if turned == "images" else set()
+    if tagged and not copy_images:
+        raise DataError("the tag can only be dropped from copies of the images; copy them, or turn the boxes")
+    for one in splits.values():
+        require_sizes(one, unread=False, but=tagged)  # boxes in the wrong places would be wrong in the new format, too
     files = target.files(splits)
-    if turned == "images":
-        tagged = {one.path(image) for one in splits.values() for image in turned_images(one)}
-        if tagged and not copy_images:
-            raise DataError("the tag can only be dropped from copies of the images; copy them, or turn the boxes")
+    if tagged:
         files = {name: _upright(content) if content in tagged else content for name, content in files.items()}
     if not copy_images:
         files = {name: content for name, content in files.items() if not isinstance(content, Path)}

@@ -87,7 +87,7 @@ class Dataset:
                 if candidate != name:
                     log.warning("%s has no split %r: %r is used in its place", self.path, name, candidate)
                 return self.parts[candidate]
-        raise DataError(f"{self.path}: no split {split!r}; it has {', '.join(self.parts)}")
+        raise DataError(f"{self.path}: no split {split!r}; it has {', '.join(self.parts)}: name one, or pass its annotation file alone")
 
     def read(self, split: str | None = None, *, joined: bool = True, scoring: bool = False) -> Records:
         """Read the annotations of a split, and look at no image; what is not used of them is said in one line of the log.

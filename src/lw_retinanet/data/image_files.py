@@ -1,6 +1,7 @@
 """Finding image files: those of a folder, those that a user means by files, folders and patterns, and those of an annotation file."""
 
 import glob
+import logging
 import os
 import posixpath
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from lw_retinanet.errors import InputError, printable
 
 # The suffix only selects files of a folder or a pattern; what a file is follows from its content.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"})
+log = logging.getLogger(__name__)
 _NUM_PROBES = 5  # file names by which the folder of the images is found
 _MOST_PARTS = 16  # of a path that may be dropped
 # Folders that file servers, archives and desktops leave beside the images, with thumbnails or copies of them.
@@ -85,15 +87,25 @@ def walk_images(folder: Path) -> Iterator[Path]:
 def walk_files(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
     """Files with one of the suffixes below ``folder``; hidden ones and folders of thumbnails (see `is_hidden`) are left out.
 
-    Linked folders are followed, each real folder once, so that a circle of links ends.
+    Linked folders are followed, each real folder once, so that a circle of links ends. Links to a folder that is not there are logged.
     """
     seen: set[str] = set()
+    lost: list[str] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
-        if real not in seen:
-            yield from (Path(parent, name) for name in files if not is_hidden(name) and Path(name).suffix.lower() in suffixes)
+        for name in () if real in seen else files:
+            path = Path(parent, name)
+            if is_hidden(name):
+                continue
+            if path.suffix.lower() in suffixes:
+                yield path
+            elif not path.suffix and not os.path.exists(path):  # noqa: PTH110 - see is_file
+                lost.append(printable(path))
         seen.add(real)
+    if lost:
+        more = f" and {len(lost) - 1} more links" if len(lost) > 1 else ""
+        log.warning("%s: this link%s leads nowhere, and nothing behind it is used; restore what it leads to", lost[0], more)
 
 
 def is_safe_name(name: str) -> bool:

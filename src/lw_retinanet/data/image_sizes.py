@@ -1,7 +1,7 @@
 """Checking the files of many images by their headers: whether they exist, and what their sizes are."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -154,16 +154,22 @@ def require_size(path: Path, size_hw: tuple[int, int], annotated_hw: tuple[int, 
         )
 
 
-def require_sizes(records: Records) -> None:
+def require_sizes(records: Records, *, unread: bool = True, but: Collection[Path] = ()) -> None:
     """Check every image's header against its annotation.
+
+    Args:
+        records: What was read.
+        unread: Whether an image whose header cannot be read is an error, too.
+        but: Images that are not looked at.
 
     Raises:
         ImageError: for an image whose header cannot be read.
         DataError: for an image of another size.
     """
-    paths = [records.path(image) for image in range(records.num_images)]
-    for path, size, annotated in zip(paths, header_sizes(paths), records.sizes_hw.tolist(), strict=True):
-        if isinstance(size, ImageError):
+    rows = [image for image in range(records.num_images) if records.path(image) not in but] if but else range(records.num_images)
+    paths = [records.path(image) for image in rows]
+    for path, size, annotated in zip(paths, header_sizes(paths), records.sizes_hw[rows].tolist(), strict=True):
+        if isinstance(size, ImageError) and unread:
             raise size
-        if size is not None:
+        if isinstance(size, tuple):
             require_size(path, size, (annotated[0], annotated[1]))

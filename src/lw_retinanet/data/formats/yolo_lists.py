@@ -167,7 +167,7 @@ def images_and_labels(data: YoloFile, split: str) -> list[ImageAndLabel]:
         if place is None:
             raise DataError(f"{data.path}: {split}: {entry}: no such folder or list under {data.folder}; correct the path")
         if place.is_dir():
-            found = [ImageAndLabel(image, _label_of(image)) for image in sorted(walk_images(place)) if is_file(image)]
+            found = [ImageAndLabel(image, _label_of(image)) for image in sorted(walk_images(place))]
         else:
             found = _from_list(place, data.folder)
         pairs |= {pair.image: pair for pair in found}
