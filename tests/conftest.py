@@ -40,6 +40,27 @@ def draw_records() -> Callable[..., Records]:
     return _draw_records
 
 
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """A function that writes a video of grey frames, see :func:`_make_video`; the test is skipped without OpenCV."""
+    pytest.importorskip("cv2")
+    return _make_video
+
+
+def _make_video(path: Path, *, frames: int = 20, size: tuple[int, int] = (64, 48), rate: float = 25.0) -> Path:
+    """Frame k is grey, of level 10 * k + 20, and red in its upper left quarter. ``size`` is (width, height)."""
+    from lw_retinanet.data.video import VideoWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = VideoWriter(path, rate=rate, size_hw=(size[1], size[0]))
+    for number in range(frames):
+        image = np.full((size[1], size[0], 3), (10 * number + 20) % 256, np.uint8)
+        image[: size[1] // 2, : size[0] // 2] = (250, 0, 0)
+        writer.add(image, number / rate)
+    assert writer.close()
+    return path
+
+
 def _draw_records(root: Path, pictures: Sequence[tuple[tuple[int, int], Sequence[Object]]]) -> Records:
     """``pictures`` are (height, width) and objects (x, y, width, height, label 0..2); the rectangle of label k has colour k."""
     root.mkdir(parents=True, exist_ok=True)

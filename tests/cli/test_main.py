@@ -11,7 +11,7 @@ from lw_retinanet.errors import TrainingError
 
 
 def entry_point(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "lw_retinanet.cli.main", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "lw_retinanet", *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_version_and_help(cli: Any) -> None:

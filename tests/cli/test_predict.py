@@ -175,3 +175,53 @@ def test_bad_files_in_a_folder_are_a_line_each_and_harm_no_neighbour(cli: Any, l
     lines = outcome.err.splitlines()
     assert len(lines) == 4
     assert all(line.startswith(f"error: {folder}/") and line.isprintable() for line in lines)
+
+
+def test_a_video_by_its_name(cli: Any, lively: Path, make_video: Callable[..., Path], tmp_path: Path) -> None:
+    clip = make_video(tmp_path / "clip.mp4", frames=6)
+    outcome = cli("predict", lively, clip, "--out", tmp_path / "found.webm", "--every", "2")
+    assert outcome.code == 0, outcome
+    lines = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == [0, 2, 4]
+    objects = sum(len(line["detections"]) for line in lines)
+    assert outcome.out.startswith(f"{objects} objects in 3 of 6 frames, ")
+    assert outcome.out.endswith(f" frames a second; see {tmp_path / 'found.webm'} and {tmp_path / 'found.jsonl'}\n")
+    as_json = cli("predict", lively, clip, "--every", "2", "--json").json
+    assert list(as_json) == ["images", "frames", "missing", "per_second"]
+    assert as_json["images"] == lines
+    assert cli("predict", lively, clip, "--out", tmp_path / "folder", "--every", "5").code == 0
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"clip.webm", "clip.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["clip.mp4", "picture.jpg"], "2 sources: a video is predicted on alone"),
+        (["clip.mp4", "--out", "clip.mp4"], "clip.mp4 is the video that is read"),
+        (["clip.mp4", "--out", "found.gif"], "found.gif: a video's name must end in one of .webm"),
+        (["clip.mp4", "--max-pixels", "3071"], "raise max_pixels"),
+        (["gone.mp4"], "gone.mp4: the video cannot be read (No such file or directory)"),
+        (["rubbish.mp4"], "rubbish.mp4: no video can be read from it"),
+        (["picture.mp4"], "picture.mp4 is an image (JPEG) with a video's name; rename it to end in .jpeg"),
+        (["folder.mp4"], "folder.mp4 is a folder"),
+        (["picture.jpg", "--every", "2"], "--every is for a video"),
+        (["picture.jpg", "--out", "found.webm"], "picture.jpg is an image (JPEG)"),
+    ],
+)
+def test_bad_videos(
+    cli: Any,
+    lively: Path,
+    data: Path,
+    make_video: Callable[..., Path],
+    arguments: list[str],
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_video(Path("clip.mp4"), frames=2)
+    picture = (data / "images" / "val_0001.jpg").read_bytes()
+    for name, content in (("picture.jpg", picture), ("picture.mp4", picture), ("rubbish.mp4", b"rubbish" * 40)):
+        Path(name).write_bytes(content)
+    Path("folder.mp4").mkdir()
+    assert part in cli.refuses("predict", lively, *arguments, unchanged=tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lw_retinanet.detection.pipeline import in_groups, read_ahead
+from lw_retinanet.detection.pipeline import in_background, in_groups, read_ahead
 
 
 def test_read_in_order_and_not_too_far_ahead() -> None:
@@ -91,3 +91,38 @@ def test_items_of_one_kind_fill_groups_and_rare_ones_do_not_wait_for_ever() -> N
     assert taken == 17  # it, and four groups after it
     assert list(outputs) == [0] * 100
     assert sorted(sizes) == [1] + [4] * 25
+
+
+def test_in_background_is_a_bounded_number_ahead() -> None:
+    begun: list[int] = []
+
+    def count() -> Iterator[int]:
+        for number in range(100):
+            begun.append(number)
+            yield number
+
+    items = in_background(count(), number=3)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    items.close()
+    assert len(begun) <= 5 + 3
+    assert list(in_background(count(), number=3)) == list(range(100))
+    assert list(in_background(iter(()), number=2)) == []
+
+
+def test_in_background_raises_in_turn_and_ends_its_thread() -> None:
+    closed: list[bool] = []
+
+    def broken() -> Iterator[int]:
+        try:
+            yield 1
+            raise ValueError("broken")
+        finally:
+            closed.append(threading.current_thread() is threading.main_thread())
+
+    before = threading.active_count()
+    items = in_background(broken(), number=4)
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+    assert closed == [False]
+    assert threading.active_count() == before

@@ -49,15 +49,20 @@ def print_json(value: dict[str, Any]) -> None:
 def with_bar(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Pass items on, with a bar on standard error if that is a terminal, else with a log line now and then."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class PerSecond(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield from _with_lines(items, total, what)
         return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), PerSecond(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(items, total=total)
+        yield from progress.track(items, total=total or None)  # an unknown total makes the bar pulse
 
 
 def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -66,8 +71,8 @@ def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            left = round((now - started) / max(1, done) * (total - done))
-            log.info("%s: %d/%d, %d:%02d left", what, done, total, left // 60, left % 60)
+            left = round((now - started) / max(1, done) * max(0, total - done))
+            log.info("%s: %d/%d, %.1f/s, %d:%02d left", what, done, total, done / (now - started), left // 60, left % 60)
         yield item
 
 

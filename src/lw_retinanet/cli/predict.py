@@ -1,18 +1,23 @@
 """``lw-retinanet predict``."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from lw_retinanet.cli.console import checked_precision, print_json, say, say_error, with_bar
+from lw_retinanet.data.video_names import is_video
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.errors import ConfigError
 
 
 def predict_command(
     model: Path = typer.Argument(help="Model file, run folder, exported file or torchvision:NAME."),
-    sources: list[str] = typer.Argument(help="Images, folders, globs."),
+    sources: list[str] = typer.Argument(help="Images, folders, globs; or one video."),
     out: Path | None = typer.Option(
-        None, help="Folder for images with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]."
+        None,
+        help="Folder for images with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]; of a video "
+        "the video with boxes (.webm, .mp4, .mkv, .avi, .mov), beside which goes a .jsonl with a line a frame.",
     ),
     score: float = typer.Option(DISPLAY_SCORE, min=0.0, max=0.999, help="Smallest score that is shown."),
     head: str | None = typer.Option(
@@ -22,11 +27,29 @@ def predict_command(
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time, of equal size when resized; more than 1 helps a GPU."),
     max_pixels: int = typer.Option(64_000_000, min=1, help="Refuse images with more pixels; decoding one takes about 8 bytes a pixel."),
+    every: int = typer.Option(1, min=1, help="Of a video: look at every so many frames; boxes stay until the next one."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.jobs.predict import run_prediction
 
+    if any(map(is_video, [*sources, out or ""])):
+        _predict_video(
+            model,
+            sources,
+            out=out or (None if json else Path("predictions")),
+            as_json=json,
+            every=every,
+            score=score,
+            head=head,
+            precision=checked_precision(precision),
+            device=device,
+            batch_size=batch_size if batch_size > 1 else None,
+            max_pixels=max_pixels,
+        )
+        return
+    if every != 1:
+        raise ConfigError("--every is for a video; leave it out for images")
     predicted = run_prediction(
         model,
         sources,
@@ -46,3 +69,18 @@ def predict_command(
         say(f"{predicted.num_detections} objects in {len(predicted.images)} images; see {predicted.folder}")
     if predicted.errors:
         raise typer.Exit(1)
+
+
+def _predict_video(model: Path, sources: list[str], *, out: Path | None, as_json: bool, **options: Any) -> None:
+    from lw_retinanet.jobs.predict_video import run_video_prediction
+
+    if len(sources) > 1:
+        raise ConfigError(f"{len(sources)} sources: a video is predicted on alone; name one video, or images only")
+    if out is not None and not is_video(out) and (out.is_dir() or not out.suffix):
+        out = out / f"{Path(sources[0]).stem}.webm"
+    predicted = run_video_prediction(model, sources[0], out=out, keep=as_json, progress=with_bar, **options)
+    if as_json:
+        print_json(predicted.as_dict())
+        return
+    of_frames = f"{predicted.num_looked_at} of {predicted.num_frames} frames, {predicted.per_second:.1f} frames a second"
+    say(f"{predicted.num_detections} objects in {of_frames}; see {predicted.video} and {predicted.lines}")

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import as_array, decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
 from lw_retinanet.data.records import Category
+from lw_retinanet.data.video import VideoReader
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
 from lw_retinanet.detection.result import Result
 from lw_retinanet.detection.runtime import Runtime, TorchRuntime
+from lw_retinanet.detection.video import FrameResult, frame_results, video_batch, watch
 from lw_retinanet.devices import Precision, has_triton, to_device
 from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
 from lw_retinanet.models.postprocess import ToImage, detect, detect_on_device, factors_to_images, lasting_tensors, unpacked
@@ -246,6 +248,39 @@ class Detector:
         return self._detect_all(
             read_ahead(taken, partial(_read, max_pixels=max_pixels), number=2 * batch_size), score=score, head=head, batch_size=batch_size
         )
+
+    def stream(
+        self,
+        source: str | Path | int,
+        *,
+        every: int = 1,
+        score: float | None = None,
+        head: HeadChoice | None = None,
+        batch_size: int | None = None,
+        max_pixels: int | None = None,
+    ) -> Generator[FrameResult, None, None]:
+        """Detect in a video or camera, frame by frame. Reading overlaps with the network, and only a few frames are in memory.
+
+        Args:
+            source: A video file, or the number of a camera (needs the extra ``video``).
+            every: Look at frames 0, ``every``, ``2 * every``, ...
+            score, head, max_pixels: As for :meth:`predict`.
+            batch_size: Frames that go through the network together; None takes 8 for a file on a CUDA device, else 1.
+
+        Returns:
+            A generator of results with ``frame`` and ``seconds``. Closing it closes the video and ends the thread that reads it.
+
+        Raises:
+            InputError: For a source that is no video, or a score or a head that is out of range.
+            MissingExtraError: If OpenCV is not installed.
+        """
+        if every < 1:
+            raise InputError(f"every must be at least 1, got {every}")
+        self.conventions_under(score)
+        detect = partial(self.predict_arrays, score=score, head=None if head is None else self._checked(head))
+        reader = VideoReader(source, max_pixels=max_pixels)
+        number = video_batch(self.device, batch_size, is_live=isinstance(source, int))
+        return frame_results(watch(reader, detect, every=every, batch_size=number))
 
     def predict_arrays(
         self,

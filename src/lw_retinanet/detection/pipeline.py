@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,6 +31,25 @@ def read_ahead(items: Iterable[Item], load: Callable[[Item], Output], *, number:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_background(items: Iterator[Item], *, number: int) -> Generator[Item, None, None]:
+    """Yield the items in order. One thread produces them while the caller uses earlier ones; closing the generator ends the thread.
+
+    Args:
+        items: Advanced in the thread; what this raises is raised here in its turn. Closed at the end, if it is a generator.
+        number: Items that may be produced ahead; this bounds the memory.
+    """
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        waiting = deque(pool.submit(next, items, None) for _ in range(number))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()
 
 
 def in_groups(
