@@ -1,8 +1,10 @@
 """Answers of the service: what predict says, errors of one form, nothing of the server's own."""
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,13 @@ def test_a_chunked_body_without_length_is_counted(served: Served) -> None:
     assert (error(reply), reply.headers["connection"]) == ((413, "too_large"), "close")
     reply = served.request("POST", "/detect", (b"x" * 2 for _ in range(20_000)), {"content-type": "image/png"})
     assert reply.status in (400, 413)
+
+
+def test_a_body_without_end_is_cut_off(served: Served) -> None:
+    sent = itertools.count()
+    with contextlib.suppress(OSError, HTTPException):
+        served.request("POST", "/detect", (b"x" * 100_000 for _ in range(2_000) if next(sent) >= 0), {"content-type": "image/png"})
+    assert next(sent) < 2_000
 
 
 def test_connections_are_kept(served: Served) -> None:

@@ -28,7 +28,8 @@ _HEADERS = (
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 )
-_LINGER_S = 2.0  # closing at once would reset the connection, and a client that still sends would not see the answer
+# Closing at once would reset the connection, and a client that still sends would not see the answer. At most twice the limit is read.
+_LINGER_S = 2.0
 
 
 class OuterLayer:
@@ -120,7 +121,7 @@ class _Exchange:
     async def _linger(self) -> None:
         try:
             async with asyncio.timeout(_LINGER_S):
-                while not self.is_read:
+                while not self.is_read and self.received < 2 * self.gate.service.settings.max_bytes:
                     await self.receive()
         except TimeoutError:
             pass
