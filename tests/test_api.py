@@ -176,7 +176,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
 }
 # Python's own: nested settings, and a caller's bar.
 PYTHON_ONLY = {"train": {"train", "progress"}, "evaluate": {"progress"}, "predict": set(), "compare": {"progress"}, "export": {"progress"}}
-COMMAND_ONLY = {"train": {"settings", "dry_run", "processes", "measure", "json"}}
+COMMAND_ONLY = {"predict": {"every", "json"}, "train": {"settings", "dry_run", "processes", "measure", "json"}}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

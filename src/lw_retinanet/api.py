@@ -242,6 +242,9 @@ def predict(
     device: str = "auto",
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
+    nms: float | None = None,
+    class_agnostic: bool = False,
+    max_detections: int | None = None,
 ) -> list[Result]:
     """Find objects in images.
 
@@ -256,6 +259,7 @@ def predict(
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
         batch_size: The number of images that go through the network at a time.
         max_pixels: The most pixels of an image; larger ones are refused.
+        nms, class_agnostic, max_detections: As for :meth:`Detector.with_output`.
 
     Returns:
         One result for each image, in order.
@@ -283,6 +287,7 @@ def predict(
         device=device,
         batch_size=batch_size,
         max_pixels=max_pixels,
+        output={"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections},
     )
     return readable(outcomes)
 
@@ -295,12 +300,14 @@ def convert(
     classes: str | Path | Sequence[str] | Sequence[Category] | None = None,
     overrides: Mapping[str, Any] | None = None,
     check: Sequence[str | Path] = (),
+    half: bool = False,
 ) -> ConvertedModel:
     """Convert a trained RetinaNet of torchvision, Detectron2, MMDetection, odtk or Detectron, so that it gives the same detections.
 
     Args:
-        weights: A weights file; ``torchvision:retinanet_resnet50_fpn`` or ``torchvision:retinanet_resnet50_fpn_v2``, which are downloaded
-            unless torch's cache holds them; or a model file or run folder of ours, for which only ``classes`` and ``overrides`` matter.
+        weights: A weights file, or a folder as the Hugging Face hub has it; ``torchvision:retinanet_resnet50_fpn`` or
+            ``torchvision:retinanet_resnet50_fpn_v2``, which are downloaded unless torch's cache holds them; or a model file or run folder
+            of ours, for which only ``classes`` and ``overrides`` matter.
         out: The model file to write (``.safetensors``); None writes nothing.
         origin: ``torchvision``, ``detectron2``, ``mmdet``, ``odtk`` or ``caffe2``; ``auto`` recognises the framework by the names of the
             tensors.
@@ -309,6 +316,7 @@ def convert(
         overrides: Dotted names of fields of :class:`lw_retinanet.Conventions` -> values, for instance ``{"input.size": 416}``, and
             ``backbone``.
         check: Images, folders or globs on which the model is also compared with the origin's own library, if that is installed.
+        half: Store the kernels of convolutions in fp16; norms and biases stay in fp32.
 
     Returns:
         The model with the conventions of its framework (``loaded``), and a report on every tensor (``report``).
@@ -329,7 +337,7 @@ def convert(
         >>> lw.load("converted.safetensors").class_names
         ('cat', 'dog')
     """
-    return run_conversion(weights, _path(out), origin=origin, classes=classes, overrides=overrides, check=check)
+    return run_conversion(weights, _path(out), origin=origin, classes=classes, overrides=overrides, check=check, half=half)
 
 
 def profile(

@@ -113,6 +113,7 @@ class OutputRule(_Record):
         last_level_score_threshold: Threshold for P7 if it is another one (Caffe2 Detectron: 0).
         candidates_per_level: How many of the best (anchor, class) pairs of a level are considered by NMS.
         nms_iou: If two boxes of one class overlap by more than this IoU, the one with the lower score is removed.
+        class_agnostic: NMS also removes boxes that overlap a better one of another class.
         max_detections: Largest number of detections of one image.
         clip: Whether boxes are clipped before or after NMS.
         clip_to: Clip to the image (``picture``), to the image's last pixel (``picture_minus_one``) or to the last pixel of the padded input
@@ -126,6 +127,7 @@ class OutputRule(_Record):
     last_level_score_threshold: float | None = Field(default=None, ge=0, lt=1)
     candidates_per_level: Count = 1000
     nms_iou: float = Field(default=0.5, gt=0, le=1)
+    class_agnostic: bool = False
     max_detections: Count = 100
     clip: Literal["before_nms", "after_nms"] = "before_nms"
     clip_to: Literal["picture", "picture_minus_one", "padded_minus_one"] = "picture"

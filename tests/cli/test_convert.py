@@ -30,7 +30,10 @@ def test_a_converted_model_predicts(cli: Any, weights: Path, data: Path, tmp_pat
     ):
         assert part in outcome.out
     assert "assumed" in outcome.out
-    assert "input.size" not in outcome.out
+    rows = {words[0]: " ".join(words[1:]) for line in outcome.out.splitlines() if (words := line.split())}
+    assert rows["input.size"] == "64 from --set"
+    assert rows["output.max_detections"] == "5 from --set"
+    assert rows["input.max_size"] == "1333 assumed: odtk's own"
     assert [path.name for path in out.parent.iterdir()] == ["m.safetensors"]
     found = cli("predict", out, data / "images", "--json", "--score", "0")
     assert found.code == 0, found

@@ -52,6 +52,16 @@ def test_best_first_one_of_each_object_and_padding_behind() -> None:
     assert (result.boxes[1] == 0).all()
 
 
+def test_boxes_of_other_classes_are_removed_if_classes_do_not_matter() -> None:
+    predictions = silent(1, 3)
+    say(predictions, 0, 50, 1, 0.9, [10, 12, 30, 32])
+    say(predictions, 0, 60, 2, 0.7, [10, 12, 30, 32])
+    say(predictions, 0, 70, 0, 0.3, [50, 10, 70, 30])
+    assert run(predictions, conventions()).labels[0, :3].tolist() == [1, 2, 0]
+    result = run(predictions, conventions(class_agnostic=True))
+    assert (result.counts.tolist(), result.labels[0, :2].tolist()) == ([2], [1, 0])
+
+
 def test_predictions_may_ask_for_gradients() -> None:
     predictions = silent(1, 3)
     say(predictions, 0, 7, 2, 0.6, [10, 10, 30, 30])

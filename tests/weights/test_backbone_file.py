@@ -13,7 +13,7 @@ from torchvision.models import mobilenet_v2, resnet18
 from lw_retinanet.config import ModelConfig
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.models.backbone import Backbone, make_backbone
-from lw_retinanet.weights.backbone_file import guess_stride, load_backbone, read_tensors
+from lw_retinanet.weights.backbone_file import load_backbone, read_tensors
 from lw_retinanet.weights.create import create_model
 
 State = dict[str, Tensor]
@@ -169,26 +169,3 @@ def test_downloaded_weights_are_checked_and_are_tensors_only(tmp_path: Path, mon
     assert len(seen) == 1
     assert seen[0]
     assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "metadata", "stride"),
-    [
-        ("resnet50.safetensors", None, "3x3"),
-        ("resnet50.safetensors", {"source": "Caffe2, MSRA R-50"}, "1x1"),
-        ("R-50_msra.safetensors", None, "1x1"),
-        ("detectron_r50.pth", None, "1x1"),
-        ("resnet50.pth", None, "3x3"),
-    ],
-)
-def test_the_stride_follows_from_where_weights_come_from(name: str, metadata: dict[str, str] | None, stride: str, tmp_path: Path) -> None:
-    if name.endswith(".safetensors"):
-        save_file({"a": torch.zeros(1)}, tmp_path / name, metadata=metadata)
-    assert guess_stride(str(tmp_path / name)) == stride
-
-
-def test_the_stride_of_known_sources_and_of_rubbish(tmp_path: Path) -> None:
-    assert guess_stride("none") == guess_stride("imagenet") == "3x3"
-    (tmp_path / "w.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(WeightsError, match="cannot read weights file"):
-        guess_stride(str(tmp_path / "w.safetensors"))

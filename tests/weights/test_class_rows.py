@@ -63,7 +63,7 @@ def test_rows_become_classes(
     layout: WeightsFormat, num_rows: int, classes: list[str] | list[Category] | None, rows: list[int], ids: list[int | str]
 ) -> None:
     given = None if classes is None else read_classes(classes)
-    found, change = assign_classes(num_rows, layout, given)
+    found, change = assign_classes(num_rows, layout, given, "the file")
     assert change is None
     assert list(found.rows) == list(rows)
     assert [category.id for category in found.categories] == list(ids)
@@ -75,7 +75,7 @@ def test_rows_become_classes(
 
 @pytest.mark.parametrize(("layout", "num_rows"), [(TORCHVISION, 91), (OTHER, 80)])
 def test_cocos_rows_with_a_list_of_another_length_are_changed(layout: WeightsFormat, num_rows: int) -> None:
-    found, change = assign_classes(num_rows, layout, read_classes(["person", "fish"]))
+    found, change = assign_classes(num_rows, layout, read_classes(["person", "fish"]), "the file")
     assert found.categories == COCO_CLASSES
     assert change is not None
     assert [c.name for c in change.categories] == ["person", "fish"]
@@ -87,7 +87,7 @@ def test_cocos_rows_with_a_list_of_another_length_are_changed(layout: WeightsFor
 @pytest.mark.parametrize("count", [5, 8])
 def test_a_list_of_no_fitting_length_is_refused(layout: WeightsFormat, message: str, count: int) -> None:
     with pytest.raises(WeightsError, match=f"the list of classes gives {count} classes, but the file has 7 class rows; {message}"):
-        assign_classes(7, layout, read_classes([str(i) for i in range(count)]))
+        assign_classes(7, layout, read_classes([str(i) for i in range(count)]), "the file")
 
 
 def test_the_forms_of_a_list(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_the_stride_is_asked_of_the_weights_unless_it_is_set(
     stride_in: Literal["auto", "3x3"], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "caffe.safetensors"
-    save_file({"a": torch.zeros(1)}, path)
+    save_file({"a": torch.zeros(1)}, path, metadata={"source": "Caffe"})
     loaded: list[str] = []
     monkeypatch.setattr("lw_retinanet.weights.create.load_backbone", lambda backbone, *, name, source: loaded.append(source))
     with torch.device("meta"):

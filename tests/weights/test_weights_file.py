@@ -166,11 +166,12 @@ def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
     for path, what in (
         (tmp_path / "none.pth", "does not exist"),
-        (tmp_path, "is no ordinary file"),
         (tmp_path / "pipe.pth", "is no ordinary file"),
     ):
         with pytest.raises(WeightsError, match=f"{what}; give an existing file or torchvision:NAME"):
             read_weights_file(path)
+    with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor pytorch_model\.bin; name the weights file"):
+        read_weights_file(tmp_path)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

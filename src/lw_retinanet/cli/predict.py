@@ -28,41 +28,33 @@ def predict_command(
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time, of equal size when resized; more than 1 helps a GPU."),
     max_pixels: int = typer.Option(64_000_000, min=1, help="Refuse images with more pixels; decoding one takes about 8 bytes a pixel."),
     every: int = typer.Option(1, min=1, help="Of a video: look at every so many frames; boxes stay until the next one."),
+    nms: float | None = typer.Option(
+        None, help="NMS removes boxes that overlap a better one by more than this IoU [default: the model's]."
+    ),
+    class_agnostic: bool = typer.Option(False, "--class-agnostic", help="NMS removes boxes of other classes, too."),
+    max_detections: int | None = typer.Option(None, help="Most detections of an image [default: the model's]."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.jobs.predict import run_prediction
 
+    options: dict[str, Any] = {
+        "score": score,
+        "head": head,
+        "precision": checked_precision(precision),
+        "device": device,
+        "max_pixels": max_pixels,
+    }
+    options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
+    folder = out or (None if json else Path("predictions"))
     if any(map(is_video, [*sources, out or ""])):
-        _predict_video(
-            model,
-            sources,
-            out=out or (None if json else Path("predictions")),
-            as_json=json,
-            every=every,
-            score=score,
-            head=head,
-            precision=checked_precision(precision),
-            device=device,
-            batch_size=batch_size if batch_size > 1 else None,
-            max_pixels=max_pixels,
-        )
+        batch = batch_size if batch_size > 1 else None
+        _predict_video(model, sources, out=folder, as_json=json, every=every, batch_size=batch, **options)
         return
     if every != 1:
         raise ConfigError("--every is for a video; leave it out for images")
-    predicted = run_prediction(
-        model,
-        sources,
-        out=out or (None if json else Path("predictions")),
-        score=score,
-        head=head,
-        precision=checked_precision(precision),
-        device=device,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
-        on_error=lambda error: say_error(str(error)),
-        progress=with_bar,
-    )
+    say_each: Any = {"on_error": lambda error: say_error(str(error)), "progress": with_bar}
+    predicted = run_prediction(model, sources, out=folder, batch_size=batch_size, **say_each, **options)
     if json:
         print_json(predicted.as_dict())
     else:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
+from lw_retinanet.config import explain
 from lw_retinanet.conventions import Conventions, OutputRule
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.data.images import as_array, decode
@@ -182,6 +184,28 @@ class Detector:
         made = copy.copy(self)
         made.conventions = conventions
         return made
+
+    def with_output(self, *, nms: float | None = None, class_agnostic: bool = False, max_detections: int | None = None) -> Self:
+        """The same detector with another last step.
+
+        Args:
+            nms: NMS removes a box that overlaps a better one by more than this IoU; None keeps the model's own.
+            class_agnostic: NMS also removes boxes that overlap a better one of another class.
+            max_detections: Largest number of detections of an image; None keeps the model's own.
+
+        Raises:
+            ConfigError: For a value out of range.
+            InputError: For rules that are built into an exported file.
+        """
+        asked = {"nms_iou": nms, "class_agnostic": class_agnostic or None, "max_detections": max_detections}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        if not changes:
+            return self
+        try:
+            output = OutputRule.model_validate({**self.conventions.output.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+        return self.with_conventions(self.conventions.model_copy(update={"output": output}))
 
     def _checked(self, head: str) -> HeadChoice:
         chosen = next((known for known in get_args(HeadChoice) if head == known), None)

@@ -81,7 +81,7 @@ class EndToEnd(ExportGraph):
             boxes = clipped
             if rule.drop_empty:
                 is_real = is_real & is_filled
-        is_kept = survivors(boxes, labels, is_real, iou=rule.nms_iou)
+        is_kept = survivors(boxes, labels * 0 if rule.class_agnostic else labels, is_real, iou=rule.nms_iou)
         if rule.clip == "after_nms":
             # Boxes without an area count towards the limit, because it is applied before they are dropped.
             is_kept = is_kept & (is_kept.int().cumsum(dim=1) <= rule.max_detections)

@@ -23,6 +23,7 @@ def run_conversion(
     classes: str | Path | Sequence[str] | Sequence[Category] | None = None,
     overrides: Mapping[str, Any] | None = None,
     check: Sequence[str | Path] = (),
+    half: bool = False,
 ) -> ConvertedModel:
     """Convert, compare with the origin's own library where it is installed, and write the model file.
 
@@ -34,7 +35,7 @@ def run_conversion(
     conversion = convert(weights, origin=origin, classes=classes, overrides=overrides)
     conversion = compare_with_framework(conversion, _answers, [decode(file) for file in files])
     if out is not None:
-        save_model(out, conversion.loaded.model, conversion.loaded.record)
+        save_model(out, conversion.loaded.model, conversion.loaded.record, half=half)
     return conversion
 
 

@@ -20,7 +20,7 @@ from lw_retinanet.training.run_plan import RunPlan, plan_run
 from lw_retinanet.training.step import Teacher
 from lw_retinanet.training.step_memory import step_memory
 from lw_retinanet.training.trainer import Trainer
-from lw_retinanet.weights.backbone_file import guess_stride
+from lw_retinanet.weights.create import with_stride
 from lw_retinanet.weights.model_file import LoadedModel
 
 WARM_STEPS = 2  # memory is claimed and kernels are chosen in the first ones
@@ -76,8 +76,7 @@ def _planned_start(config: Config, records: Records, *, measure: bool) -> Loaded
     settings = config.model
     if settings.start is not None or settings.backbone_weights not in ("none", "imagenet"):
         return open_start(config, records, None)
-    stride_in = guess_stride(settings.backbone_weights) if settings.stride_in == "auto" else settings.stride_in
-    bare = config.model_copy(update={"model": settings.model_copy(update={"backbone_weights": "none", "stride_in": stride_in})})
+    bare = config.model_copy(update={"model": with_stride(settings).model_copy(update={"backbone_weights": "none"})})
     with nullcontext() if measure else torch.device("meta"):
         return open_start(bare, records, None)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ def run_prediction(
     device: str = "auto",
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
+    output: Mapping[str, Any] | None = None,
     on_error: Callable[[ImageError], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Predicted:
@@ -66,6 +67,7 @@ def run_prediction(
     Args:
         model, score, head, precision, device, batch_size, max_pixels: As for :func:`lw_retinanet.predict`.
         sources: Image files, folders and globs.
+        output: Arguments of :meth:`lw_retinanet.Detector.with_output`.
         out: Folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO results, file names as image ids); None writes
             nothing.
         on_error: Called for each image that cannot be read, as soon as its turn comes.
@@ -88,6 +90,7 @@ def run_prediction(
         device=device,
         batch_size=batch_size,
         max_pixels=max_pixels,
+        output=output,
         progress=progress,
     )
     for outcome in outcomes:
@@ -110,6 +113,7 @@ def predict_into(
     device: str,
     batch_size: int,
     max_pixels: int,
+    output: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Result | ImageError]:
     """The outcome of each image, in order, which is also drawn into a folder; both JSON files are written after the last one.
@@ -118,7 +122,7 @@ def predict_into(
         InputError: If one of the images lies in the folder, where it could be overwritten.
     """
     collection = Collection(out, [image for image in images if isinstance(image, Path)]) if out else None
-    detector = open_detector(model, head=head, device=device, precision=precision)
+    detector = open_detector(model, head=head, device=device, precision=precision).with_output(**(output or {}))
     for outcome in tracked(
         detector.predict_files(images, score=score, batch_size=batch_size, max_pixels=max_pixels), len(images), "predict", progress
     ):

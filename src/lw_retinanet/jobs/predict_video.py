@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +69,7 @@ def run_video_prediction(
     device: str = "auto",
     batch_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    output: Mapping[str, Any] | None = None,
     keep: bool = False,
     progress: Progress | None = None,
 ) -> PredictedVideo:
@@ -82,6 +83,7 @@ def run_video_prediction(
         out: The video to write, see ``CODECS`` for its formats; ``OUT.jsonl`` goes beside it. None writes nothing.
         every: Look at every so many frames; those between are drawn with the boxes of the last one that was looked at.
         batch_size: As for :meth:`lw_retinanet.Detector.stream`.
+        output: As for :func:`~lw_retinanet.jobs.predict.run_prediction`.
         keep: Fill ``images`` of the answer.
         progress: Shows how far it is.
 
@@ -93,7 +95,7 @@ def run_video_prediction(
     if out is not None:
         _require_writable(out, Path(source))
     reader = VideoReader(source, max_pixels=max_pixels)
-    detector = open_detector(model, head=head, device=device, precision=precision)
+    detector = open_detector(model, head=head, device=device, precision=precision).with_output(**(output or {}))
     number = video_batch(detector.device, batch_size, is_live=False)
     detect = partial(detector.predict_arrays, score=score)
     watched = in_background(watch(reader, detect, every=every, batch_size=number, with_rest=out is not None), number=_AHEAD)

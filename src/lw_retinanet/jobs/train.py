@@ -38,6 +38,7 @@ from lw_retinanet.training.loop import Evaluate, train
 from lw_retinanet.training.run_folder import RunFolder
 from lw_retinanet.training.run_plan import macs_reduction
 from lw_retinanet.training.step import Teacher
+from lw_retinanet.weights.create import with_stride
 from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model_file, load_model, save_model
 from lw_retinanet.weights.start import start_from_file, start_from_settings
 
@@ -102,6 +103,7 @@ def run_training(
         output_folder(out)
     chosen = None if device == "auto" else choose_device(str(device))
     config = config.resolved()
+    config = config.model_copy(update={"model": with_stride(config.model)})
     parts = open_parts(config, source, lambda records: open_start(config, records, out if resume else None))
     records, held_out, start, teacher = parts.records, parts.held_out, parts.start, parts.teacher
     with joined_world(chosen) as world, ExitStack() as stack:
@@ -320,7 +322,8 @@ def _require_same(out: Path, earlier: Config, earlier_facts: Mapping[str, Any], 
     for section in ("model", "data", "train"):
         old, new = getattr(earlier, section).model_dump(), getattr(config, section).model_dump()
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in NO_INFLUENCE]
-        keys = [key for key in keys if (key, old.get(key)) != ("precision", "auto")]  # a run of version 0.1.0; see with_chosen_precision
+        # What a run of version 0.1.0 wrote down; see with_chosen_precision and with_stride.
+        keys = [key for key in keys if (key, old.get(key)) not in (("precision", "auto"), ("stride_in", "auto"))]
         differences += [f"{section}.{key}: {old.get(key)} then, {new.get(key)} now" for key in keys]
     if differences:
         raise RunFolderError(f"{out} was started with other settings ({'; '.join(differences)}); resume without changing them")

@@ -46,12 +46,13 @@ def detect(
     boxes, found, passed = _decoded(predictions, to_image, size_hw, conventions)
     if boxes.shape[1] == 0:
         return _nothing(len(boxes), most)
+    groups = _groups(found, conventions.output)
     if boxes.device.type != "cpu":
-        kept, is_complete = suppress_without_waiting(boxes, found.labels, passed, iou=conventions.output.nms_iou, most=most)
+        kept, is_complete = suppress_without_waiting(boxes, groups, passed, iou=conventions.output.nms_iou, most=most)
         packed = _packed(_finished(boxes, found, kept, to_image), is_complete).cpu()
         if packed[:, -1].all():
             return unpacked(packed, most)
-    result = _finished(boxes, found, suppress(boxes, found.labels, passed, iou=conventions.output.nms_iou, most=most), to_image)
+    result = _finished(boxes, found, suppress(boxes, groups, passed, iou=conventions.output.nms_iou, most=most), to_image)
     return result if boxes.device.type == "cpu" else unpacked(_packed(result).cpu(), most)
 
 
@@ -64,7 +65,7 @@ def detect_on_device(predictions: Predictions, to_image: "ToImage", *, size_hw: 
     """
     rule = conventions.output
     boxes, found, passed = _decoded(predictions, to_image, size_hw, conventions)
-    kept = suppress_on_device(boxes, found.labels, passed, iou=rule.nms_iou, most=rule.max_detections)
+    kept = suppress_on_device(boxes, _groups(found, rule), passed, iou=rule.nms_iou, most=rule.max_detections)
     return _packed(_finished(boxes, found, kept, to_image))
 
 
@@ -156,6 +157,11 @@ def _finished(boxes: Tensor, found: Candidates, kept: Tensor, to_image: ToImage)
     if to_image.rule.frame == "input":
         result = replace(result, boxes=to_image.scaled(result.boxes))
     return replace(result, boxes=result.boxes.where((result.labels >= 0)[..., None], 0.0))
+
+
+def _groups(found: Candidates, rule: OutputRule) -> Tensor:
+    """(N, S): boxes of equal numbers suppress each other."""
+    return torch.zeros_like(found.labels) if rule.class_agnostic else found.labels
 
 
 def _rows(values: Tensor, places: Tensor) -> Tensor:

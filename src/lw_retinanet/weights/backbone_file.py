@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -13,9 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
+from lw_retinanet.conventions import InputRule
 from lw_retinanet.errors import WeightsError, first_line
 from lw_retinanet.files import no_file
 from lw_retinanet.models.backbone import Backbone, TimmBackbone
+from lw_retinanet.weights.stride_rule import BOTTLENECKS, StrideIn, measured_stride
 from lw_retinanet.weights.tensor_file import fault, read_header
 
 log = logging.getLogger(__name__)
@@ -59,18 +60,30 @@ def load_backbone(backbone: Backbone, *, name: str, source: str) -> None:
     log.info("backbone %s: %d tensors from %s", name, len(found), where)
 
 
-def guess_stride(source: str) -> Literal["3x3", "1x1"]:
-    """Guess which convolution of a bottleneck has the stride: ``1x1`` if metadata or name of the file say Caffe or MSRA, else ``3x3``."""
-    if source in ("none", "imagenet"):
+def find_stride(source: str, *, name: str) -> StrideIn:
+    """Find out which convolution of a bottleneck has the stride: what the file's metadata say, else a measurement, else the ``3x3``.
+
+    Args:
+        source: As for :func:`load_backbone`, or ``none``.
+        name: Name of the backbone.
+    """
+    if source in ("none", "imagenet") or name not in BOTTLENECKS:
         return "3x3"
     path = Path(source)
-    words = path.name.lower()
     if path.suffix == ".safetensors" and path.is_file():
         try:
-            words += str(read_header(path).metadata).lower()
+            words = str(read_header(path).metadata).lower()
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"cannot read weights file {path}: {error}; get the file anew") from None
-    return "1x1" if any(word in words for word in ("caffe", "msra", "detectron")) else "3x3"
+        if any(word in words for word in ("caffe", "msra", "detectron")):
+            log.info("backbone %s: the stride is in the 1x1, by the metadata of %s", name, source)
+            return "1x1"
+    measured = measured_stride(name, read_tensors(path), InputRule())
+    if measured is None:
+        log.info("backbone %s: the stride is taken to be in the 3x3; model.stride_in=1x1 is for weights of Caffe's kind", name)
+        return "3x3"
+    log.info("backbone %s: the stride is in the %s (%s)", name, *measured)
+    return measured[0]
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:

@@ -7,10 +7,17 @@ from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
 from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.weights.backbone_file import guess_stride, load_backbone
+from lw_retinanet.weights.backbone_file import find_stride, load_backbone
 
 # The values of the setting model.anchors. One square with a side of eight strides: Zhang et al. 2020 (ATSS), section 3.2.
 ANCHORS = {"nine": AnchorRule(), "one": AnchorRule(base_size=8.0, octave_scales=(1.0,), aspect_ratios=(1.0,))}
+
+
+def with_stride(config: ModelConfig) -> ModelConfig:
+    """The settings with a stride rule in place of ``auto``, see :func:`~lw_retinanet.weights.backbone_file.find_stride`."""
+    if config.stride_in != "auto" or config.start is not None:
+        return config
+    return config.model_copy(update={"stride_in": find_stride(config.backbone_weights, name=config.backbone)})
 
 
 def create_model(
@@ -36,7 +43,8 @@ def create_model(
         ConfigError: For a backbone that does not exist or does not fit the other settings.
         WeightsError: If the backbone's weights cannot be read or do not fit.
     """
-    stride_in = guess_stride(config.backbone_weights) if config.stride_in == "auto" else config.stride_in
+    stride_in = with_stride(config).stride_in
+    assert stride_in != "auto"
     conventions = Conventions(
         stride_in=stride_in,
         anchors=ANCHORS[config.anchors],

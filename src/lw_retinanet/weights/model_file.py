@@ -128,19 +128,33 @@ def build_network(record: ModelRecord, *, num_classes: int | None = None, conven
         raise ConfigError(str(error)) from None
 
 
-def save_model(path: Path, model: RetinaNet, record: ModelRecord) -> None:
+def save_model(path: Path, model: RetinaNet, record: ModelRecord, *, half: bool = False) -> None:
     """Write a model file; an earlier file of this name is replaced only once the new one is complete.
 
     The same model and record give the same bytes.
+
+    Args:
+        path: The file.
+        model: The network.
+        record: Its record.
+        half: Store the kernels of convolutions in fp16, which halves the file. Norms and biases stay in fp32: the variances of real models
+            exceed the range of fp16.
 
     Raises:
         DiskFullError: If there is no room for it.
         OutputError: If it cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
     with replacing(path, size=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         # One entry only, since safetensors writes several in random order.
         save_tensors(tensors, temporary, metadata={KEY: record.model_dump_json()})
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    is_kernel = tensor.dim() > 1 and tensor.dtype == torch.float32 and float(tensor.abs().max()) <= torch.finfo(torch.float16).max
+    return tensor.half() if is_kernel else tensor
 
 
 def find_model_file(path: Path) -> Path:

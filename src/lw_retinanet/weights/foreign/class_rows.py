@@ -9,6 +9,7 @@ from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import InputError, WeightsError
 from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES, COCO_IDS, TORCHVISION_COCO_ROWS
+from lw_retinanet.weights.foreign.stated import stated_categories
 from lw_retinanet.weights.foreign.weights_format import WeightsFormat
 
 _NAME_FILES = (".txt", ".names")
@@ -100,21 +101,23 @@ def _checked(categories: list[Category], has_ids: bool, where: str) -> GivenClas
     return GivenClasses(categories=tuple(categories), has_ids=has_ids, where=where)
 
 
-def assign_classes(num_rows: int, layout: WeightsFormat, given: GivenClasses | None) -> tuple[ClassRows, GivenClasses | None]:
+def assign_classes(num_rows: int, layout: WeightsFormat, given: GivenClasses | None, where: str) -> tuple[ClassRows, GivenClasses | None]:
     """Decide which class each row is.
 
     Args:
         num_rows: Number of class rows of an anchor.
         layout: Format of the file.
         given: Classes from the caller, if there are any.
+        where: Name of the file, for messages.
 
     Returns:
         The meaning of the rows; and ``given`` again if it asks for other classes than the rows have, else None.
 
     Raises:
-        WeightsError: If only ``given`` could name the rows, and its length fits none of the usual layouts.
+        WeightsError: If only ``given`` could name the rows, and its length fits none of the usual layouts; or if what the file itself says
+            about its classes cannot be true, and nothing is given.
     """
-    own = _classes_of_file(num_rows, layout)
+    own = _classes_of_file(num_rows, layout, where, is_decisive=given is None)
     if given is None:
         return own, None
     if own.source == "file":
@@ -133,9 +136,20 @@ def assign_classes(num_rows: int, layout: WeightsFormat, given: GivenClasses | N
     raise WeightsError(f"{given.where} gives {len(given.categories)} classes, but the file has {num_rows} class rows; give {fitting} names")
 
 
-def _classes_of_file(num_rows: int, layout: WeightsFormat) -> ClassRows:
-    """What the rows mean without a list from the caller."""
+def _classes_of_file(num_rows: int, layout: WeightsFormat, where: str, *, is_decisive: bool) -> ClassRows:
+    """What the rows mean without a list from the caller; contradictions are an error only if there is none."""
     every, named = tuple(range(num_rows)), layout.categories
+    try:
+        stated = stated_categories(layout.statements, num_rows, where, has_background_row=layout.has_background_row)
+    except WeightsError:
+        if is_decisive:
+            raise
+        stated = None
+    if stated is not None:
+        rows = every[num_rows - len(stated) :]
+        left_out = "; row 0, the background, is left out" if len(rows) < num_rows else ""
+        note = f"the file names {len(stated)} classes ({layout.statements.names_where}){left_out}"
+        return ClassRows(rows=rows, categories=stated, source="file", note=note)
     if named is not None and len(named) == num_rows:
         return ClassRows(rows=every, categories=named, source="file", note=f"the file names {num_rows} classes")
     if layout.has_background_row and num_rows == TORCHVISION_COCO_ROWS:

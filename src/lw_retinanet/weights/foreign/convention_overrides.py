@@ -56,6 +56,17 @@ def apply_overrides(conventions: Conventions, overrides: Mapping[str, Any]) -> C
         raise ConfigError(explain(error)) from None
 
 
+def convention_values(conventions: Conventions) -> dict[str, Any]:
+    """The value of each convention by its dotted name."""
+    values = conventions.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name in convention_names():
+        section, _, inner = name.rpartition(".")
+        if name not in (BACKBONE, WEIGHTS):
+            found[name] = values[section][inner] if section else values[name]
+    return found
+
+
 def convention_names() -> list[str]:
     """Return every name that can be set, ``backbone`` and ``weights`` first."""
     names = [BACKBONE, WEIGHTS]

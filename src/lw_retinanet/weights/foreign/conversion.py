@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.weights.foreign.network import Architecture
@@ -21,16 +21,41 @@ class FrameworkComparison:
         differences: Largest absolute difference of logits, deltas, anchors (pixels), boxes (pixels) and scores; and ``unmatched``, the
             number of detections without a match. Detections at a threshold are not counted, since rounding decides them.
         detections: Number of detections of the framework on all images.
+        unmatched: The first detections without a match, as text.
     """
 
     status: str
     images: str = ""
     differences: Mapping[str, float]
     detections: int = 0
+    unmatched: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"status": self.status, "pictures": self.images, "detections": self.detections, "differences": dict(self.differences)}
+        return {
+            "status": self.status,
+            "pictures": self.images,
+            "detections": self.detections,
+            "differences": dict(self.differences),
+            "unmatched": list(self.unmatched),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConventionOrigin:
+    """The value of a convention and where it comes from.
+
+    Args:
+        setting: Dotted name of a field of Conventions.
+        value: Its value.
+        origin: ``file``, ``assumed`` or ``set`` by the caller.
+        why: The place in the file, or the reason for the assumption.
+    """
+
+    setting: str
+    value: Any
+    origin: Literal["file", "assumed", "set"]
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +72,7 @@ class ConversionReport:
         assumed: What the file does not state.
         classes: The classes, in the order of the labels.
         class_note: How the classes are known and which rows were left out.
+        conventions: The value of each convention and where it comes from.
         comparison: How far the predictions are from the framework's; None if this was not compared.
     """
 
@@ -59,6 +85,7 @@ class ConversionReport:
     assumed: Sequence[Assumption]
     classes: tuple[Category, ...]
     class_note: str
+    conventions: Sequence[ConventionOrigin] = ()
     comparison: FrameworkComparison | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,12 +107,17 @@ class ConversionReport:
             "tensors_used": len(self.used),
             "tensors_unused": len(self.unused),
             "assumed": [{"setting": item.setting, "value": item.value, "why": item.why} for item in self.assumed],
+            "conventions": {item.setting: {"value": item.value, "origin": item.origin, "why": item.why} for item in self.conventions},
             "class_note": self.class_note,
             "parity": self.comparison.as_dict() if self.comparison else None,
         }
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
+    def lines(self, *, set_by: str = "set by the caller") -> list[str]:
+        """Return the report as lines of text.
+
+        Args:
+            set_by: What is said of a convention that the caller set.
+        """
         names = ", ".join(category.name for category in self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")
         lines = [
             f"{self.source}: {self.framework} ({self.generation}), {self.backbone}, {len(self.classes)} classes ({names})",
@@ -98,16 +130,32 @@ class ConversionReport:
         for reason, unused in reasons.items():
             listed = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
             lines.append(f"  left out, {reason}: {listed}")
-        if self.assumed:
-            lines.append("assumed, since the file does not state it (another value: set NAME=VALUE):")
-            lines += [f"  {item.setting} = {_short(item.value)}: {item.why}" for item in self.assumed]
+        lines += self._convention_lines(set_by)
+        known = {item.setting for item in self.conventions}
+        lines += [f"  {item.setting} = {_short(item.value)}: {item.why}" for item in self.assumed if item.setting not in known]
         compared = self.comparison
         if compared and compared.differences:
             lines.append(f"largest differences from {self.framework} itself, {compared.images}, {compared.detections} detections:")
             lines += [f"  {name:10} {_number(value)}" for name, value in compared.differences.items()]
+            lines += [f"  without a match: {text}" for text in compared.unmatched]
         elif compared:
             lines.append(f"not compared with {self.framework} itself: {compared.status}")
         return lines
+
+    def _convention_lines(self, set_by: str) -> list[str]:
+        if not self.conventions:
+            return []
+        said = {"file": "from the file", "assumed": "assumed", "set": set_by}
+        rows = [
+            (item.setting, _short(item.value), said[item.origin] + (f": {item.why}" if item.why and item.origin != "set" else ""))
+            for item in self.conventions
+        ]
+        return ["conventions (another value: set NAME=VALUE):", *_table(rows)]
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [f"  {setting:{widths[0]}}  {value:{widths[1]}}  {origin}" for setting, value, origin in rows]
 
 
 def _short(value: Any) -> str:

@@ -17,14 +17,16 @@ from lw_retinanet.models.backbone import RESNETS
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.foreign import frameworks, torchvision
 from lw_retinanet.weights.foreign.class_rows import GivenClasses, assign_classes, read_classes, with_known_ids
-from lw_retinanet.weights.foreign.convention_overrides import BACKBONE, WEIGHTS, apply_overrides
-from lw_retinanet.weights.foreign.conversion import ConversionReport, ConversionSource, ConvertedModel
+from lw_retinanet.weights.foreign.convention_overrides import BACKBONE, WEIGHTS, apply_overrides, convention_values
+from lw_retinanet.weights.foreign.conversion import ConventionOrigin, ConversionReport, ConversionSource, ConvertedModel
 from lw_retinanet.weights.foreign.network import Architecture, fill_network, read_architecture
-from lw_retinanet.weights.foreign.weights_file import ForeignFile, read_weights_file
+from lw_retinanet.weights.foreign.weights_file import HUB_FILES, ForeignFile, read_weights_file
 from lw_retinanet.weights.foreign.weights_format import Assumption, WeightsFormat
 from lw_retinanet.weights.model_file import KEY, LoadedModel, build_network, load_model, make_record
+from lw_retinanet.weights.stride_rule import BOTTLENECKS, measured_stride, resnet_names
 from lw_retinanet.weights.tensor_file import read_header
 
+HALF_ROUNDING = 2**-10  # of anchors that were stored in fp16
 _ANCHORS_REMEDY = "give them as anchors.octave_scales=[...] and anchors.aspect_ratios=[...]"
 
 
@@ -84,14 +86,13 @@ def convert_file(
     """
     overrides = dict(overrides or {})
     architecture = read_architecture(file.tensors, layout.names, where=file.where, backbone=overrides.get(BACKBONE))
-    conventions = layout.conventions
-    if architecture.p6_source:
-        conventions = conventions.model_copy(update={"p6_source": architecture.p6_source})
-    conventions = apply_overrides(conventions, overrides)
+    layout = _with_measured_stride(file, layout, architecture, overrides)
+    conventions = apply_overrides(_stated_conventions(file, layout, architecture, overrides), overrides)
     _check_anchors(file, layout, architecture, conventions)
-    rows, wanted = assign_classes(architecture.num_rows, layout, given)
+    rows, wanted = assign_classes(architecture.num_rows, layout, given, file.where)
     filled = fill_network(file, layout, architecture, conventions, rows.rows)
-    assumed = [item for item in layout.assumed if item.setting not in overrides]
+    stated = layout.statements.conventions
+    assumed = [item for item in layout.assumed if item.setting not in overrides and item.setting not in stated]
     if len(file.weights) > 1:
         why = f"the file also holds {', '.join(map(shown, file.weights[1:]))}"
         assumed.append(Assumption(setting=WEIGHTS, value=file.weights[0], why=why))
@@ -107,6 +108,7 @@ def convert_file(
         assumed=assumed,
         classes=rows.categories,
         class_note=rows.note,
+        conventions=_origins(conventions, layout, architecture, overrides),
     )
     units = architecture.plan.shared.units
     record = make_record(
@@ -127,6 +129,61 @@ def convert_file(
     return converted if wanted is None else _with_classes(converted, with_known_ids(wanted, rows.categories))
 
 
+def _stated_conventions(file: ForeignFile, layout: WeightsFormat, architecture: Architecture, overrides: Mapping[str, Any]) -> Conventions:
+    """The framework's conventions with what shapes and statements of the file say, unless the caller says something else."""
+    conventions = layout.conventions
+    if architecture.p6_source:
+        conventions = conventions.model_copy(update={"p6_source": architecture.p6_source})
+    for setting, stated in layout.statements.conventions.items():
+        if setting not in overrides:
+            try:
+                conventions = apply_overrides(conventions, {setting: stated.value})
+            except ConfigError as error:
+                raise WeightsError(f"{file.where} states a value that cannot be used ({stated.where}): {error}; set {setting}") from None
+    return conventions
+
+
+def _with_measured_stride(
+    file: ForeignFile, layout: WeightsFormat, architecture: Architecture, overrides: Mapping[str, Any]
+) -> WeightsFormat:
+    """The format with a measured stride rule, where neither the file nor the caller names one and the norms can tell."""
+    if "stride_in" in overrides or "stride_in" in layout.statements.conventions or architecture.backbone not in BOTTLENECKS:
+        return layout
+    names = {ours: layout.names(f"backbone.{ours}") for ours in resnet_names(architecture.backbone)}
+    tensors = {ours: file.tensors[theirs] for ours, theirs in names.items() if theirs is not None and theirs in file.tensors}
+    rule = _stated_conventions(file, layout, architecture, overrides)
+    measured = measured_stride(architecture.backbone, tensors, rule.input, eps=rule.norm_eps)
+    if measured is None:
+        return layout
+    value, why = measured
+    others = tuple(item for item in layout.assumed if item.setting != "stride_in")
+    return replace(
+        layout,
+        conventions=layout.conventions.model_copy(update={"stride_in": value}),
+        assumed=(*others, Assumption(setting="stride_in", value=value, why=why)),
+    )
+
+
+def _origins(
+    conventions: Conventions, layout: WeightsFormat, architecture: Architecture, overrides: Mapping[str, Any]
+) -> tuple[ConventionOrigin, ...]:
+    """Where the value of each convention comes from."""
+    assumed = {item.setting: item.why for item in layout.assumed}
+    origins = []
+    for setting, value in convention_values(conventions).items():
+        if setting in overrides:
+            origins.append(ConventionOrigin(setting=setting, value=value, origin="set"))
+        elif setting in layout.statements.conventions:
+            where = layout.statements.conventions[setting].where
+            origins.append(ConventionOrigin(setting=setting, value=value, origin="file", why=where))
+        elif setting == "p6_source" and architecture.p6_source:
+            origins.append(ConventionOrigin(setting=setting, value=value, origin="file", why="the shape of P6's kernel"))
+        else:
+            why = assumed.get(setting, f"{layout.framework}'s own")
+            origins.append(ConventionOrigin(setting=setting, value=value, origin="assumed", why=why))
+    return tuple(origins)
+
+
 def _check_anchors(file: ForeignFile, layout: WeightsFormat, architecture: Architecture, conventions: Conventions) -> None:
     if architecture.num_anchors != conventions.anchors.num_anchors:
         raise WeightsError(
@@ -135,7 +192,7 @@ def _check_anchors(file: ForeignFile, layout: WeightsFormat, architecture: Archi
         )
     for stride, stored in zip(STRIDES, layout.cell_anchors, strict=False):
         ours = cell_anchors(stride, conventions.anchors)
-        if stored.shape != ours.shape or not torch.allclose(stored.float(), ours, atol=0.01):
+        if stored.shape != ours.shape or not torch.allclose(stored.float(), ours, rtol=HALF_ROUNDING, atol=0.01):
             raise WeightsError(f"{file.where} holds other anchors of stride {stride} than {layout.framework}'s; {_ANCHORS_REMEDY}")
 
 
@@ -155,7 +212,9 @@ def _with_classes(converted: ConvertedModel, categories: tuple[Category, ...]) -
 def _is_model_file(path: Path) -> bool:
     """Whether this is a model file of ours, or a folder that may hold one."""
     if path.is_dir():
-        return True
+        path = path / "model.safetensors"
+        if not path.is_file():  # a run folder without a model, which is said; or weights as the hub has them
+            return not any((path.parent / name).is_file() for name in HUB_FILES)
     try:
         return KEY in read_header(path).metadata
     except (SafetensorError, OSError):
@@ -188,6 +247,10 @@ def _convert_model_file(path: Path, given: GivenClasses | None, overrides: Mappi
         assumed=(),
         classes=loaded.record.categories,
         class_note="the file names its classes",
+        conventions=tuple(
+            ConventionOrigin(setting=setting, value=value, origin="set" if setting in overrides else "file", why="the model file's record")
+            for setting, value in convention_values(conventions).items()
+        ),
     )
     converted = ConvertedModel(loaded=loaded, report=report)
     return converted if given is None else _with_classes(converted, with_known_ids(given, record.categories))

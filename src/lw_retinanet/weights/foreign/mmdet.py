@@ -10,6 +10,7 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
 from lw_retinanet.weights.classes import plain_name
 from lw_retinanet.weights.foreign.coco_classes import COCO_CLASSES
+from lw_retinanet.weights.foreign.stated import Stated, Statements
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
 from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
@@ -74,8 +75,11 @@ def describe(file: ForeignFile) -> WeightsFormat:
             f"{file.where} was made by MMDetection {version[:20]}, whose anchors and class order differ; "
             "convert it with MMDetection's tools/model_converters/upgrade_model_version.py first"
         )
-    config = _ConfigText(meta.get("cfg") or meta.get("config"))
+    inside = meta.get("cfg") or meta.get("config")
+    config = _ConfigText(inside or file.extras.get(".py"))
     conventions, assumed = _conventions(config)
+    where = "the configuration inside" if inside else "the configuration beside it"
+    statements = Statements(conventions={setting: Stated(value=value, where=where) for setting, value in _stated(config).items()})
     return WeightsFormat(
         framework=NAME,
         generation=f"MMDetection {version[:20]}" if version else "MMDetection",
@@ -86,6 +90,7 @@ def describe(file: ForeignFile) -> WeightsFormat:
             (r"data_preprocessor\.(mean|std)", "no weights"),
         ),
         assumed=tuple(assumed),
+        statements=statements,
         categories=_classes(meta),
     )
 
@@ -120,45 +125,48 @@ class _ConfigText:
 
 
 def _conventions(config: _ConfigText) -> tuple[Conventions, list[Assumption]]:
+    """The conventions of the configuration's style, and what is assumed where it does not say."""
+    conventions = CAFFE_CONVENTIONS if config.only("style") == "caffe" else CONVENTIONS
+    why = "style='pytorch', since the file does not state it; a caffe model also needs input.channel_order=bgr and its own mean and std"
+    size = "MMDetection's usual test scale of (1333, 800)"
+    return conventions, [
+        Assumption(setting="stride_in", value=conventions.stride_in, why=why),
+        Assumption(setting="p7_relu", value=conventions.p7_relu, why="MMDetection's default"),
+        Assumption(setting="input.mean", value=list(conventions.input.mean), why="MMDetection's usual preprocessing"),
+        Assumption(setting="input.size", value=conventions.input.size, why=size),
+    ]
+
+
+def _stated(config: _ConfigText) -> dict[str, Any]:
+    """What the configuration says, under our names."""
+    values: dict[str, Any] = {}
     style = config.only("style")
-    conventions = CAFFE_CONVENTIONS if style == "caffe" else CONVENTIONS
-    values = conventions.model_dump()
-    assumed: list[Assumption] = []
-    if style not in ("caffe", "pytorch"):
-        why = "style='pytorch', since the file does not state it; a caffe model also needs input.channel_order=bgr and its own mean and std"
-        assumed.append(Assumption(setting="stride_in", value=conventions.stride_in, why=why))
-    if isinstance(relu := config.only("relu_before_extra_convs"), bool):
-        values["p7_relu"] = relu
-    elif not config:
-        assumed.append(Assumption(setting="p7_relu", value=conventions.p7_relu, why="MMDetection's default"))
+    if style in ("caffe", "pytorch"):
+        values["stride_in"] = "1x1" if style == "caffe" else "3x3"
+    relu = config.only("relu_before_extra_convs")
+    if isinstance(relu, bool) or config:
+        values["p7_relu"] = relu if isinstance(relu, bool) else CONVENTIONS.p7_relu
     order = config.only("bgr_to_rgb", "to_rgb")
     if isinstance(order, bool):
-        values["input"]["channel_order"] = "rgb" if order else "bgr"
+        values["input.channel_order"] = "rgb" if order else "bgr"
     for field in ("mean", "std"):
         if _are_numbers(config.only(field), 3):
-            values["input"][field] = tuple(map(float, config.only(field)))
-    if not config:
-        assumed.append(Assumption(setting="input.mean", value=list(conventions.input.mean), why="MMDetection's usual preprocessing"))
+            values[f"input.{field}"] = tuple(map(float, config.only(field)))
     scale = config.only("scale", "img_scale")
     if _are_numbers(scale, 2):
-        values["input"]["max_size"], values["input"]["size"] = int(max(scale)), int(min(scale))
-    else:
-        assumed.append(Assumption(setting="input.size", value=conventions.input.size, why="MMDetection's usual test scale of (1333, 800)"))
+        values["input.max_size"], values["input.size"] = int(max(scale)), int(min(scale))
     for field, keys in _OUTPUT.items():
         if _are_numbers([config.only(*keys)], 1):
-            values["output"][field] = config.only(*keys)
+            values[f"output.{field}"] = config.only(*keys)
     for field, key in (("aspect_ratios", "ratios"), ("base_size", "octave_base_scale")):
         value = config.only(key)
         if _are_numbers(value, len(value) if isinstance(value, list | tuple) else 0):
-            values["anchors"][field] = tuple(map(float, value))
+            values[f"anchors.{field}"] = tuple(map(float, value))
         elif _are_numbers([value], 1):
-            values["anchors"][field] = float(value)
+            values[f"anchors.{field}"] = float(value)
     if isinstance(count := config.only("scales_per_octave"), int) and 0 < count < 100:
-        values["anchors"]["octave_scales"] = tuple(2 ** (i / count) for i in range(count))
-    try:
-        return Conventions.model_validate(values), assumed
-    except ValueError:  # an unusable configuration counts as none
-        return conventions, [*assumed, Assumption(setting="input", value="default", why="the configuration in the file cannot be used")]
+        values["anchors.octave_scales"] = tuple(2 ** (i / count) for i in range(count))
+    return values
 
 
 def _are_numbers(values: object, count: int) -> bool:

@@ -1,12 +1,15 @@
 """torchvision's RetinaNet: weights files of its three generations of tensor names, and its own trained weights by name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 from torchvision.models import get_model_weights
 
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule, OutputRule
 from lw_retinanet.errors import WeightsError, first_line, nearest
 from lw_retinanet.weights.foreign.coco_classes import TORCHVISION_COCO_ROWS
+from lw_retinanet.weights.foreign.stated import Stated, Statements, places, plain, read_statements
 from lw_retinanet.weights.foreign.weights_file import ForeignFile, unwrap
 from lw_retinanet.weights.foreign.weights_format import Assumption, TensorNames, WeightsFormat
 
@@ -70,8 +73,45 @@ def describe(file: ForeignFile) -> WeightsFormat:
         names=tensor_names(has_plain_pyramid=has_plain_pyramid, has_flat_towers=has_flat_towers),
         unused=UNUSED,
         assumed=assumed,
+        statements=_statements(file, has_norm=has_norm),
         has_background_row=True,
     )
+
+
+def _statements(file: ForeignFile, *, has_norm: bool) -> Statements:
+    """What the program around torchvision's class says: DeepForest, Lightning, a folder of the hub, torchvision's own training script."""
+    extras = {key: value for key, value in file.extras.items() if key not in ("config.yaml", ".py")}
+    found = read_statements(extras)
+    conventions = dict(found.conventions)
+    eps = None if has_norm else _stated_eps(extras)
+    if eps:
+        conventions["norm_eps"] = eps
+    if _is_deepforest(extras):
+        for setting, value in (("output.nms_iou", 0.05), ("output.score_threshold", 0.1)):
+            conventions.setdefault(setting, Stated(value=value, where="DeepForest's default"))
+        if found.class_names and len(found.class_names.value) > 1:
+            conventions["output.class_agnostic"] = Stated(value=True, where="DeepForest's predict_image, with several classes")
+    return replace(found, conventions=conventions)
+
+
+def _is_deepforest(extras: Mapping[str, Any]) -> bool:
+    return "numeric_to_label_dict" in extras or any("existing_train_dataloader" in settings for _, settings in places(extras))
+
+
+def _stated_eps(extras: Mapping[str, Any]) -> Stated | None:
+    """The epsilon of frozen norms follows from where a program starts: torchvision sets 0 only when it loads its own file of COCO."""
+    for where, settings in places(extras):
+        model, weights = plain(settings.get("model")), plain(settings.get("weights"))
+        if isinstance(model, Mapping) and "name" in model and settings.get("architecture") == "retinanet":  # DeepForest 2
+            begun = "begun from torchvision's file of COCO" if plain(model["name"]) is None else "rebuilt by from_pretrained"
+            return Stated(value=0.0 if plain(model["name"]) is None else 1e-5, where=f"{where}model.name, {begun}")
+        if "config_file" in settings and "existing_train_dataloader" in settings:
+            return Stated(value=0.0, where="DeepForest 1, which begins from torchvision's file of COCO")
+        if isinstance(weights, str) and "weights_backbone" in settings:  # torchvision's references/detection/train.py
+            return Stated(value=0.0 if "COCO_V1" in weights else 1e-5, where=f"{where}weights")
+    if "config.json" in extras:
+        return Stated(value=1e-5, where="config.json: from_pretrained loads no file of COCO")
+    return None
 
 
 def tensor_names(*, has_plain_pyramid: bool = False, has_flat_towers: bool = False) -> TensorNames:

@@ -1,11 +1,12 @@
 """Reads weights files of other programs without running code from them: the tensors by name, and what else the file holds."""
 
 import contextlib
+import json
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lw_retinanet.errors import WeightsError, first_line, shown
-from lw_retinanet.files import no_file
+from lw_retinanet.errors import ConfigError, InputError, WeightsError, first_line, shown
+from lw_retinanet.files import no_file, read_limited
 from lw_retinanet.weights.foreign.pickled_arrays import PickledArray, list_names, names_in_pickles, read_pickled_arrays
 from lw_retinanet.weights.foreign.wrappers import find_place
 from lw_retinanet.weights.tensor_file import read_header
+from lw_retinanet.yaml_file import read_yaml
 
 # Files of torch before 1.6 start with this pickle: one number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -29,13 +31,15 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "detector.")
 _KNOWN_PROGRAMS = re.compile(
     r"(mmengine|mmdet|mmcv|detectron2|fvcore|yacs|omegaconf|lightning|pytorch_lightning|lightning_fabric|torchmetrics|deepforest|numpy|pandas)\..*"
     r"|collections\.\w+|pathlib\.\w+|argparse\.Namespace|typing\.Any|datetime\.\w+|copyreg\._reconstructor"
-    r"|builtins\.(getattr|object|dict|list|tuple|set|str|int|float|bool|slice)"
+    r"|builtins\.(getattr|object|dict|list|tuple|set|str|int|long|float|bool|slice)"
 )
 # What torch's own reader may rebuild; torch decides by itself whether it does.
 _TORCH = re.compile(
     r"torch\.(_utils\._rebuild_\w+|_tensor\.\w+|storage\.\w+|nn\.parameter\.Parameter|Size|device|\w+Storage|[a-z]+\d+\w*|bool)"
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|bytearray|complex)"
 )
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_MOST_SETTINGS = 1 << 20
 _REMEDY = "give a .safetensors file or one saved with torch.save(model.state_dict(), FILE)"
 
 
@@ -62,13 +66,15 @@ def read_weights_file(path: Path, *, weights: str | None = None) -> ForeignFile:
     """Read a safetensors file, a file of ``torch.save`` (of any version), or a pickle of NumPy arrays; the content decides which it is.
 
     Args:
-        path: The file.
+        path: The file, or a folder as the Hugging Face hub has it.
         weights: The name of one of several detectors in a checkpoint, for example ``model_ema``; None takes those that were trained.
 
     Raises:
         WeightsError: If the file is missing, empty, damaged, of another kind, holds no named tensors, or could only be read by running
             code that it names. No code is run.
     """
+    if path.is_dir():
+        path = _of_folder(path)
     where = str(path)
     if not path.is_file():
         raise WeightsError(f"weights file {where} {no_file(path)}; give an existing file or torchvision:NAME")
@@ -89,7 +95,44 @@ def read_weights_file(path: Path, *, weights: str | None = None) -> ForeignFile:
         content = _read_safetensors(path)
     else:
         raise WeightsError(f"{where} is no weights file: neither safetensors, nor a torch file, nor a pickle; {_REMEDY}")
-    return unwrap(content, where, weights=weights)
+    found = unwrap(content, where, weights=weights)
+    return replace(found, extras={**found.extras, **_settings_beside(path)})
+
+
+def _of_folder(folder: Path) -> Path:
+    """The weights in a folder of the hub's kind."""
+    found = next((folder / name for name in HUB_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise WeightsError(f"{folder} holds neither {' nor '.join(HUB_FILES)}; name the weights file")
+    return found
+
+
+def _settings_beside(path: Path) -> dict[str, Any]:
+    """Settings that programs write next to their weights, under the names of the files: the hub's, Detectron2's and MMDetection's."""
+    found: dict[str, Any] = {}
+    if path.name in HUB_FILES and (path.parent / "config.json").is_file():
+        found["config.json"] = _json_settings(path.parent / "config.json")
+    if (path.parent / "config.yaml").is_file():
+        with contextlib.suppress(ConfigError):  # of another program
+            found["config.yaml"] = read_yaml(path.parent / "config.yaml", what="settings file")
+    programs = [each for each in path.parent.glob("*.py") if "RetinaHead" in _start_of(each)]
+    if len(programs) == 1:
+        found[".py"] = _start_of(programs[0])
+    return found
+
+
+def _json_settings(path: Path) -> Any:
+    try:
+        return json.loads(read_limited(path, _MOST_SETTINGS))
+    except (OSError, InputError, ValueError, RecursionError):
+        raise WeightsError(f"the settings {path} beside the weights cannot be read; get the folder anew, or move the weights") from None
+
+
+def _start_of(path: Path) -> str:
+    try:
+        return read_limited(path, _MOST_SETTINGS).decode(errors="replace")
+    except (OSError, InputError):
+        return ""
 
 
 def unwrap(content: object, where: str, *, weights: str | None = None) -> ForeignFile:
@@ -216,7 +259,9 @@ def _read_torch(path: Path, pickled: bytes) -> object:
     unknown = [name for name in names if not _KNOWN_PROGRAMS.fullmatch(name) and not _TORCH.fullmatch(name)]
     if unknown:
         raise WeightsError(f"{where} wants to use {list_names(unknown)}, and nothing was run; {_REMEDY}")
-    placeholders: list[Any] = [(_placeholder(name), name) for name in names if not _TORCH.fullmatch(name)]
+    # Python 2's name of int, which pickles of protocol 2 use.
+    others = {name.replace("builtins.long", "builtins.int") for name in names if not _TORCH.fullmatch(name)}
+    placeholders: list[Any] = [(_placeholder(name), name) for name in sorted(others)]
     guard: Any = torch.serialization.safe_globals(placeholders) if placeholders else contextlib.nullcontext()
     try:
         with guard, warnings.catch_warnings():
@@ -228,7 +273,7 @@ def _read_torch(path: Path, pickled: bytes) -> object:
 
 
 def _placeholder(name: str) -> type:
-    """A class that accepts any arguments and does nothing, in place of another program's class."""
+    """A class that accepts any arguments and does nothing, in place of another program's class. Tables of settings keep their content."""
 
     def accept(self: object, *_: object, **__: object) -> None:
         pass
@@ -236,4 +281,9 @@ def _placeholder(name: str) -> type:
     def make(cls: type, *_: object, **__: object) -> object:
         return object.__new__(cls)
 
-    return type(name.rpartition(".")[2], (), {"__new__": make, "__init__": accept, "__setstate__": accept, "__slots__": ()})
+    def keep(self: Any, state: object) -> None:
+        self.kept_state = state
+
+    has_settings = name.startswith("omegaconf.") or name == "argparse.Namespace"
+    methods = {"__new__": make, "__init__": accept, "__setstate__": keep if has_settings else accept}
+    return type(name.rpartition(".")[2], (), {**methods, "__slots__": ("kept_state",) if has_settings else ()})

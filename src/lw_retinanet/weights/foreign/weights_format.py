@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.data.records import Category
+from lw_retinanet.weights.foreign.stated import Statements
 
 # Left out of every conversion, whatever the framework.
 _COUNTERS = (r".*\.num_batches_tracked", "a counter of training")
@@ -104,10 +105,11 @@ class WeightsFormat:
     Args:
         framework: Name of the framework, one of ``frameworks.NAMES``.
         generation: Version or variant of the framework's format, for people.
-        conventions: The framework's conventions, updated with what the file itself states.
+        conventions: The framework's conventions.
         names: The file's names of our tensors.
         unused: Regular expressions for names of tensors that are left out, each with the reason.
         assumed: What the file does not state.
+        statements: What the file states: it replaces ``conventions`` and ``assumed``, and names the classes.
         categories: The classes that the file names, in the order of its class rows.
         has_background_row: Whether class row 0 may be the background (torchvision's layout).
         cell_anchors: For each level the (anchors, 4) anchors around (0, 0) that the file stores; the conventions must give the same ones.
@@ -119,6 +121,7 @@ class WeightsFormat:
     names: TensorNames
     unused: tuple[tuple[str, str], ...] = ()
     assumed: tuple[Assumption, ...] = ()
+    statements: Statements = field(default_factory=Statements)
     categories: tuple[Category, ...] | None = None
     has_background_row: bool = False
     cell_anchors: tuple[Tensor, ...] = ()
