@@ -408,3 +408,87 @@ def test_a_cut_image_fails_the_check_unless_it_is_quick(tmp_path: Path) -> None:
     assert [problem.kind for problem in check(dataset, progress=progress).splits[0].problems] == ["unreadable_image"]
     assert seen == ["checking images 1"]
     assert check(dataset, quick=True).num_errors == 0
+
+
+def yolo_row(box: tuple[float, float, float, float]) -> str:
+    return "0 " + " ".join(map(str, box)) + "\n"
+
+
+CORNERS = [(x, y, x + 5, y + 3) for x in (1, 6, 12) for y in (0.5, 3, 6)]  # in an image of 20 x 10
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_corners_in_place_of_width_and_height_are_refused(tmp_path: Path, form: str) -> None:
+    """The remedy is followed: written as the format wants them, the same boxes are read."""
+    image(tmp_path / "images/a.jpg")
+    text(tmp_path / "data.yaml" if form == "yolo" else tmp_path / "ignored.txt", YAML)
+
+    def write(boxes: list[tuple[float, float, float, float]]) -> None:
+        if form == "yolo":
+            text(tmp_path / "labels/a.txt", "".join(yolo_row((a / 20, b / 10, c / 20, d / 10)) for a, b, c, d in boxes))
+        else:
+            table = json.loads(coco(["a.jpg"]))
+            table["annotations"] = [{**table["annotations"][0], "id": i, "bbox": box} for i, box in enumerate(boxes)]
+            text(tmp_path / "train.json", json.dumps(table))
+
+    write([(a, b, c, d) for a, b, c, d in CORNERS])
+    with pytest.raises(
+        DataError, match="would all fit if their four numbers were two corners: 1 \\(9 boxes\\); write them as the format wants"
+    ):
+        ready(tmp_path)
+    write([(a + 2.5, b + 1.5, 5, 3) if form == "yolo" else (a, b, 5, 3) for a, b, _, _ in CORNERS])
+    np.testing.assert_allclose(ready(tmp_path).boxes_xywh, [(a, b, 5, 3) for a, b, _, _ in CORNERS], atol=1e-6)
+
+
+def test_boxes_that_reach_out_are_no_corners(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    table = json.loads(coco(["a.jpg"]))
+    boxes = [(15, 2, 18, 5)] * 8 + [(12, 4, 6, 5)] * 2  # the last two are no corners
+    table["annotations"] = [{**table["annotations"][0], "id": i, "bbox": box} for i, box in enumerate(boxes)]
+    text(tmp_path / "x.json", json.dumps(table))
+    assert ready(tmp_path / "x.json").num_boxes == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "written"), [("cafe\u0301.jpg", "caf\u00e9.jpg"), ("caf\u00e9.jpg", "cafe\u0301.jpg"), ("my a.jpg", "my%20a.jpg")]
+)
+def test_names_in_another_spelling_are_found(tmp_path: Path, file: str, written: str, caplog: pytest.LogCaptureFixture) -> None:
+    image(tmp_path / "images" / file)
+    text(tmp_path / "train.json", coco([written]))
+    assert ready(tmp_path).file_names == (file,)
+    assert "1 image names spelled as the files are" in caplog.text
+
+
+def test_names_below_the_data_sets_own_folder_are_no_surprise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image(tmp_path / "images/a.jpg")
+    text(tmp_path / "train.json", coco(["./images/a.jpg"]))
+    assert ready(tmp_path).num_images == 1
+    assert not caplog.text
+
+
+def test_an_xml_file_of_two_images_is_refused_until_its_folder_tells(tmp_path: Path) -> None:
+    for folder in ("mon", "tue"):
+        image(tmp_path / f"JPEGImages/{folder}/a.jpg")
+    place = text(tmp_path / "Annotations/a.xml", xml("a.jpg"))
+    with pytest.raises(DataError, match=r"several images could belong to: 1 \(a\.xml: \S+ or \S+\); put the XML files into sub-folders"):
+        ready(tmp_path)
+    place.write_text(xml("a.jpg").replace("<annotation>", "<annotation><folder>tue</folder>"))
+    assert ready(tmp_path).path(0).parent.name == "tue"
+    place.write_text(xml("a.jpg"))
+    (tmp_path / "Annotations/tue").mkdir()
+    place.rename(tmp_path / "Annotations/tue/a.xml")
+    assert ready(tmp_path).path(0).parent.name == "tue"
+
+
+@pytest.mark.parametrize("mark", ["\t", ";", ","])
+def test_tables_of_spreadsheets(tmp_path: Path, mark: str) -> None:
+    image(tmp_path / "a.jpg")
+    table = "image,xmin,ymin,xmax,ymax,label\na.jpg,8,3,20,10,cat\n".replace(",", mark)
+    file = text(tmp_path / "x.csv", table.encode("utf-16"))
+    with pytest.raises(DataError, match="UTF-16 text; save the file as UTF-8"):
+        ready(tmp_path)
+    file.write_text(table)
+    assert ready(tmp_path).boxes_xywh.tolist() == [[8, 3, 12, 7]]
+    file.write_text(table.replace("xmin", "x").replace("ymin", "y").replace("xmax", "width").replace("ymax", "height"))
+    with pytest.raises(DataError, match="the first line must name the columns image,xmin,ymin,xmax,ymax,label"):
+        ready(tmp_path)

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError
 
+_FEWEST_BOXES = 8  # by which wrong numbers can be told from a few odd boxes
+_SHARE_OUTSIDE = 0.25  # of boxes taken as width and height though they are corners, half or more reach out of the image
+
 
 def clipped_sides(records: Records) -> NDArray[np.float64]:
     """(B, 2) width and height of every box after clipping to its image, zero or negative where nothing is left.
@@ -22,6 +25,22 @@ def clipped_sides(records: Records) -> NDArray[np.float64]:
     high = low + records.boxes_xywh[:, 2:]
     clipped: NDArray[np.float64] = np.minimum(high, sizes_wh) - np.maximum(low, 0.0)
     return np.where(is_known, clipped, records.boxes_xywh[:, 2:])
+
+
+def are_corners(records: Records) -> bool:
+    """Whether the boxes seem to be two corners that were written where a format wants width and height.
+
+    Many reach out of their image by more than a pixel, and every one would fit as corners, in COCO's order or about YOLO's centre.
+    """
+    is_known = (records.sizes_hw[records.image_of_box] > 0).all(axis=1)
+    if is_known.sum() < _FEWEST_BOXES:
+        return False
+    sizes_wh = records.sizes_hw[records.image_of_box, ::-1].astype(np.float64)[is_known]
+    low, sides = records.boxes_xywh[is_known, :2], records.boxes_xywh[is_known, 2:]
+    reaches_out = ((low < -1) | (low + sides > sizes_wh + 1)).any(axis=1)
+    if reaches_out.mean() < _SHARE_OUTSIDE:
+        return False
+    return any(bool(((first >= 0) & (first < sides) & (sides <= sizes_wh + 1)).all()) for first in (low, low + sides / 2))
 
 
 def usable(records: Records) -> NDArray[np.bool_]:

@@ -165,6 +165,8 @@ def _recognise_file(path: Path) -> Parts:
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise DataError(f"{path}: the file is empty; pass an annotation file")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: UTF-16 text; save the file as UTF-8")
     if b"\0" in head:
         raise DataError(f"{path}: not a text file; pass {_layouts()}")
     for name in table.FORMATS:

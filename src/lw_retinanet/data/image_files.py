@@ -4,8 +4,11 @@ import glob
 import logging
 import os
 import posixpath
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
 
 from lw_retinanet.data.problems import Problems
 from lw_retinanet.errors import InputError, printable
@@ -125,8 +128,9 @@ def is_safe_name(name: str) -> bool:
 def place_images(names: Sequence[str], candidates: Iterable[Path], problems: Problems) -> tuple[Path, list[str]]:
     r"""Find the folder of the images, and their names relative to it, with ``/`` between the parts.
 
-    Names are tried as they are written, with backslashes as separators, as absolute paths, and without their first parts: many data sets
-    keep the paths of the machine on which they were made. Of several folders the one that holds most of a few names is taken.
+    Names are tried as they are written, with backslashes as separators, in other spellings, as absolute paths, and without their first
+    parts: many data sets keep the paths of the machine on which they were made. Of several folders the one that holds most of a few names
+    is taken.
 
     Args:
         names: The file names as the annotations give them.
@@ -138,6 +142,12 @@ def place_images(names: Sequence[str], candidates: Iterable[Path], problems: Pro
     root, hits = _best_root(plain, folders)
     if not hits and plain != list(names) and _best_root(names, folders)[1]:  # on Linux a backslash may be part of a name
         plain, (root, hits) = list(names), _best_root(names, folders)
+    for respelled in _spellings(plain) if not hits else ():
+        other_root, hits = _best_root(respelled, folders)
+        if hits and len(set(respelled)) == len(set(plain)):
+            problems.add_many("respelled_image", len(plain), plain)
+            root, plain = other_root, respelled
+            break
     if not hits and plain and all(name.startswith("/") and Path(name).suffix.lower() in SUFFIXES and is_file(Path(name)) for name in plain):
         above = os.path.commonpath([posixpath.dirname(name) for name in plain])
         return Path(above), [posixpath.relpath(name, above) for name in plain]
@@ -152,6 +162,14 @@ def place_images(names: Sequence[str], candidates: Iterable[Path], problems: Pro
     unsafe = [name for name in plain if not is_safe_name(name)]
     problems.add_many("unsafe_path", len(unsafe), map(repr, unsafe))
     return root, plain
+
+
+def _spellings(names: Sequence[str]) -> Iterator[list[str]]:
+    """The names with accents in one character, as archives of macOS do not have them, or in two, and without the % of web addresses."""
+    for spell in (partial(unicodedata.normalize, "NFC"), partial(unicodedata.normalize, "NFD"), unquote):
+        respelled = [spell(name) for name in names]
+        if respelled != list(names):
+            yield respelled
 
 
 def _best_root(names: Sequence[str], folders: Sequence[Path]) -> tuple[Path, int]:

@@ -50,6 +50,14 @@ KINDS: Mapping[str, Kind] = {
     "unsafe_path": Kind("error", "file names that leave the image folder", "write them relative to the image folder"),
     "missing_image": Kind("error", "images that do not exist", "restore the files or remove their entries"),
     "unreadable_image": Kind("error", "images that cannot be read", "replace the files or remove their entries"),
+    "ambiguous_image": Kind(
+        "error", "XML files that several images could belong to", "put the XML files into sub-folders of the names that the images' have"
+    ),
+    "corner_box": Kind(
+        "error",
+        "splits whose boxes reach out of the images as they are read, and would all fit if their four numbers were two corners",
+        "write them as the format wants: x, y, width, height (YOLO: the centre first)",
+    ),
     "size_mismatch": Kind(
         "error", "images whose size (displayed orientation) is not the annotated one", "correct the width and height, or re-annotate"
     ),
@@ -76,6 +84,13 @@ KINDS: Mapping[str, Kind] = {
     "fraction_box": Kind("warning", "boxes in fractions of the image", "they are taken times its size", "repaired box", "fractions"),
     "more_numbers": Kind(
         "warning", "boxes with more numbers", "only the box is read", "note", "rows have keypoints, confidences or tracks, not read"
+    ),
+    "respelled_image": Kind(
+        "warning",
+        "image names with other accents than the files', or with the % of web addresses",
+        "the images are found",
+        "note",
+        "image names spelled as the files are",
     ),
     "moved_image": Kind(
         "warning",

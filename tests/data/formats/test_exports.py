@@ -126,8 +126,14 @@ def cvat_voc(folder: Path) -> None:
 
 
 def roboflow_coco(folder: Path) -> None:
+    """With a root category that no box has."""
     picture(folder / "train/a_jpg.rf.1.jpg")
-    files(folder, {"train/_annotations.coco.json": coco("a_jpg.rf.1.jpg")})
+    content = coco("a_jpg.rf.1.jpg")
+    content["categories"] = [{"id": 0, "name": "blocks", "supercategory": "none"}]
+    content["categories"] += [{"id": k, "name": name, "supercategory": "blocks"} for k, name in enumerate(NAMES, 1)]
+    for annotation in content["annotations"]:
+        annotation["category_id"] += 1
+    files(folder, {"train/_annotations.coco.json": content})
 
 
 def roboflow_voc(folder: Path) -> None:
@@ -271,6 +277,27 @@ NAMED: dict[str, tuple[dict[str, object], str]] = {
         {"project.json": [{"id": 1, "annotations": [{"id": 2, "result": []}], "data": {}}]},
         "Label Studio's own JSON.*COCO",
     ),
+    "Label Studio CSV": (
+        {"project.csv": "annotation_id,annotator,created_at,id,image,label,lead_time,updated_at\n1,1,x,1,/data/upload/a.jpg,[],2.1,x\n"},
+        "a table of Label Studio.*COCO, YOLO",
+    ),
+    "Supervisely": ({"a.json": {"size": {}, "objects": [{"classTitle": "red"}]}}, "Supervisely's JSON.*COCO"),
+    "BDD100K": ({"a.json": [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]}]}, "BDD100K's JSON.*to_coco"),
+    "GeoJSON": ({"a.json": {"type": "FeatureCollection", "features": []}}, "GeoJSON.*pixel boxes"),
+    "Datumaro": ({"a.json": {"info": {}, "categories": {"label": {"labels": []}}, "items": []}}, "Datumaro's JSON.*convert -f coco"),
+    "Darwin": (
+        {"a.json": {"version": "2.0", "item": {"name": "a.jpg", "slots": []}, "annotations": [{"name": "red"}]}},
+        "Darwin's JSON.*COCO",
+    ),
+    "FiftyOne": (
+        {"labels.json": {"classes": ["red"], "labels": {"a": [{"label": 0, "bounding_box": [0, 0, 1, 1]}]}}},
+        "FiftyOne's own JSON.*COCODetectionDataset",
+    ),
+    "SageMaker": (
+        {"output.json": {"source-ref": "s3://b/a.jpg", "boxes": {"annotations": [{"class_id": 0, "left": 1}]}}},
+        "SageMaker.*COCO",
+    ),
+    "Labelbox": ({"export.json": [{"data_row": {"id": "x"}, "projects": {}}]}, "Labelbox's JSON.*COCO"),
     "CVAT XML": ({"annotations.xml": "<annotations><version>1.1</version></annotations>"}, "CVAT's own XML; export as COCO, YOLO"),
     "detections": ({"det.json": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]}, "as detections are written"),
     "Roboflow one-hot": ({"train/_classes.csv": "filename, red, blue\na.jpg, 1, 0\n"}, "classes of whole images, without boxes"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.data.box_quality import are_corners
 from lw_retinanet.data.image_files import is_file
 from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
 from lw_retinanet.data.records import MAX_COORDINATE, Records
@@ -106,6 +107,8 @@ class AnnotationFormat(ABC):
         found = Problems(path) if problems is None else problems
         records = _in_order(self.parse(path, root, split, found), found)
         _check_classes(records, found)
+        if are_corners(records):
+            found.add("corner_box", f"{records.num_boxes:,} boxes")
         if problems is None:
             found.raise_errors()
         return replace(records, remarks=tuple(problem for problem in found.found() if problem.severity == "warning"))

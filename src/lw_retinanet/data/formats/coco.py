@@ -107,7 +107,7 @@ class Coco(AnnotationFormat):
         lacking = next((key for key in ("images", "annotations") if key not in seen), None)
         if lacking is not None:
             raise DataError(f"{path}: not a COCO annotation file: it has no list {lacking!r}; pass the ground truth's annotation file")
-        place, names = place_images(images.names, root_candidates(path) if root is None else [root], problems)
+        place, names = place_images(images.names, root_candidates(path) if root is None else [root, path.parent], problems)
         image_rows, labels = annotations.resolve(images.rows, categories.rows)
         keep = (image_rows >= 0) & (labels >= 0)
         ids = annotations.ids()

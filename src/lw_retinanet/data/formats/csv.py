@@ -72,6 +72,8 @@ class Csv(AnnotationFormat):
         header = next(csv.reader([re.split(r"[\r\n]", head, maxsplit=1)[0].strip()[:_LONGEST_LINE]], delimiter=_delimiter(head)), [])
         if "region_shape_attributes" in header:
             raise DataError(f"{path}: a table of VIA (VGG Image Annotator); choose Annotation, Export Annotations (COCO format) instead")
+        if {"annotation_id", "lead_time"} <= set(header):
+            raise DataError(f"{path}: a table of Label Studio, with its boxes as JSON; export as COCO, YOLO or Pascal VOC instead")
         if _columns(header) is None:
             if _is_near(header):
                 raise DataError(f"{path}: a table of boxes with unknown columns: {_WANTED}, got {shown(','.join(header))!r}")
@@ -280,7 +282,8 @@ def _is_near(header: Sequence[str]) -> bool:
     """Whether a line may be meant as a table of boxes: it has corners or a size under some name, or an image and numbers."""
     names = " ".join(name.strip().lower() for name in header)
     is_row = len(header) >= 5 and any(Path(cell.strip()).suffix.lower() in SUFFIXES for cell in header)
-    return len(header) >= 4 and (is_row or "bbox" in names or re.search(r"\bx_?(min|1|center)\b|\bxmin", names) is not None)
+    is_header = "bbox" in names or re.search(r"\bx_?(min|1|center)\b|\bxmin|\b(x|left)\b.*\bw(idth)?\b", names) is not None
+    return len(header) >= 4 and (is_row or is_header)
 
 
 def _rows(path: Path) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
@@ -301,9 +304,9 @@ def _rows(path: Path) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
 
 
 def _delimiter(text: str) -> str:
-    """The separator of a table: the semicolon of some spreadsheets if the first line has one, the comma otherwise."""
+    """The separator of a table: the semicolon or the tab of some spreadsheets if the first line has one, the comma otherwise."""
     first = text[:4096].lstrip().split("\n", 1)[0]
-    return ";" if ";" in first and "," not in first else ","
+    return next((mark for mark in ";\t" if mark in first and "," not in first), ",")
 
 
 FORMAT = Csv()

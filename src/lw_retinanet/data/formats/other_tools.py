@@ -25,6 +25,11 @@ _JSON: Mapping[str, tuple[str, str]] = {
     ),
     "Supervisely's JSON": (r'"classTitle"\s*:', _CHOOSE),
     "BDD100K's JSON": (r'"box2d"\s*:', "turn it into COCO by bdd100k.label.to_coco"),
+    "Datumaro's JSON": (r'"dm_format_version"|"categories"\s*:\s*\{', "export it as COCO: datum convert -f coco"),
+    "Darwin's JSON (V7)": (r'"bounding_box"\s*:\s*\{|"slots"\s*:', _CHOOSE),
+    "FiftyOne's own JSON": (r'"labels"\s*:\s*\{.*"bounding_box"\s*:', "export as fiftyone.types.COCODetectionDataset"),
+    "a manifest of SageMaker Ground Truth": (r'"source-ref"\s*:', "turn it into COCO"),
+    "Labelbox's JSON": (r'"data_row"\s*:|"Labeled Data"\s*:', "turn it into COCO by labelbox's converter"),
     "GeoJSON": (r'"FeatureCollection"', "turn it into pixel boxes of the images, in COCO or CSV"),
 }
 _ARCHIVES: Mapping[bytes, str] = {

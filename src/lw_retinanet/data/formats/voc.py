@@ -251,7 +251,12 @@ def _image_of(
         is_other = stem_written != posixpath.basename(stem) and (stem_written in images or f"*/{stem_written}" in images)
         if is_other and is_safe_name(written):
             problems.add("other_filename", f"{path.name}: {written}")
-        return next((image for image in own if image.suffix == suffix), own[0])
+        own = [image for image in own if image.suffix == suffix] or own
+        folder = posixpath.basename((root.findtext("folder") or "").strip().replace("\\", "/"))
+        own = [image for image in own if image.parent.name == folder] or own
+        if len(own) > 1 and stem not in images:
+            problems.add("ambiguous_image", f"{path.name}: {own[0]} or {own[1]}")
+        return own[0]
     if written and not is_safe_name(written):
         problems.add("unsafe_path", f"{path}: {written!r}")
         return folders[0] / f"{stem}.jpg"

@@ -165,7 +165,9 @@ def images_and_labels(data: YoloFile, split: str) -> list[ImageAndLabel]:
     for entry in data.splits[split]:
         place = locate(entry, [data.folder, data.path.parent])
         if place is None:
-            raise DataError(f"{data.path}: {split}: {entry}: no such folder or list under {data.folder}; correct the path")
+            raise DataError(
+                f"{data.path}: {split}: {entry}: no such folder or list under {data.folder}; correct the path or remove the line"
+            )
         if place.is_dir():
             found = [ImageAndLabel(image, _label_of(image)) for image in sorted(walk_images(place))]
         else:
