@@ -11,6 +11,7 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector, HeadChoice, readable, single_images
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.result import Result
+from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics
@@ -184,23 +185,23 @@ def evaluate(
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
     max_detections: int = 100,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    whole_image: bool = False,
     progress: Progress | None = None,
 ) -> Metrics:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics.
 
     Args:
         model: A model file, run folder or exported file, or a detector.
-        data: The data set.
-        split: The split of the data set; None takes ``val`` if the data set has splits.
+        data, split: The data set, and a split of it; None takes ``val`` if the data set has splits.
         ground_truth: An annotation file, which goes with ``detections`` in place of ``model`` and ``data``.
         detections: A COCO results file to score, or the ``predictions.json`` of :func:`predict`.
         out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
-        head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
-        precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
-        device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
-        batch_size: The number of images that go through the network at a time.
-        max_pixels: The most pixels of an image; larger ones are refused.
+        head, precision, device, max_pixels: As for :func:`predict`.
+        batch_size: The number of images that go through the network at a time; with ``tile``, the number of tiles of one image.
         max_detections: How many detections of an image and class are scored, best first; COCO's limit is 100.
+        tile, overlap, whole_image: Cut every image into tiles, as :func:`predict` does.
         progress: Wraps the batches, for instance to show a bar.
 
     Raises:
@@ -227,6 +228,7 @@ def evaluate(
         batch_size=batch_size,
         max_pixels=max_pixels,
         max_detections=max_detections,
+        tiling=Tiling.of(tile, overlap=overlap, whole_image=whole_image),
         progress=progress,
     )
 
@@ -245,6 +247,12 @@ def predict(
     nms: float | None = None,
     class_agnostic: bool = False,
     max_detections: int | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    whole_image: bool = False,
+    bands: Sequence[int] | None = None,
+    value_range: Sequence[float] | None = None,
+    wgs84: bool = False,
 ) -> list[Result]:
     """Find objects in images.
 
@@ -260,6 +268,13 @@ def predict(
         batch_size: The number of images that go through the network at a time.
         max_pixels: The most pixels of an image; larger ones are refused.
         nms, class_agnostic, max_detections: As for :meth:`Detector.with_output`.
+        tile: The side in pixels of the tiles that large images are cut into. Rasters such as GeoTIFFs are then read tile by tile, whatever
+            their size (extra ``geo``), and with ``out`` their boxes also go into a GeoJSON file.
+        overlap: The share of a tile that the next one has, too. It should be larger than the objects.
+        whole_image: Also look at the image as a whole, for objects larger than a tile.
+        bands: The bands of a raster that are red, green and blue, counted from 1; None takes those that the file calls so.
+        value_range: The values of a raster that become black and full brightness; needed unless it has 8 bits a sample.
+        wgs84: GeoJSON in longitude and latitude instead of the raster's own coordinates.
 
     Returns:
         One result for each image, in order.
@@ -277,6 +292,7 @@ def predict(
         >>> results[0].boxes.shape[1]  # x1, y1, x2, y2 in pixels
         4
     """
+    tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=bands, value_range=value_range, wgs84=wgs84)
     outcomes = predict_into(
         _path(out),
         model,
@@ -288,6 +304,7 @@ def predict(
         batch_size=batch_size,
         max_pixels=max_pixels,
         output={"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections},
+        tiling=tiling,
     )
     return readable(outcomes)
 

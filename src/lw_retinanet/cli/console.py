@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lw_retinanet.errors import ConfigError, nearest, printable
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lw_retinanet.devices import Precision
 
 Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
 Word = TypeVar("Word", bound=str)
 SECONDS_BETWEEN_LINES = 15.0
 log = logging.getLogger(__name__)
@@ -86,6 +87,18 @@ def one_of(known: Sequence[Word], text: str, option: str) -> Word:
         if text == word:
             return word
     raise ConfigError(f"--{option} {text}: expected {', '.join(known)}{nearest(text, known)}")
+
+
+def numbers(text: str | None, kind: Callable[[str], Number], option: str) -> tuple[Number, ...] | None:
+    """The value of an option that lists numbers with commas between them; None if it was not given.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        return None if text is None else tuple(map(kind, text.split(",")))
+    except ValueError:
+        raise ConfigError(f"--{option} {text}: expected numbers with commas between them, without spaces") from None
 
 
 def checked_precision(text: str) -> "Precision":

@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from lw_retinanet.cli.console import checked_precision, print_json, say, with_bar
+from lw_retinanet.detection.tiling import Tiling
 
 
 def evaluate_command(
@@ -25,6 +26,9 @@ def evaluate_command(
     max_detections: int = typer.Option(
         100, min=11, max=100_000, help="Detections of an image and class that are scored; COCO's limit is 100."
     ),
+    tile: int | None = typer.Option(None, help="Cut images into tiles of so many pixels a side."),
+    overlap: float = typer.Option(0.2, help="Share of a tile that the next one has, too; larger than the objects."),
+    whole_image: bool = typer.Option(False, "--whole-image", help="Also look at the image as a whole, for objects larger than a tile."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics."""
@@ -44,6 +48,7 @@ def evaluate_command(
         batch_size=batch_size,
         max_pixels=max_pixels,
         max_detections=max_detections,
+        tiling=Tiling.of(tile, overlap=overlap, whole_image=whole_image),
         progress=with_bar,
     )
     for note in metrics.notes:

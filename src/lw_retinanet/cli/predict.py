@@ -5,9 +5,10 @@ from typing import Any
 
 import typer
 
-from lw_retinanet.cli.console import checked_precision, print_json, say, say_error, with_bar
+from lw_retinanet.cli.console import checked_precision, numbers, print_json, say, say_error, with_bar
 from lw_retinanet.data.video_names import is_video
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.errors import ConfigError
 
 
@@ -33,11 +34,25 @@ def predict_command(
     ),
     class_agnostic: bool = typer.Option(False, "--class-agnostic", help="NMS removes boxes of other classes, too."),
     max_detections: int | None = typer.Option(None, help="Most detections of an image [default: the model's]."),
+    tile: int | None = typer.Option(None, help="Cut large images into tiles of so many pixels a side; GeoTIFFs are read tile by tile."),
+    overlap: float = typer.Option(0.2, help="Share of a tile that the next one has, too; larger than the objects."),
+    whole_image: bool = typer.Option(False, "--whole-image", help="Also look at the image as a whole, for objects larger than a tile."),
+    bands: str | None = typer.Option(None, help="Bands of a raster that are red, green and blue, such as 3,2,1."),
+    value_range: str | None = typer.Option(None, help="Values of a raster that are black and full brightness, such as 0,10000."),
+    wgs84: bool = typer.Option(False, "--wgs84", help="GeoJSON in longitude and latitude instead of the raster's own coordinates."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.jobs.predict import run_prediction
 
+    tiling = Tiling.of(
+        tile,
+        overlap=overlap,
+        whole_image=whole_image,
+        bands=numbers(bands, int, "bands"),
+        value_range=numbers(value_range, float, "value-range"),
+        wgs84=wgs84,
+    )
     options: dict[str, Any] = {
         "score": score,
         "head": head,
@@ -48,13 +63,15 @@ def predict_command(
     options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
     folder = out or (None if json else Path("predictions"))
     if any(map(is_video, [*sources, out or ""])):
+        if tiling:
+            raise ConfigError("--tile is for images; leave it out for a video")
         batch = batch_size if batch_size > 1 else None
         _predict_video(model, sources, out=folder, as_json=json, every=every, batch_size=batch, **options)
         return
     if every != 1:
         raise ConfigError("--every is for a video; leave it out for images")
     say_each: Any = {"on_error": lambda error: say_error(str(error)), "progress": with_bar}
-    predicted = run_prediction(model, sources, out=folder, batch_size=batch_size, **say_each, **options)
+    predicted = run_prediction(model, sources, out=folder, batch_size=batch_size, tiling=tiling, **say_each, **options)
     if json:
         print_json(predicted.as_dict())
     else:

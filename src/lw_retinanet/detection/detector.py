@@ -24,11 +24,14 @@ from lw_retinanet.data.video import VideoReader
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
 from lw_retinanet.detection.result import Result
 from lw_retinanet.detection.runtime import Runtime, TorchRuntime
+from lw_retinanet.detection.tiles import detect_tiled, open_source
+from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.detection.video import FrameResult, frame_results, video_batch, watch
 from lw_retinanet.devices import Precision, has_triton, to_device
 from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
 from lw_retinanet.models.postprocess import ToImage, detect, detect_on_device, factors_to_images, lasting_tensors, unpacked
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.progress import Progress
 from lw_retinanet.structures import Detections, Predictions
 
 if TYPE_CHECKING:
@@ -229,6 +232,11 @@ class Detector:
         head: HeadChoice | None = None,
         batch_size: int = 1,
         max_pixels: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        whole_image: bool = False,
+        bands: Sequence[int] | None = None,
+        value_range: Sequence[float] | None = None,
     ) -> list[Result]:
         """Detect in images.
 
@@ -239,6 +247,7 @@ class Detector:
             batch_size: Images that go through the network together, if they have the same padded size. On a CPU one at a time is as
                 fast; on a GPU more are faster.
             max_pixels: The most pixels of a file's image; None is the decoder's own limit, 64 million.
+            tile, overlap, whole_image, bands, value_range: For large images; see :class:`~lw_retinanet.detection.tiles.Tiling`.
 
         Returns:
             One result for each image, in order. It does not depend on the other images, but for rounding.
@@ -247,7 +256,9 @@ class Detector:
             InputError: For a source that is none of these or matches no file, a score outside 0..1, or a head that is not there.
             ImageError: For an image that cannot be read.
         """
-        return readable(self.predict_files(single_images(sources), score=score, head=head, batch_size=batch_size, max_pixels=max_pixels))
+        tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=bands, value_range=value_range)
+        files = single_images(sources)
+        return readable(self.predict_files(files, score=score, head=head, batch_size=batch_size, max_pixels=max_pixels, tiling=tiling))
 
     def predict_files(
         self,
@@ -257,6 +268,8 @@ class Detector:
         head: HeadChoice | None = None,
         batch_size: int = 1,
         max_pixels: int | None = None,
+        tiling: Tiling | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Result | ImageError]:
         """Detect in many files, in order, reading ahead in threads. An image that cannot be read comes back as its error and does not
         stop the rest.
@@ -264,9 +277,16 @@ class Detector:
         Args:
             files: Paths; PIL images and arrays may be among them.
             score, head, batch_size, max_pixels: As for :meth:`predict`.
+            tiling: How every image is cut into tiles; None does not cut. The batches are tiles of one image then.
+            progress: Shows how many tiles of an image are done.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        if tiling is not None:
+            return (
+                self._predict_tiled(file, tiling, score=score, head=head, batch_size=batch_size, max_pixels=max_pixels, progress=progress)
+                for file in files
+            )
         # PIL images are converted in this thread, since the same object may come twice; only files go to the threads.
         taken = (Path(file) if isinstance(file, str | Path) else _NamedImage(file=None, pixels=as_array(file)) for file in files)
         return self._detect_all(
@@ -305,6 +325,36 @@ class Detector:
         reader = VideoReader(source, max_pixels=max_pixels)
         number = video_batch(self.device, batch_size, is_live=isinstance(source, int))
         return frame_results(watch(reader, detect, every=every, batch_size=number))
+
+    def _predict_tiled(
+        self,
+        image: "Source",
+        tiling: Tiling,
+        *,
+        score: float | None,
+        head: HeadChoice | None,
+        batch_size: int,
+        max_pixels: int | None,
+        progress: Progress | None,
+    ) -> Result | ImageError:
+        def detect_in(tiles: Iterator[NDArray[np.uint8]]) -> Iterator[Result]:
+            named = (_NamedImage(file=None, pixels=pixels) for pixels in tiles)
+            outcomes = self._detect_all(named, score=score, head=head, batch_size=batch_size)
+            return (outcome for outcome in outcomes if isinstance(outcome, Result))
+
+        try:
+            return detect_tiled(
+                open_source(image, tiling, max_pixels=max_pixels),
+                tiling,
+                detect_in,
+                iou=self.conventions.output.nms_iou,
+                categories=self.categories,
+                file=str(image) if isinstance(image, str | Path) else None,
+                ahead=2 * batch_size,
+                progress=progress,
+            )
+        except ImageError as error:
+            return error
 
     def predict_arrays(
         self,

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet.data.georeference import Georeference
 from lw_retinanet.data.records import Category
 from lw_retinanet.drawing import draw_boxes, save_image
-from lw_retinanet.errors import MissingExtraError
+from lw_retinanet.errors import InputError, MissingExtraError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +39,11 @@ class Result:
         return len(self.labels)
 
     @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image that the boxes are in."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
     def names(self) -> list[str]:
         """Class name of each box."""
         return [self.categories[label].name for label in self.labels]
@@ -54,7 +60,8 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``file, width, height, detections: [{box, score, label, name, category_id}]``."""
         detections = detection_dicts(self.boxes, self.scores, self.labels, self.categories)
-        return {"file": self.file, "width": self.image.shape[1], "height": self.image.shape[0], "detections": detections}
+        height, width = self.size_hw
+        return {"file": self.file, "width": width, "height": height, "detections": detections}
 
     def to_json(self) -> str:
         """:meth:`to_dict` as text."""
@@ -76,6 +83,58 @@ class Result:
         return supervision.Detections(
             xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names, dtype=object)}
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TiledResult(Result):
+    """What was found in an image tile by tile.
+
+    Args:
+        image: The image. Of a raster that was read by windows, a reduced copy, which :meth:`plot` draws on.
+        boxes: (D, 4) float32 xyxy pixels of the image in its full size.
+        full_hw: The full height and width.
+        num_tiles: The number of tiles.
+        num_empty: How many of them have no data and were left out.
+        georeference: Where the image lies on the ground, if that is known.
+    """
+
+    full_hw: tuple[int, int]
+    num_tiles: int
+    num_empty: int
+    georeference: Georeference | None = None
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """The full height and width."""
+        return self.full_hw
+
+    def plot(self) -> NDArray[np.uint8]:
+        """``image`` with boxes, names and scores drawn, (H, W, 3) uint8 RGB."""
+        factors = np.array([self.image.shape[1] / self.full_hw[1], self.image.shape[0] / self.full_hw[0]] * 2)
+        return draw_boxes(self.image, self.boxes * factors, self.labels, [c.name for c in self.categories], self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of :class:`Result`, with ``tiles`` and ``empty_tiles``, two numbers."""
+        return {**super().to_dict(), "tiles": self.num_tiles, "empty_tiles": self.num_empty}
+
+    def to_geojson(self, *, wgs84: bool = False) -> dict[str, Any]:
+        """A GeoJSON ``FeatureCollection`` with a polygon for each box.
+
+        Args:
+            wgs84: Longitude and latitude, as RFC 7946 has it. Otherwise the raster's own reference system, which the member ``crs`` names.
+
+        Raises:
+            InputError: If the image has no georeference, or its reference system cannot be turned into WGS 84.
+        """
+        if self.georeference is None:
+            raise InputError(f"{self.file or 'the image'} has no georeference, so its boxes are in pixels only; read them from to_dict()")
+        rings = self.georeference.rings(self.boxes, wgs84=wgs84).tolist()
+        features = [
+            {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+            for ring, properties in zip(rings, detection_dicts(self.boxes, self.scores, self.labels, self.categories), strict=True)
+        ]
+        system = {} if wgs84 else {"crs": {"type": "name", "properties": {"name": self.georeference.name}}}
+        return {"type": "FeatureCollection", **system, "features": features}
 
 
 def detection_dicts(

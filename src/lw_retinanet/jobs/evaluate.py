@@ -8,8 +8,9 @@ from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
-from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.detector import Detector, readable
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.devices import Precision
 from lw_retinanet.drawing import contact_sheet, save_image
 from lw_retinanet.errors import InputError
@@ -38,11 +39,12 @@ def run_evaluation(
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
     max_detections: int = 100,
+    tiling: Tiling | None = None,
     progress: Progress | None = None,
 ) -> Metrics:
     """Score a model on a data set, or a file of detections against a file of annotations.
 
-    The parameters are those of :func:`lw_retinanet.evaluate`.
+    The parameters are those of :func:`lw_retinanet.evaluate`; ``tiling`` is how images are cut into tiles.
     """
     if not 10 < max_detections <= 100_000:
         raise InputError(f"max_detections must be 11 to 100,000, got {max_detections}; COCO's own limit is 100")
@@ -53,10 +55,14 @@ def run_evaluation(
         detector = _giving(open_detector(model, head=head, device=device, precision=precision), max_detections)
         dataset = Dataset.open(data)
         records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories, max_pixels=max_pixels)
-        metrics = evaluate_into(out, detector, records, progress=progress, batch_size=batch_size, max_detections=max_detections)
+        metrics = evaluate_into(
+            out, detector, records, progress=progress, batch_size=batch_size, max_detections=max_detections, tiling=tiling
+        )
         if out:
             write_data_use(out, scored={split or "val": records})
         return metrics
+    if tiling is not None and model is None:
+        raise InputError("tile is for a model and a data set; detections have been made already")
     if ground_truth is not None and detections is not None and model is None and data is None:
         return _score_file(ground_truth, detections, split, out, max_detections)
     raise InputError("give either a model and a data set, or the files ground_truth and detections")
@@ -92,28 +98,37 @@ def evaluate_into(
     progress: Progress | None = None,
     batch_size: int = 1,
     max_detections: int = 100,
+    tiling: Tiling | None = None,
 ) -> Metrics:
     """Evaluate, and write ``detections.json``, ``metrics.json`` and two figures: precision over recall, and some images with detections.
 
     Without a folder nothing is written.
     """
-    detections = detect_records(detector, records, batch_size=batch_size, progress=progress)
-    return score_into(out, detector, records, detections, max_detections=max_detections)
+    detections = detect_records(detector, records, batch_size=batch_size, progress=progress, tiling=tiling)
+    return score_into(out, detector, records, detections, max_detections=max_detections, tiling=tiling)
 
 
-def score_into(out: Path | None, detector: Detector, records: Records, detections: DetectionTable, *, max_detections: int = 100) -> Metrics:
+def score_into(
+    out: Path | None,
+    detector: Detector,
+    records: Records,
+    detections: DetectionTable,
+    *,
+    max_detections: int = 100,
+    tiling: Tiling | None = None,
+) -> Metrics:
     """The second half of :func:`evaluate_into`, for detections that are known."""
     metrics = evaluate(records, detections, max_detections=(1, 10, max_detections))
     if out:
         write_results(detections, records, out / "detections.json")
         write_metrics(metrics, out, title=detector.name)
-        _save_detections_figure(out / "pictures" / "detections.jpg", detector, records)
+        _save_detections_figure(out / "pictures" / "detections.jpg", detector, records, tiling)
     return metrics
 
 
-def _save_detections_figure(path: Path, detector: Detector, records: Records) -> None:
+def _save_detections_figure(path: Path, detector: Detector, records: Records, tiling: Tiling | None) -> None:
     """Draw what a detector finds in a few images that show as many classes as possible."""
     chosen = choose(records, count=min(FIGURE_IMAGES, records.num_images), seed=0)
-    results = [detector.predict_arrays([records.decode(image)], score=DISPLAY_SCORE)[0] for image in chosen]
+    results = readable(detector.predict_files([records.decode(image) for image in chosen], score=DISPLAY_SCORE, tiling=tiling))
     sheet = contact_sheet([result.plot() for result in results], columns=4, titles=[Path(records.file_names[i]).name for i in chosen])
     save_image(sheet, path)

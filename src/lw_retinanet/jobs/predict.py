@@ -12,7 +12,8 @@ from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_files import find_images
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
-from lw_retinanet.detection.result import Result
+from lw_retinanet.detection.result import Result, TiledResult
+from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import DiskFullError, ImageError, InputError
 from lw_retinanet.files import output_folder, write_text
@@ -59,6 +60,7 @@ def run_prediction(
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
     output: Mapping[str, Any] | None = None,
+    tiling: Tiling | None = None,
     on_error: Callable[[ImageError], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Predicted:
@@ -70,6 +72,7 @@ def run_prediction(
         output: Arguments of :meth:`lw_retinanet.Detector.with_output`.
         out: Folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO results, file names as image ids); None writes
             nothing.
+        tiling: How large images are cut; their boxes also go into a GeoJSON file each if they have a georeference.
         on_error: Called for each image that cannot be read, as soon as its turn comes.
         progress: Shows how far it is.
 
@@ -91,6 +94,7 @@ def run_prediction(
         batch_size=batch_size,
         max_pixels=max_pixels,
         output=output,
+        tiling=tiling,
         progress=progress,
     )
     for outcome in outcomes:
@@ -114,6 +118,7 @@ def predict_into(
     batch_size: int,
     max_pixels: int,
     output: Mapping[str, Any] | None = None,
+    tiling: Tiling | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Result | ImageError]:
     """The outcome of each image, in order, which is also drawn into a folder; both JSON files are written after the last one.
@@ -121,11 +126,12 @@ def predict_into(
     Raises:
         InputError: If one of the images lies in the folder, where it could be overwritten.
     """
-    collection = Collection(out, [image for image in images if isinstance(image, Path)]) if out else None
+    files = [image for image in images if isinstance(image, Path)]
+    collection = Collection(out, files, wgs84=tiling is not None and tiling.wgs84) if out else None
     detector = open_detector(model, head=head, device=device, precision=precision).with_output(**(output or {}))
-    for outcome in tracked(
-        detector.predict_files(images, score=score, batch_size=batch_size, max_pixels=max_pixels), len(images), "predict", progress
-    ):
+    of_tiles, of_images = (progress, None) if tiling and len(images) == 1 else (None, progress)
+    outcomes = detector.predict_files(images, score=score, batch_size=batch_size, max_pixels=max_pixels, tiling=tiling, progress=of_tiles)
+    for outcome in tracked(outcomes, len(images), "predict", of_images):
         if collection and isinstance(outcome, Result):
             collection.add(outcome)
         yield outcome
@@ -134,9 +140,15 @@ def predict_into(
 
 
 class Collection:
-    """Draws results into a folder, and gathers their plain values."""
+    """Draws results into a folder, and gathers their plain values.
 
-    def __init__(self, folder: Path, sources: Sequence[Path] = ()) -> None:
+    Args:
+        folder: Where everything is written.
+        sources: The images that are read, which must not lie there.
+        wgs84: Whether GeoJSON files have longitude and latitude rather than a raster's own coordinates.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[Path] = (), *, wgs84: bool = False) -> None:
         inside = next((source for source in sources if os.path.realpath(source.parent) == os.path.realpath(folder)), None)
         if inside:
             raise InputError(f"{inside} lies in the folder {folder} that results go to and could be overwritten; choose another folder")
@@ -145,6 +157,7 @@ class Collection:
         self._coco: list[dict[str, Any]] = []
         self._names: set[str] = set()
         self._drawn: list[Path] = []
+        self._wgs84 = wgs84
 
     def add(self, result: Result) -> None:
         """Take one result in, and draw it into the folder.
@@ -158,6 +171,8 @@ class Collection:
         path = self.folder / self._free_name(Path(result.file or "picture").stem)
         try:
             result.save(path)
+            if isinstance(result, TiledResult) and result.georeference:
+                write_text(path.with_suffix(".geojson"), json.dumps(result.to_geojson(wgs84=self._wgs84)) + "\n")
         except DiskFullError as error:
             removed = self._write_on_full_disk()
             raise DiskFullError(

@@ -89,8 +89,7 @@ def run_video_prediction(
 
     Raises:
         InputError: If the source is no video that can be read, or ``out`` is the source itself.
-        OutputError: If ``out`` cannot be written.
-        MissingExtraError: If OpenCV is not installed.
+        OutputError, MissingExtraError: If ``out`` cannot be written, or OpenCV is not installed.
     """
     if out is not None:
         _require_writable(out, Path(source))

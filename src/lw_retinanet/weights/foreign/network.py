@@ -206,12 +206,7 @@ def fill_network(
     taken = set(used.values())
     unused = {name: layout.reason_to_drop(name, tensor) for name, tensor in file.tensors.items() if name not in taken}
     unknown = [name for name, reason in unused.items() if reason is None]
-    found = (
-        ("missing", missing),
-        ("not known", unknown),
-        ("of another shape", misshapen),
-        *broken.items(),
-    )
+    found = (("missing", missing), ("not known", unknown), ("of another shape", misshapen), *broken.items())
     problems = "; ".join(f"{len(names)} {what}, first {shown(names[0])}" for what, names in found if names)
     if problems:
         kind = f"{layout.framework} ({layout.generation}), {architecture.backbone}"
