@@ -13,7 +13,7 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.data.video import VideoReader
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.result import Result
-from lw_retinanet.errors import InputError, OutputError
+from lw_retinanet.errors import DiskFullError, InputError, OutputError
 from lw_retinanet.jobs.predict_video import PredictedVideo, run_video_prediction
 
 MakeVideo = Callable[..., Path]
@@ -119,7 +119,7 @@ def test_what_was_there_stays_when_the_work_ends_early(
             yield item
 
     before = threading.active_count()
-    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(DiskFullError if isinstance(error, OSError) else KeyboardInterrupt):
         predict(tiny, clip, out=out, progress=stop_after_five)
     assert threading.active_count() == before
     assert out.read_bytes() == b"old video"
