@@ -153,6 +153,19 @@ def test_many_boxes_are_compared_with_few() -> None:
     assert len(merge(given, iou=0.5)[0]) == len(objects)
 
 
+def test_boxes_of_two_classes_are_one_object_only_if_classes_do_not_matter() -> None:
+    given = TileBoxes(
+        boxes=np.array([[82, 10, 97, 30], [82, 11, 97, 31]], np.float64),
+        scores=np.array([0.6, 0.9]),
+        labels=np.array([4, 7]),
+        tile_of=np.arange(2),
+        tiles=np.array(TILES),
+        size_hw=(100, 300),
+    )
+    assert merge(given, iou=0.5)[2].tolist() == [7, 4]
+    assert merge(given, iou=0.5, class_agnostic=True)[2].tolist() == [7]
+
+
 def test_nothing_gives_nothing() -> None:
     boxes, scores, labels = merge(seen(np.zeros((0, 4)), TILES, (100, 300)), iou=0.5)
     assert (boxes.shape, scores.shape, labels.shape) == ((0, 4), (0,), (0,))

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from lw_retinanet.conventions import OutputRule
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.result import Result, TiledResult
@@ -43,7 +44,7 @@ def exact(images: Iterator[NDArray[np.uint8]]) -> Iterator[Result]:
 
 
 def tiled(image: NDArray[np.uint8], tiling: Tiling) -> TiledResult:
-    return detect_tiled(ArraySource(image), tiling, exact, iou=0.5, categories=CATEGORIES, file="a.png")
+    return detect_tiled(ArraySource(image), tiling, exact, rule=OutputRule(), categories=CATEGORIES, file="a.png")
 
 
 def test_tiles_cover_the_image_and_the_last_ones_are_moved_inward() -> None:
@@ -86,7 +87,7 @@ def test_a_look_at_the_whole_image_finds_what_is_larger_than_a_tile() -> None:
 
     for whole_image, expected in ((False, [[5, 5, 25, 20]]), (True, [[40, 30, 470, 380], [5, 5, 25, 20]])):
         tiling = Tiling(tile=128, overlap=0.2, whole_image=whole_image)
-        result = detect_tiled(ArraySource(image), tiling, cautious, iou=0.5, categories=CATEGORIES)
+        result = detect_tiled(ArraySource(image), tiling, cautious, rule=OutputRule(), categories=CATEGORIES)
         assert result.boxes.tolist() == expected
     assert result.num_tiles == 20  # the whole image is not counted
 
@@ -101,7 +102,9 @@ def test_small_objects_are_taken_from_the_tiles_even_if_the_whole_image_is_looke
             yield found
 
     image = painted()
-    result = detect_tiled(ArraySource(image), Tiling(tile=128, overlap=0.75, whole_image=True), unsharp, iou=0.5, categories=CATEGORIES)
+    result = detect_tiled(
+        ArraySource(image), Tiling(tile=128, overlap=0.75, whole_image=True), unsharp, rule=OutputRule(), categories=CATEGORIES
+    )
     assert len(result) == len(RECTANGLES)
 
 

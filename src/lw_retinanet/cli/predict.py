@@ -45,21 +45,10 @@ def predict_command(
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
     from lw_retinanet.jobs.predict import run_prediction
 
-    tiling = Tiling.of(
-        tile,
-        overlap=overlap,
-        whole_image=whole_image,
-        bands=numbers(bands, int, "bands"),
-        value_range=numbers(value_range, float, "value-range"),
-        wgs84=wgs84,
-    )
-    options: dict[str, Any] = {
-        "score": score,
-        "head": head,
-        "precision": checked_precision(precision),
-        "device": device,
-        "max_pixels": max_pixels,
-    }
+    chosen, span = numbers(bands, int, "bands"), numbers(value_range, float, "value-range")
+    tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=chosen, value_range=span, wgs84=wgs84)
+    options: dict[str, Any] = {"score": score, "head": head, "precision": checked_precision(precision), "device": device}
+    options["max_pixels"] = max_pixels
     options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
     folder = out or (None if json else Path("predictions"))
     if any(map(is_video, [*sources, out or ""])):

@@ -347,7 +347,7 @@ class Detector:
                 open_source(image, tiling, max_pixels=max_pixels),
                 tiling,
                 detect_in,
-                iou=self.conventions.output.nms_iou,
+                rule=self.conventions.output,
                 categories=self.categories,
                 file=str(image) if isinstance(image, str | Path) else None,
                 ahead=2 * batch_size,

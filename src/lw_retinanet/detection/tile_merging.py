@@ -47,12 +47,13 @@ class TileBoxes:
     size_hw: tuple[int, int]
 
 
-def merge(found: TileBoxes, *, iou: float) -> tuple[Floats, Floats, Ints]:
+def merge(found: TileBoxes, *, iou: float, class_agnostic: bool = False) -> tuple[Floats, Floats, Ints]:
     """Boxes (D, 4), scores (D,) and labels (D,), the best first. A joined box has the best score of its parts.
 
     Args:
         found: The boxes of all tiles.
         iou: From which overlap on two boxes are the same object; the detector's own NMS has the same limit.
+        class_agnostic: Whether boxes of two classes can be the same object.
     """
     frames = found.tiles[found.tile_of]
     reach = REACH * (frames[:, 2:] - frames[:, :2])
@@ -66,7 +67,7 @@ def merge(found: TileBoxes, *, iou: float) -> tuple[Floats, Floats, Ints]:
         axis=1,
     )
     boxes, scores = _joined(found, frames, is_cut, iou)
-    pairs = _pairs(boxes, found.labels, found.tile_of)
+    pairs = _pairs(boxes, np.zeros_like(found.labels) if class_agnostic else found.labels, found.tile_of)
     rank = _ranks(boxes, scores, is_cut)
     kept = _kept(_same_objects(boxes, found.tile_of, pairs, iou, rank), _parts(boxes, frames, is_cut, reach, pairs, rank), len(boxes))
     order = kept[np.argsort(-scores[kept], kind="stable")]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.config import MAX_PIXELS
+from lw_retinanet.conventions import OutputRule
 from lw_retinanet.data.georeference import Georeference
 from lw_retinanet.data.images import as_array, decode
 from lw_retinanet.data.rasters import Raster, is_raster
@@ -108,7 +109,7 @@ def detect_tiled(
     tiling: Tiling,
     detect: Detect,
     *,
-    iou: float,
+    rule: OutputRule,
     categories: tuple[Category, ...],
     file: str | None = None,
     ahead: int = 2,
@@ -120,7 +121,7 @@ def detect_tiled(
         source: The image.
         tiling: How it is cut.
         detect: Detects in images, in order, a few at a time.
-        iou: From which overlap on two boxes are the same object.
+        rule: The detector's NMS, whose limit and classes also hold between tiles.
         categories: The detector's classes.
         file: The image's name.
         ahead: How many tiles are read ahead.
@@ -148,7 +149,7 @@ def detect_tiled(
     if tiling.whole_image:
         windows.append((0, 0, source.size_hw[1], source.size_hw[0]))
         found.append(_of_whole_image(source, tiling, detect, number=len(windows) - 1))
-    boxes, scores, labels = _merged(found, windows, source.size_hw, iou)
+    boxes, scores, labels = _merged(found, windows, source.size_hw, rule)
     return TiledResult(
         file=file,
         image=copy.pixels,
@@ -168,11 +169,12 @@ _NOTHING: _Found = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zer
 
 
 def _merged(
-    found: list[_Found], windows: list[Window], size_hw: tuple[int, int], iou: float
+    found: list[_Found], windows: list[Window], size_hw: tuple[int, int], rule: OutputRule
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     boxes, scores, labels, tile_of = (np.concatenate(column) for column in zip(_NOTHING, *found, strict=True))
     tiles = np.array(windows, np.float64)
-    return merge(TileBoxes(boxes=boxes, scores=scores, labels=labels, tile_of=tile_of, tiles=tiles, size_hw=size_hw), iou=iou)
+    given = TileBoxes(boxes=boxes, scores=scores, labels=labels, tile_of=tile_of, tiles=tiles, size_hw=size_hw)
+    return merge(given, iou=rule.nms_iou, class_agnostic=rule.class_agnostic)
 
 
 def _moved(result: Result, window: Window, number: int) -> _Found:
