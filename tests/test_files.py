@@ -1,8 +1,11 @@
+import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lw_retinanet.errors import DiskFullError
 from lw_retinanet.files import replacing, write_bytes, write_text
 
 
@@ -51,3 +54,31 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_
     if Path("/proc/self/fd").is_dir():
         assert calls == ["fsync file", "rename", "fsync folder"]
     assert (tmp_path / "a.txt").read_bytes() == "ä".encode()
+
+
+def test_a_file_that_does_not_fit_is_refused_before_it_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with (
+        pytest.raises(DiskFullError, match=r"x\.bin: it needs 1,001 bytes, and 1,000 are free there; make room"),
+        replacing(tmp_path / "deep" / "x.bin", size=1001),
+    ):
+        pytest.fail("begun")
+    assert not list(tmp_path.iterdir())
+    with replacing(tmp_path / "x.bin", size=1000) as temporary:
+        temporary.write_bytes(b"x")
+    assert (tmp_path / "x.bin").read_bytes() == b"x"
+
+
+def test_a_full_disk_is_told_with_bytes_and_keeps_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+
+    def filled() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"x" * 70)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DiskFullError, match=r"x\.bin: cannot be written \(No space .*\): it needs more than 70 bytes, and [\d,]+ are free"):
+        filled()
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["x.bin"]

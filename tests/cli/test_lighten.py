@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import lw_retinanet as lw
 from lw_retinanet.conventions import Conventions, InputRule
@@ -167,3 +169,23 @@ def test_what_cannot_be_lightened(
     given = [argument.replace("FULL", "full.safetensors") for argument in arguments]
     line = cli.refuses("lighten", *given, unchanged=tmp_path)
     assert all(part in line for part in parts), line
+
+
+def test_on_a_full_disk_nothing_is_left(cli: Any, full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    outcome = cli("lighten", full, "--to", "lw-v3", "--out", tmp_path / "light.safetensors", *QUICK)
+    assert outcome.code == 1
+    assert "light.safetensors: it needs" in outcome.err
+    monkeypatch.undo()
+
+    def filled(tensors: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("lw_retinanet.weights.tensor_file.save_file", filled)
+    outcome = cli("lighten", full, "--to", "lw-v3", "--out", tmp_path / "light.safetensors", *QUICK)
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith(
+        f"error: {tmp_path}/light.safetensors: cannot be written (No space left on device): it needs "
+    )
+    assert not list(tmp_path.iterdir())  # no report without its model

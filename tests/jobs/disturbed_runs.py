@@ -9,15 +9,28 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
 
 from lw_retinanet.cli import main as cli
+from lw_retinanet.config import Config
 from lw_retinanet.data.loader import Key, TrainingSet
+from lw_retinanet.data.records import Category, build_records
+from lw_retinanet.detection.detector import Detector
+from lw_retinanet.detection.result import Result
+from lw_retinanet.jobs import train as train_job
+from lw_retinanet.jobs.detect_together import detect_together
+from lw_retinanet.training.distributed import joined_world
 from lw_retinanet.training.trainer import Trainer
 
 PATIENCE = 120.0
@@ -70,7 +83,14 @@ class Place:
         self.ready, self.done = out / f"{name}.ready", out / f"{name}.done"
         self._errors = -1
 
-    def start(self, deed: Deed | None = None, settings: Mapping[str, object] = MappingProxyType({}), *, resume: bool = False) -> int:
+    def start(
+        self,
+        deed: Deed | None = None,
+        settings: Mapping[str, object] = MappingProxyType({}),
+        *,
+        resume: bool = False,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> int:
         """Fork a process that trains; ``deed`` is called in it before. Its process id."""
         values = {**SETTINGS, **settings}
         new = ["train", str(self.data), "--out", str(self.run), *(p for key, value in values.items() for p in ("--set", f"{key}={value}"))]
@@ -86,6 +106,7 @@ class Place:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.dup2(descriptor, 2)
             os.dup2(descriptor, 1)
+            os.environ.update(environment)
             if deed:
                 deed()
             sys.argv = ["lw-retinanet", *(["train", "--resume", str(self.run)] if resume else new)]
@@ -231,6 +252,115 @@ def damaged(place: Place) -> dict[str, Any]:
     return place.resumed()
 
 
+ONE_AS_MANY = {
+    # SGD, since Adam divides rounding errors by gradients that are next to nothing, and a low rate, since they grow from step to step.
+    # Jitter gives each image another size.
+    **{"model.norm": "group", "data.augment": "jitter", "data.workers": 0, "train.optimiser": "sgd", "train.rate": 0.0002},
+    **{"train.ema": 0, "train.steps": 8, "train.save_every": 2},
+}
+
+
+def ranks_of(place: Place, number: int) -> list[tuple[Place, dict[str, str]]]:
+    """For each process of a run, a place of its own with the same folder, and what torchrun would put into its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in range(number):
+        mine = Place(place.run.parent, place.data, f"{place.run.name} rank {rank}")
+        mine.run = place.run
+        common = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks.append((mine, {"RANK": str(rank), "LOCAL_RANK": str(rank), **common}))
+    return ranks
+
+
+def together(place: Place, number: int, settings: Mapping[str, object], *, resume: bool = False) -> dict[str, Any]:
+    """An undisturbed run of several processes."""
+    ranks = ranks_of(place, number)
+    children = [mine.start(settings=settings, resume=resume, environment=environment) for mine, environment in ranks]
+    return {
+        "ranks": [mine.end(child) for (mine, _), child in zip(ranks, children, strict=True)],
+        "weights": digest(place.run / "model.safetensors"),
+    }
+
+
+def rank_lost(place: Place, number: int) -> dict[str, Any]:
+    """A run of two processes, the second of which is killed (SIGKILL) or asked to end (SIGTERM) in its third step."""
+    ranks = ranks_of(place, 2)
+    settings = {**ONE_AS_MANY, "train.batch_size": 3}
+    (first, environment), (second, other) = ranks
+    children = [
+        first.start(settings=settings, environment=environment),
+        second.start(second.wait_in_step(3), settings, environment=other),
+    ]
+    wait_for(second.ready.exists)
+    os.kill(children[1], number)
+    before = time.monotonic()
+    second.done.touch()
+    ends = [mine.end(child) for (mine, _), child in zip(ranks, children, strict=True)]
+    return {"ranks": ends, "seconds": time.monotonic() - before}
+
+
+def shares(place: Place, number: int) -> list[Any]:
+    """What several processes gather of their shares, and what they take for the precision that is chosen."""
+
+    class Numbered(Detector):
+        """In an image with one red value, as many detections as that says."""
+
+        def __init__(self, categories: tuple[Category, ...]) -> None:
+            self.categories = categories
+
+        def predict_arrays(self, images: Any, **_: Any) -> Any:
+            counts = [int(image[0, 0, 0]) for image in images]
+            return [
+                Result(
+                    file=None,
+                    image=image,
+                    boxes=np.array([[0, 0, row + 1, 5] for row in range(count)], np.float32).reshape(-1, 4),
+                    scores=np.linspace(0.9, 0.5, count, dtype=np.float32),
+                    labels=np.zeros(count, np.int64),
+                    categories=self.categories,
+                )
+                for image, count in zip(images, counts, strict=True)
+            ]
+
+    place.run.mkdir()
+    for name, count in zip("abcd", (2, 0, 3, 1), strict=True):
+        Image.new("RGB", (16, 8), (count, 0, 0)).save(place.run / f"{name}.png")
+    records = build_records(
+        root=place.run,
+        file_names=["a.png", "b.png", "c.png", "d.png"],
+        sizes_hw=[(8, 16)] * 4,
+        image_of_box=[0],
+        boxes_xywh=[(0, 0, 4, 4)],
+        labels=[0],
+        categories=[Category(id=1, name="one")],
+    )
+    answers = []
+    children = []
+    for rank, (_, environment) in enumerate(ranks_of(place, number)):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                os.environ.update(environment)
+                mock.patch.object(train_job, "choose_precision", return_value="bf16" if rank else "fp32").start()
+                with joined_world(torch.device("cpu")) as world:
+                    found = detect_together(Numbered(records.categories), records, world)
+                    chosen = train_job.with_chosen_precision(Config().resolved(), world, None).train.precision
+                rows = [found.image.tolist(), found.boxes_xywh[:, 2].tolist(), found.scores.round(4).tolist()]
+                os.write(writing, json.dumps([rows, chosen]).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        children.append((child, reading))
+    for child, reading in children:
+        with os.fdopen(reading) as stream:
+            answers.append(json.loads(stream.read() or "null"))
+        os.waitpid(child, 0)
+    return answers
+
+
 def main() -> None:
     """Run everything."""
     out, data = Path(sys.argv[1]), Path(sys.argv[2])
@@ -253,6 +383,14 @@ def main() -> None:
         "full_disk": full_disk(place("full disk")),
         "damaged": damaged(whole),
         "full_log": full_log(place("full log")),
+        **{
+            f"together_{number}": together(place(f"together {number}"), number, {**ONE_AS_MANY, "train.batch_size": 6 // number})
+            for number in (1, 2, 3)
+        },
+        "rank_killed": rank_lost(place("rank killed"), signal.SIGKILL),
+        "rank_ended": rank_lost(place("rank ended"), signal.SIGTERM),
+        "rank_ended_resumed": together(place("rank ended"), 2, {}, resume=True),
+        "shares": {str(number): shares(place(f"shares {number}"), number) for number in (1, 3)},
         "folder_deleted": folder_deleted(place("folder deleted")),
     }
     (out / "report.json").write_text(json.dumps(report))

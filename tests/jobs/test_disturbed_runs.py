@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from lw_retinanet.data.sample import make_sample
+from lw_retinanet.training.checkpoint import load_latest
+from lw_retinanet.weights.model_file import load_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
@@ -17,12 +19,16 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and read
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("disturbed")
-    data = make_sample(out / "data", num_train=8, num_val=4, size=64)
+    data = make_sample(out / "data", num_train=13, num_val=4, size=64)
+    table = json.loads((data / "train.json").read_text())
+    with_boxes = [image["id"] for image in table["images"]][:3]  # so that some steps have none
+    table["annotations"] = [annotation for annotation in table["annotations"] if annotation["image_id"] in with_boxes]
+    (data / "train.json").write_text(json.dumps(table))
     program = Path(__file__).with_name("disturbed_runs.py")
     ran = subprocess.run([sys.executable, str(program), str(out), str(data)], capture_output=True, text=True, check=False, timeout=280)
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return found
+    return {**found, "out": out}
 
 
 def error_of(run: dict[str, Any]) -> str:
@@ -101,3 +107,49 @@ def test_a_damaged_folder_is_repaired_and_that_is_said(report: dict[str, Any]) -
     assert "step-00000006.safetensors is a folder where a checkpoint belongs; it is called step-00000006.safetensors-" in run["errors"]
     assert "log.jsonl: 5 of the steps 1 to 5 are not in it any more" in run["errors"]
     assert run["steps"] == [6]
+
+
+def log_of(report: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (report["out"] / name / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_several_processes_equal_one_with_the_same_global_batch(report: dict[str, Any], number: int) -> None:
+    # 13 images make two steps of 6, and one is left over in each epoch.
+    assert [rank["code"] for rank in report[f"together_{number}"]["ranks"]] == [0] * number, report[f"together_{number}"]
+    alone, shared = (load_model(report["out"] / f"together {count}").model.state_dict() for count in (1, number))
+    for name, tensor in alone.items():
+        assert float((shared[name] - tensor).abs().max()) < 1e-6, name
+    one, many = (log_of(report, f"together {count}") for count in (1, number))
+    assert [entry["positives"] for entry in many] == [entry["positives"] for entry in one]
+    assert any(entry["positives"] == 0 for entry in one)  # the images of such a step are all negative
+    assert [entry["loss"] for entry in many] == pytest.approx([entry["loss"] for entry in one], rel=1e-5)
+
+
+def test_a_killed_process_ends_the_others_in_one_line_with_a_whole_checkpoint(report: dict[str, Any]) -> None:
+    lost = report["rank_killed"]
+    left, killed = lost["ranks"]
+    assert killed["code"] == -9
+    assert left["code"] == 1
+    assert "process 0 of 2 has lost another process of the run (" in error_of(left)
+    assert lost["seconds"] < 60
+    assert load_latest(report["out"] / "rank killed" / "checkpoints").step == 2  # type: ignore[union-attr]
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_step(report: dict[str, Any]) -> None:
+    ended = report["rank_ended"]["ranks"]
+    assert [rank["code"] for rank in ended] == [143, 143], ended
+    steps = re.findall(r"stopped after step (\d) of 8", ended[0]["errors"])
+    assert f"step-0000000{steps[0]}" in ended[0]["checkpoints"]
+    assert [rank["code"] for rank in report["rank_ended_resumed"]["ranks"]] == [0, 0], report["rank_ended_resumed"]
+    assert report["rank_ended_resumed"]["weights"] == report["together_2"]["weights"]
+
+
+def test_shares_of_an_evaluation_come_together_once_each(report: dict[str, Any]) -> None:
+    [[alone, _]] = report["shares"]["1"]
+    assert alone[0] == [0, 0, 2, 2, 2, 3]  # two detections in the first image, none in the second
+    assert [rows for rows, _ in report["shares"]["3"]] == [alone] * 3
+
+
+def test_the_first_process_decides_on_the_precision(report: dict[str, Any]) -> None:
+    assert [chosen for _, chosen in report["shares"]["3"]] == ["fp32"] * 3

@@ -8,7 +8,8 @@ from PIL import Image
 import lw_retinanet as lw
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.result import Result
-from lw_retinanet.errors import InputError
+from lw_retinanet.errors import DiskFullError, InputError
+from lw_retinanet.files import write_text
 from lw_retinanet.jobs.predict import Collection, run_prediction
 
 
@@ -59,3 +60,28 @@ def test_the_public_function_and_the_job_refuse_to_draw_over_their_images(tmp_pa
         with pytest.raises(InputError, match="could be overwritten"):
             predict("no-model.safetensors", [str(tmp_path)], out=tmp_path)
     assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+def test_on_a_full_disk_drawn_images_give_way_to_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Result.save
+
+    def save(result: Result, path: Path) -> None:
+        if len(list(tmp_path.glob("*.jpg"))) == 4:
+            raise DiskFullError(f"{path}: cannot be written (No space left on device)")
+        drawn(result, path)
+
+    def write(path: Path, text: str) -> None:
+        if len(list(tmp_path.glob("*.jpg"))) > 2:
+            raise DiskFullError(f"{path}: cannot be written (No space left on device)")
+        write_text(path, text)
+
+    monkeypatch.setattr(Result, "save", save)
+    monkeypatch.setattr("lw_retinanet.jobs.predict.write_text", write)
+    gathered = Collection(tmp_path)
+    for number in range(4):
+        gathered.add(found(f"{number}.jpg"))
+    with pytest.raises(DiskFullError, match=r"4\.jpg: cannot .* hold the 5 images until then; 2 drawn images were removed"):
+        gathered.add(found("4.jpg"))
+    assert {path.name for path in tmp_path.iterdir()} == {"0.jpg", "1.jpg", "predictions.json", "results.json"}
+    assert [image["file"] for image in json.loads((tmp_path / "predictions.json").read_text())["images"]] == [f"{n}.jpg" for n in range(5)]
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 5

@@ -1,9 +1,11 @@
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from lw_retinanet.config import Config, parse_config
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.data.sample import make_sample
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.errors import ConfigError, DataError, RunFolderError, TrainingError
+from lw_retinanet.errors import ConfigError, DataError, DiskFullError, RunFolderError, TrainingError
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.jobs.run_request import checked_request
 from lw_retinanet.jobs.train import open_training_data, run_training, with_chosen_precision
@@ -150,6 +152,35 @@ def test_workers_may_change_when_resuming_and_nothing_else(run: Path, data: Path
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load_model(copy).model.state_dict().items())
     with pytest.raises(RunFolderError, match=r"train\.seed: 0 then, 1 now\)"):
         run_training(settings(train_seed=1), data, run, resume=True, device=CPU)
+
+
+def test_other_data_and_other_versions_are_told(run: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(re.sub(r"  torch: .*", "  torch: 1.0", text))
+    run_training(settings(), data, copy, resume=True, device=CPU)
+    assert f"other versions (torch 1.0 then, {torch.__version__} now)" in caplog.text
+    fewer = shutil.copytree(data, tmp_path / "fewer")
+    table = json.loads((fewer / "train.json").read_text())
+    lost = table["annotations"].pop()
+    (fewer / "train.json").write_text(json.dumps(table))
+    count = len(table["annotations"])
+    with pytest.raises(DataError, match=rf" {count + 1} boxes, .* then, .* {count} boxes, .* now\); start a new run"):
+        run_training(settings(), fewer, copy, resume=True, device=CPU)
+    lost["bbox"][0] += 1
+    table["annotations"].append(lost)
+    (fewer / "train.json").write_text(json.dumps(table))
+    with pytest.raises(DataError, match=r"\(other names, sizes, boxes or classes\)"):
+        run_training(settings(), fewer, copy, resume=True, device=CPU)
+
+
+def test_room_is_checked_before_the_first_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(DiskFullError, match=r"with the newest 2 of its checkpoints, needs [\d,]{9,} bytes, and 1,000,000 are"):
+        run_training(settings(), data, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    monkeypatch.undo()
+    run_training(settings(), data, tmp_path / "run", resume=True, device=CPU)  # the remedy: room
 
 
 def test_a_long_paper_schedule_is_its_macs_reduction() -> None:

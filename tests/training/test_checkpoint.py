@@ -9,8 +9,10 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from lw_retinanet.errors import DiskFullError, RunFolderError
+from lw_retinanet.files import sha256
 from lw_retinanet.training import checkpoint as module
 from lw_retinanet.training.checkpoint import Checkpoint, checkpoint_files, load_latest, load_optimiser, optimiser_tensors, save_checkpoint
+from lw_retinanet.weights.tensor_file import save_tensors
 
 
 def make(step: int) -> Checkpoint:
@@ -101,6 +103,20 @@ def test_other_damage_is_noticed_too(damage: str, tmp_path: Path, caplog: pytest
     assert found is not None
     assert found.step == 1
     assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("metadata", [None, {"step": "x", "notes": "{}"}, {"step": "-5", "notes": "{}"}, {"step": "3"}])
+def test_a_checkpoint_that_somebody_wrote_anew_is_noticed(
+    metadata: dict[str, str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, make(1))
+    newest = save_checkpoint(tmp_path, make(2))
+    save_tensors({"model.weight": torch.zeros(2)}, newest, metadata=metadata)
+    newest.with_suffix(".sha256").write_text(sha256(newest))
+    found = load_latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "step-00000002.safetensors is damaged (" in caplog.text
 
 
 def test_if_none_is_whole_the_run_does_not_silently_start_anew(tmp_path: Path) -> None:

@@ -39,3 +39,19 @@ def test_kill_9_at_any_moment(tmp_path: Path) -> None:
         assert run["logged"] == list(range(1, 26))
         kept = [f"step-{step:08d}.{suffix}" for step in (24, 25) for suffix in ("safetensors", "sha256")]
         assert run["files"] == [".lock", "config.yaml", "log.jsonl", *kept]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
+@pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.slow)])
+def test_kill_9_so_many_times(kills: int, tmp_path: Path) -> None:
+    data = make_sample(tmp_path / "data", num_train=20, num_val=1, size=64)
+    out = tmp_path / "runs"
+    out.mkdir()
+    train = {"batch_size": 2, "accumulate": 2, "epochs": 6, "save_every": 2, "ema": 0.9, "precision": "bf16", "warmup_steps": 5}
+    command = [sys.executable, str(TINY_TRAINING), "kill", str(out), str(data), json.dumps({"data": {}, "train": train})]
+    ran = subprocess.run([*command, "--kills", str(kills)], capture_output=True, text=True, check=False, timeout=280)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["statuses"] == [-9] * kills + [0], ran.stderr
+    assert report["digests"][0] == report["digests"][1]
+    assert report["logged"] == list(range(1, 31))

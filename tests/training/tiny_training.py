@@ -1,7 +1,7 @@
 """A training of a second or two as a program of its own: for tests that kill it, and for torchrun.
 
 ``tiny_training.py run OUT DATA SETTINGS`` starts a run, or goes on with the one in OUT. ``tiny_training.py storm OUT DATA SETTINGS`` starts
-runs and kills them, again and again, until they are done.
+runs and kills them, again and again, until they are done; ``kill`` does so a given number of times.
 """
 
 import argparse
@@ -139,8 +139,8 @@ def sabotages() -> dict[str, Callable[[], None]]:
     }
 
 
-def attempt(out: Path, source: Path, settings: dict[str, Any], sabotage: Callable[[], None], delay: float | None) -> int:
-    """One attempt in a process of its own, killed after ``delay`` seconds; its exit status, -9 if it was killed."""
+def attempt(out: Path, source: Path, settings: dict[str, Any], sabotage: Callable[[], None], delay: float | None, *, lines: int = 0) -> int:
+    """One attempt in a process of its own, killed ``delay`` seconds after it has logged ``lines``; its exit status, -9 if it was killed."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -153,6 +153,10 @@ def attempt(out: Path, source: Path, settings: dict[str, Any], sabotage: Callabl
             sys.stderr.flush()
             os._exit(status)
     if delay is not None:
+        log = out / "log.jsonl"
+        wanted = lines + (len(log.read_text().splitlines()) if log.exists() else 0)
+        while lines and (not log.exists() or len(log.read_text().splitlines()) < wanted) and Path(f"/proc/{child}/fd").exists():
+            time.sleep(0.01)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)  # one that is done already does not mind
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -167,6 +171,21 @@ def digest(out: Path) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         sha.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode())
     return sha.hexdigest()
+
+
+def kill_often(out: Path, source: Path, settings: dict[str, Any], kills: int) -> dict[str, Any]:
+    """One unbroken run, and one that is killed so many times at random moments, half of them while it goes on from the kill before."""
+    settings["data"]["workers"] = 0
+    assert attempt(out / "unbroken", source, settings, lambda: None, None) == 0
+    settings["data"]["workers"] = 2
+    dice = random.Random(1)
+    statuses = [
+        attempt(out / "killed", source, settings, lambda: None, dice.uniform(0, 0.1), lines=dice.choice((0, 1, 2)) if number < 10 else 0)
+        for number in range(kills)
+    ]
+    statuses.append(attempt(out / "killed", source, settings, lambda: None, None))
+    log = [json.loads(line)["step"] for line in (out / "killed" / "log.jsonl").read_text().splitlines()]
+    return {"statuses": statuses, "logged": log, "digests": [digest(out / "unbroken"), digest(out / "killed")]}
 
 
 def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list[int]) -> dict[str, Any]:
@@ -212,17 +231,21 @@ def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["run", "storm"])
+    parser.add_argument("command", choices=["run", "storm", "kill"])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("settings", type=json.loads)
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
+    parser.add_argument("--kills", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.command == "run":
         with joined_world(torch.device("cpu")) as world:
             run(arguments.out, arguments.data, arguments.settings, world, has_norm=False)
         return
-    report = storm(arguments.out, arguments.data, arguments.settings, arguments.workers)
+    if arguments.command == "kill":
+        report = kill_often(arguments.out, arguments.data, arguments.settings, arguments.kills)
+    else:
+        report = storm(arguments.out, arguments.data, arguments.settings, arguments.workers)
     (arguments.out / "report.json").write_text(json.dumps(report))
 
 
