@@ -20,8 +20,10 @@ from lw_retinanet.exporting.opening import exported_file, manifest_of, open_expo
 from lw_retinanet.heads import HeadPlan, is_preset, known_presets
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.create import create_model
+from lw_retinanet.weights.foreign.convert import open_model
+from lw_retinanet.weights.foreign.torchvision import is_named, require_known
 from lw_retinanet.weights.foreign.torchvision_twin import preset_conventions
-from lw_retinanet.weights.model_file import ModelRecord, build_network, load_model
+from lw_retinanet.weights.model_file import ModelRecord, build_network
 
 NATIVE_SIZE = 800
 
@@ -78,7 +80,9 @@ def open_entries(
     """
     shown = _short_names(names)
     for name in names:
-        if not is_preset(name) and not Path(name).exists():
+        if is_named(name):
+            require_known(name)
+        elif not is_preset(name) and not Path(name).exists():
             raise InputError(f"{name!r} is no preset, model file, exported file or run folder{known_presets(name)}")
     entries: dict[str, Entry] = {}
     for name, title in zip(names, shown, strict=True):
@@ -204,7 +208,7 @@ def _pytorch_entry(
 
 
 def _open_model(path: Path, name: str, settings: BenchmarkSettings, precisions: Sequence[Timed], device: torch.device) -> Entry:
-    loaded = load_model(path)
+    loaded = open_model(path)
     loaded.model.conventions = _resized(loaded.model.conventions, settings.size)
     return _pytorch_entry(loaded.model, name, settings, precisions, device, backbone=loaded.record.backbone, record=loaded.record)
 

@@ -12,7 +12,8 @@ from lw_retinanet.files import existing, output_folder
 
 def benchmark_command(
     models: list[str] = typer.Argument(
-        None, help="Model files, run folders, exported files, or presets, whose weights are random; with --peers alone: all presets."
+        None,
+        help="Model files, run folders, exported files, torchvision:NAME, or presets (random weights); with --peers alone: all presets.",
     ),
     against: str | None = typer.Option(None, help="torchvision: its RetinaNet with the same weights, as shipped and at its best."),
     peers: bool = typer.Option(False, help="torchvision's Faster R-CNN, FCOS, SSD and SSDLite on the same images as well."),

@@ -10,7 +10,7 @@ from lw_retinanet.detection.tiling import Tiling
 
 
 def evaluate_command(
-    model: Path | None = typer.Argument(None, help="Model file, run folder or exported file."),
+    model: Path | None = typer.Argument(None, help="Model file, run folder, exported file or torchvision:NAME."),
     data: Path | None = typer.Argument(None, help="Data set."),
     split: str | None = typer.Option(None, help="Split of the data set [default: val, if there are splits]."),
     ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),

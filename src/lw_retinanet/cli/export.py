@@ -11,7 +11,7 @@ _FORMATS = "; ".join(f"{name}: {row.what}" for name, row in TARGETS.items())
 
 
 def export_command(
-    model: Path = typer.Argument(help="Trained model file or run folder."),
+    model: Path = typer.Argument(help="Trained model file, run folder or torchvision:NAME."),
     format: str = typer.Option(..., help=f"{_FORMATS}."),  # noqa: A002
     out: Path = typer.Option(..., help="File or folder to write."),
     precision: str = typer.Option("fp32", help="fp32, bf16 (openvino), or int8 with --calibrate."),

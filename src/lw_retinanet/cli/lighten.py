@@ -9,7 +9,7 @@ from lw_retinanet.heads import presets_in_words
 
 
 def lighten_command(
-    model: Path = typer.Argument(help="Trained model file or run folder (convert foreign weights first)."),
+    model: Path = typer.Argument(help="Trained model file, run folder or torchvision:NAME (convert other foreign weights first)."),
     to: str = typer.Option("", help=f"Preset: {presets_in_words()} [default: lw-narrow, without --budget]."),
     budget: float | None = typer.Option(None, min=0.0, help="GMACs to stay within at the model's size; without --to the plan is found."),
     data: Path | None = typer.Option(

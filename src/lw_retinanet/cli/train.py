@@ -15,7 +15,7 @@ def train_command(
         None, help="Data set with a train and preferably a val split; with --resume, the run knows its own."
     ),
     model: str | None = typer.Option(
-        None, help=f"Model file or run folder to start from, or preset: {presets_in_words()} [default: lw-v3]."
+        None, help=f"Model file, run folder or torchvision:NAME to start from, or preset: {presets_in_words()} [default: lw-v3]."
     ),
     config: Path | None = typer.Option(None, help="YAML file with settings."),
     settings: list[str] = typer.Option([], "--set", help="A setting, for example train.epochs=12; may be repeated."),

@@ -32,7 +32,8 @@ from lw_retinanet.exporting.targets import format_of
 from lw_retinanet.files import existing, output_folder, write_text
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
-from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model
+from lw_retinanet.weights.foreign.convert import open_model, require_model
+from lw_retinanet.weights.model_file import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +140,10 @@ def _export(model: Path, out: Path, settings: ExportSettings, progress: Progress
             existing(Path(data), "data set")
     if settings.precision == "int8":
         need(target.quantiser, extra=target.extra, why="int8")  # before the gate's first half, which takes minutes
-    find_model_file(model)
+    require_model(model)
     file = target.place(out)
     output_folder(file.absolute().parent)
-    loaded = load_model(model)
+    loaded = open_model(model)
     detector = Detector.of_model(loaded.model, loaded.record.categories, name=model.name, record=loaded.record).with_head(settings.head)
     is_full = detector.head == "full" and loaded.record.switchable
     int8 = _Int8(settings, detector, progress) if settings.precision == "int8" else None

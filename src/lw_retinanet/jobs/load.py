@@ -5,9 +5,7 @@ from pathlib import Path
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import Precision, choose_device
 from lw_retinanet.exporting.opening import exported_file, open_exported
-from lw_retinanet.weights.foreign.convert import convert
-from lw_retinanet.weights.foreign.torchvision import DOWNLOAD
-from lw_retinanet.weights.model_file import load_model
+from lw_retinanet.weights.foreign.convert import open_model
 
 
 def open_detector(
@@ -38,7 +36,7 @@ def open_detector(
 def _opened(path: Path, device: str, precision: Precision, compiled: bool) -> Detector:
     if exported_file(path) is not None:
         return open_exported(path, device=device, precision=precision, compile=compiled)
-    loaded = convert(path).loaded if str(path).startswith(DOWNLOAD) else load_model(path)
+    loaded = open_model(path)
     return Detector.of_model(
         loaded.model,
         loaded.record.categories,

@@ -10,6 +10,7 @@ from lw_retinanet.config import Config, ModelConfig, load_config, load_run_confi
 from lw_retinanet.errors import ConfigError, InputError, RunFolderError
 from lw_retinanet.files import existing, output_folder
 from lw_retinanet.heads import is_preset
+from lw_retinanet.weights.foreign.torchvision import DOWNLOAD, is_named
 
 MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 
@@ -94,7 +95,7 @@ def _start_of(values: Mapping[str, Any]) -> object:
 def _names_file(model: str) -> bool:
     """Whether ``model`` is a path to start from; otherwise it is a preset, a mistyped one included."""
     path = Path(model)
-    return not is_preset(model) and (path.name != model or path.suffix in MODEL_SUFFIXES or path.exists())
+    return is_named(model) or (not is_preset(model) and (path.name != model or path.suffix in MODEL_SUFFIXES or path.exists()))
 
 
 def _model_setting(model: str) -> str:
@@ -105,6 +106,8 @@ def _model_name(model: ModelConfig) -> str:
     """The part of the run folder's name that stands for the model: the preset, or the run or file that the run starts from."""
     if model.start is None:
         return model.preset
+    if is_named(model.start):
+        return model.start.removeprefix(DOWNLOAD)
     start = Path(model.start).resolve()
     return start.name if start.is_dir() else start.parent.name if start.stem == "model" else start.stem
 

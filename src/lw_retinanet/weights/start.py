@@ -11,7 +11,9 @@ from lw_retinanet.files import sha256
 from lw_retinanet.heads import plan_of
 from lw_retinanet.weights.classes import change_classes
 from lw_retinanet.weights.create import create_model
-from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model, make_record
+from lw_retinanet.weights.foreign.convert import open_model, require_model
+from lw_retinanet.weights.foreign.torchvision import is_named
+from lw_retinanet.weights.model_file import LoadedModel, find_model_file, make_record
 
 _FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl", ".ckpt")
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def start_from_file(
     other class are random. If the file has two heads, the light one is trained; the full head is removed, since it would not be trained.
 
     Args:
-        path: Model file or run folder.
+        path: Model file, run folder, or ``torchvision:NAME``.
         categories: Classes of the data set; the model gets them in this order and with these ids.
         image_size: New length in pixels of the side that ``resize`` names; None keeps the file's rule for resizing.
         resize: ``long_side`` or ``short_side``.
@@ -80,9 +82,10 @@ def start_from_file(
     """
     if path.suffix in _FOREIGN_SUFFIXES and path.is_file():
         raise WeightsError(f"{path} is not a model file of this program; convert it first: lw-retinanet convert {path}")
-    file = find_model_file(path)
-    loaded = _without_full_head(load_model(file))
-    notes: dict[str, Any] = {"start": {"file": str(path), "sha256": sha256(file), "notes": loaded.record.notes}}
+    require_model(path)
+    loaded = _without_full_head(open_model(path))
+    digest = {} if is_named(path) else {"sha256": sha256(find_model_file(path))}
+    notes: dict[str, Any] = {"start": {"file": str(path), **digest, "notes": loaded.record.notes}}
     known = loaded.record.categories
     if [category.name for category in known] != [category.name for category in categories]:
         loaded = change_classes(loaded, categories, seed=seed)

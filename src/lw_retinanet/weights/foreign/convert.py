@@ -22,7 +22,7 @@ from lw_retinanet.weights.foreign.conversion import ConventionOrigin, Conversion
 from lw_retinanet.weights.foreign.network import Architecture, fill_network, read_architecture
 from lw_retinanet.weights.foreign.weights_file import HUB_FILES, ForeignFile, read_weights_file
 from lw_retinanet.weights.foreign.weights_format import Assumption, WeightsFormat
-from lw_retinanet.weights.model_file import KEY, LoadedModel, build_network, load_model, make_record
+from lw_retinanet.weights.model_file import KEY, LoadedModel, build_network, find_model_file, load_model, make_record
 from lw_retinanet.weights.stride_rule import BOTTLENECKS, measured_stride, resnet_names
 from lw_retinanet.weights.tensor_file import read_header
 
@@ -56,15 +56,36 @@ def convert(
     given = None if classes is None else read_classes(classes)
     text = str(source)
     weights = None if overrides.get(WEIGHTS) is None else str(overrides[WEIGHTS])
-    if text.startswith(torchvision.DOWNLOAD):
+    if torchvision.is_named(text):
         if weights is not None:
             raise ConfigError(f"{text} holds one detector; leave weights={shown(weights)} out")
-        file = torchvision.download(text.removeprefix(torchvision.DOWNLOAD))
+        file = torchvision.download(text)
         return convert_file(file, frameworks.recognise(file, origin), given=given, overrides=overrides, source=text)
     if _is_model_file(Path(source)):
         return _convert_model_file(Path(source), given, overrides)
     file = read_weights_file(Path(source), weights=weights)
     return convert_file(file, frameworks.recognise(file, origin), given=given, overrides=overrides, source=Path(source).name)
+
+
+def require_model(model: str | Path) -> None:
+    """Check that there is a model for :func:`open_model`, without reading it.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    if torchvision.is_named(model):
+        torchvision.require_known(model)
+    else:
+        find_model_file(Path(model))
+
+
+def open_model(model: str | Path) -> LoadedModel:
+    """The model of a model file or run folder, or torchvision's own trained weights as ``torchvision:NAME``.
+
+    Raises:
+        WeightsError: If there is none, or it cannot be used.
+    """
+    return convert(model).loaded if torchvision.is_named(model) else load_model(Path(model))
 
 
 def convert_file(

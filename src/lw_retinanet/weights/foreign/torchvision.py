@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torchvision.models import get_model_weights
 
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule, OutputRule
@@ -143,19 +145,40 @@ def _num_rows(file: ForeignFile) -> int:
     return rows[0] // max(1, boxes[0] // 4) if boxes and rows else 0
 
 
-def download(name: str) -> ForeignFile:
-    """Return the tensors of torchvision's best weights of this name, from torch's cache or downloaded and checked by their hash.
+def is_named(source: str | Path) -> bool:
+    """Whether these are weights of torchvision by their name, and not a file."""
+    return str(source).startswith(DOWNLOAD)
+
+
+def require_known(source: str | Path) -> None:
+    """Check ``torchvision:NAME``.
 
     Raises:
-        WeightsError: For another name, or if there is neither a network nor a cached file.
+        WeightsError: If torchvision has no weights of this name.
     """
+    name = str(source).removeprefix(DOWNLOAD)
     if name not in _DOWNLOADABLE:
         raise WeightsError(f"torchvision has no RetinaNet called {name!r}; known: {', '.join(_DOWNLOADABLE)}{nearest(name, _DOWNLOADABLE)}")
+
+
+def download(source: str) -> ForeignFile:
+    """Return the tensors of ``torchvision:NAME``, from torch's cache, or downloaded and checked by their hash.
+
+    Raises:
+        WeightsError: For another name, if there is neither a network nor a cached file, or if the cached file is damaged.
+    """
+    require_known(source)
+    weights = get_model_weights(source.removeprefix(DOWNLOAD)).DEFAULT
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
-        state = get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a checksum that is wrong, a cached file that is damaged: half a dozen types
+        if cached.exists():
+            raise WeightsError(
+                f"{cached}: cannot be read as weights of {source} ({first_line(error)}); remove the file, and try again"
+            ) from None
         raise WeightsError(
-            f"cannot get torchvision's weights of {name} ({first_line(error)}); "
-            "on a machine with a network, convert them to a model file, and give that"
+            f"{source} is not at {cached}, and cannot be downloaded ({first_line(error)}); on a machine with a network, download "
+            f"{weights.url} and put it there"
         ) from None
-    return unwrap(state, f"{DOWNLOAD}{name}")
+    return unwrap(state, source)
