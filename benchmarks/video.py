@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=2 python benchmarks/video.py [--frames 795] [--rounds 5] [--model FILE] [--precision fp32] [--format .webm] [--every 1]
     OMP_NUM_THREADS=1 python benchmarks/video.py --memory 10000
 
-The video is made up: 768 x 576 at 25 frames a second, textured and moving, so that it is neither free to decode nor to encode. In each round
-both take their turn, on frames / rounds of it. Without ``--model`` the network is lw-v3 with ResNet-50 at 800 px and random weights. The score
-is chosen so that some ten boxes are drawn in a frame. ``ratio`` is the time alone over the time of the whole, so 0.9 means frames a second
-within 10 %. Prints one JSON object.
+The video is made up: 768 x 576 at 25 frames a second, textured and moving, so that it is neither free to decode nor to encode. In each
+round both take their turn, on frames / rounds of it. Without ``--model`` the network is lw-v3 with ResNet-50 at 800 px and random weights.
+The score is chosen so that some ten boxes are drawn in a frame. ``ratio`` is the time alone over the time of the whole, so 0.9 means frames
+a second within 10 %. Prints one JSON object.
 """
 
 import argparse
