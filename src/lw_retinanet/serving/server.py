@@ -51,7 +51,8 @@ def serve(open_detector: Callable[[], Detector], settings: ServeSettings) -> int
 def _return_freed_memory() -> None:
     """Have glibc give large freed blocks back to the system.
 
-    By itself it raises the size from which it does so, up to 32 MiB; with images of many sizes the memory of a service then grows for hours.
+    By itself it raises the size from which it does so, up to 32 MiB; with images of many sizes the memory of a service then grows for
+    hours.
     """
     trim_threshold, mmap_threshold = -1, -3  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):  # another C library
