@@ -1,6 +1,7 @@
 """Checking a whole data set for everything that harms training or scoring, without stopping at the first problem."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,8 +26,30 @@ _SIDE_LIMITS = (8, 16, 32, 64, 128, 256, 512)
 _COCO_LIMITS = (32**2, 96**2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LookedAt:
+    """A split that was read and looked at.
+
+    Args:
+        part: Where it comes from.
+        records: What could be read of it.
+        problems: What is wrong with it.
+        is_sound: Whether its reader found no error.
+    """
+
+    part: Part
+    records: Records
+    problems: Problems
+    is_sound: bool
+
+
 def check(dataset: Dataset, split: str | None = None, *, quick: bool = False, progress: Progress | None = None) -> DataReport:
-    """Count every problem of a data set, with the first few ids or files of each kind.
+    """Count every problem of a data set; `look_at`, then `report_on`."""
+    return report_on(dataset, look_at(dataset, split, quick=quick, progress=progress))
+
+
+def look_at(dataset: Dataset, split: str | None = None, *, quick: bool = False, progress: Progress | None = None) -> dict[str, LookedAt]:
+    """Find every problem of a data set, with the first few ids or files of each kind, by split.
 
     Args:
         dataset: The data set.
@@ -38,20 +61,26 @@ def check(dataset: Dataset, split: str | None = None, *, quick: bool = False, pr
         DataError: if there is no such split.
     """
     parts = dataset.parts if split is None else {split: dataset.part(split)}
-    read = {name: _read(part, quick, progress) for name, part in parts.items()}
-    _compare_splits({name: records for name, (records, _) in read.items()}, {name: problems for name, (_, problems) in read.items()})
-    reports = [_report(name, parts[name], records, problems) for name, (records, problems) in read.items()]
+    found = {name: _read(part, quick, progress) for name, part in parts.items()}
+    _compare_splits({name: one.records for name, one in found.items()}, {name: one.problems for name, one in found.items()})
+    return found
+
+
+def report_on(dataset: Dataset, found: Mapping[str, LookedAt]) -> DataReport:
+    """The report of what `look_at` found."""
+    reports = [_report(name, one.part, one.records, one.problems) for name, one in found.items()]
     return DataReport(source=str(dataset.path), splits=tuple(reports))
 
 
-def _read(part: Part, quick: bool, progress: Progress | None) -> tuple[Records, Problems]:
+def _read(part: Part, quick: bool, progress: Progress | None) -> LookedAt:
     problems = Problems(part.path)
     try:
         records = part.read(problems)
     except DataError as error:
         problems.add("broken_file", str(error))
         records = build_records(root=part.path.parent, file_names=(), sizes_hw=(), image_of_box=(), boxes_xywh=(), labels=(), categories=())
-        return records, problems
+        return LookedAt(part=part, records=records, problems=problems, is_sound=False)
+    is_sound = all(problem.severity != "error" for problem in problems.found())
     if records.num_images == 0 and not problems.found():  # else that is why
         problems.add("no_images", str(part.path))
     if records.num_boxes and records.is_ignored.all():
@@ -59,7 +88,7 @@ def _read(part: Part, quick: bool, progress: Progress | None) -> tuple[Records, 
     _check_boxes(records, problems, has_ids=part.format.has_annotation_ids)
     _check_tables(records, problems, has_ids=part.format.has_annotation_ids)
     _check_images(records, problems, is_measured=part.format.takes_sizes_from_images, quick=quick, progress=progress)
-    return records, problems
+    return LookedAt(part=part, records=records, problems=problems, is_sound=is_sound)
 
 
 def _check_boxes(records: Records, problems: Problems, *, has_ids: bool) -> None:

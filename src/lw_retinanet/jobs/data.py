@@ -1,14 +1,16 @@
 """Look at a data set before training on it: check it, draw it, convert it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lw_retinanet.data.check import check
+from lw_retinanet.data.check import look_at, report_on
 from lw_retinanet.data.check_report import DataReport
 from lw_retinanet.data.convert import DataConversion, Turned, convert
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.data.formats.annotation_format import WHOLE
 from lw_retinanet.data.formats.table import load_format
 from lw_retinanet.data.image_sizes import with_sizes
 from lw_retinanet.data.preview import preview
@@ -60,15 +62,13 @@ def check_data(
         DataError: if there is no such data set or split. Other problems are in the report.
     """
     dataset = Dataset.open(existing(data, "data set"))
-    report = check(dataset, split, quick=quick, progress=progress)
+    found = look_at(dataset, split, quick=quick, progress=progress)
     recalls: dict[str | None, AnchorRecall] = {}
-    names: list[str | None] = [split] if split else [*dataset.splits] or [None]
-    for name in names:
-        try:
-            recalls[name] = anchor_recall(with_sizes(dataset.part(name).read().joined()), image_size)
-        except (DataError, ImageError):
-            continue  # the report names the problem
-    return DataCheck(report=report, anchor_recall=recalls)
+    for name, one in found.items():
+        if one.is_sound:
+            with suppress(ImageError):  # the report names the problem
+                recalls[None if name == WHOLE else name] = anchor_recall(with_sizes(one.records.joined()), image_size)
+    return DataCheck(report=report_on(dataset, found), anchor_recall=recalls)
 
 
 def preview_data(data: Path, out: Path, *, split: str | None = None, count: int = 16, seed: int = 0) -> list[Path]:

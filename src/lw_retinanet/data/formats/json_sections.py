@@ -9,6 +9,7 @@ from lw_retinanet.data.formats.annotation_format import read_text
 from lw_retinanet.errors import DataError
 
 _BATCH = 16384
+_after_element = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*").match
 _skip_space = re.compile(r"[ \t\n\r]*").match
 
 
@@ -64,14 +65,17 @@ def _walk(text: str) -> Iterator[tuple[str, list[object] | None]]:
             yield key, None
         else:
             batch: list[object] = []
-            closing = after_space(position + 1)
-            if text[closing : closing + 1] == "]":
-                position = closing
-            while text[position] != "]":
-                element, end = decode(text, after_space(position + 1))
+            position = after_space(position + 1)
+            is_open = text[position : position + 1] != "]"
+            while is_open:
+                element, end = decode(text, position)
                 batch.append(element)
-                position = expect(after_space(end), ",]")
-                if len(batch) == _BATCH and text[position] == ",":
+                mark = _after_element(text, end)  # one match an element, since there are a million of them
+                if mark is None:
+                    expect(after_space(end), ",]")
+                    raise AssertionError("neither a comma nor a bracket")
+                is_open, position = mark[1] == ",", mark.end() if mark[1] == "," else mark.start(1)
+                if len(batch) == _BATCH and is_open:
                     yield key, batch
                     batch = []
             yield key, batch
