@@ -1,4 +1,7 @@
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +122,7 @@ def test_a_video_is_not_cut_into_tiles(cli: Any, lively: Path, tmp_path: Path) -
 
 def test_without_the_extra_it_is_named(cli: Any, lively: Path, make_raster: MakeRaster, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_raster()
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     line = cli.refuses("predict", lively, path, "--tile", 128, "--json", unchanged=path.parent)
     assert line.endswith("needs rasterio; install it with: pip install 'lw-retinanet[geo]'\n")
 
@@ -131,3 +134,24 @@ def test_evaluation_by_tiles(cli: Any, lively: Path, data: Path) -> None:
     assert plain == whole == cut  # the images have 64 pixels, so one tile is all of each
     line = cli.refuses("evaluate", "--ground-truth", data / "val.json", "--detections", data / "val.json", "--tile", 128, unchanged=data)
     assert "tile is for a model and a data set" in line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in Linux's unit")
+def test_a_raster_of_400_million_pixels_needs_little_memory(lively: Path, data: Path, tmp_path: Path) -> None:
+    path, side, block = tmp_path / "huge.tif", 20_000, 512
+    scene = np.asarray(Image.open(data / "images" / "val_0001.jpg").convert("RGB").resize((block, block))).transpose(2, 0, 1)
+    settings = {"count": 3, "height": side, "width": side, "dtype": "uint8", "tiled": True, "blockxsize": block, "blockysize": block}
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 100)}
+    with rasterio.open(path, "w", driver="GTiff", SPARSE_OK=True, **settings, **place) as file:
+        for row in range(0, 39, 4):
+            for column in range(39):
+                file.write(scene, window=rasterio.windows.Window(column * block, row * block, block, block))
+    command = [sys.executable, "-m", "lw_retinanet", "predict", lively, path, "--tile", "800", "--score", "0.3", "--out", tmp_path / "out"]
+    subprocess.run(list(map(str, command)), check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    (image,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert image["tiles"] == 31 * 31
+    assert 0 < image["empty_tiles"] < 31 * 31
+    assert image["detections"]
+    assert peak < 2 * 10**9

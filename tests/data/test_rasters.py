@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,6 @@ def test_a_damaged_raster_is_an_image_error(write: Write, tmp_path: Path, caplog
 
 def test_without_rasterio_the_extra_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(noise())
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(MissingExtraError, match=r"needs rasterio; install it with: pip install 'lw-retinanet\[geo\]'"):
         Raster(path)
