@@ -127,11 +127,25 @@ def test_without_the_extra_it_is_named(cli: Any, lively: Path, make_raster: Make
     assert line.endswith("needs rasterio; install it with: pip install 'lw-retinanet[geo]'\n")
 
 
-def test_evaluation_by_tiles(cli: Any, lively: Path, data: Path) -> None:
+def test_evaluation_by_tiles(cli: Any, lively: Path, data: Path, tmp_path: Path) -> None:
     plain, whole, cut = (
         cli("evaluate", lively, data, "--json", *options).json for options in ((), ("--tile", 128), ("--tile", 128, "--overlap", 0))
     )
     assert plain == whole == cut  # the images have 64 pixels, so one tile is all of each
+    big = Image.open(data / "images" / "val_0001.jpg").resize((200, 150))
+    (tmp_path / "images").mkdir()
+    big.save(tmp_path / "images" / "big.png")
+    table = json.loads((data / "val.json").read_text())
+    table["images"] = [{"id": 1, "file_name": "big.png", "width": 200, "height": 150}]
+    table["annotations"] = [{**table["annotations"][0], "image_id": 1, "bbox": [10, 10, 60, 60], "area": 3600}]
+    (tmp_path / "val.json").write_text(json.dumps(table))
+    options = ("--tile", 128, "--overlap", 0.3)
+    metrics = cli("evaluate", lively, tmp_path, *options, "--json", "--out", tmp_path / "out")
+    assert metrics.code == 0, metrics
+    (predicted,) = cli("predict", lively, tmp_path / "images", *options, "--score", 0.05, "--json").json["images"]
+    scored = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert predicted["tiles"] == 4
+    assert [found["score"] for found in predicted["detections"]] == [found["score"] for found in scored] != []
     line = cli.refuses("evaluate", "--ground-truth", data / "val.json", "--detections", data / "val.json", "--tile", 128, unchanged=data)
     assert "tile is for a model and a data set" in line
 
