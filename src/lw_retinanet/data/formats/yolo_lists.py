@@ -129,7 +129,7 @@ def _names(path: Path, value: Any) -> dict[int, str]:
             )
         names[int(key)] = name
     if not names:
-        raise DataError(f"{path}: 'names' is empty; list the classes there")
+        raise DataError(f"{path}: 'names' is {'empty' if not value else quoted(value)}; list the classes there")
     return dict(sorted(names.items()))
 
 
