@@ -40,7 +40,7 @@ def in_background(items: Iterator[Item], *, number: int) -> Generator[Item, None
         items: Advanced in the thread; what this raises is raised here in its turn. Closed at the end, if it is a generator.
         number: Items that may be produced ahead; this bounds the memory.
     """
-    pool = ThreadPoolExecutor(max_workers=1)
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="in_background")
     try:
         waiting = deque(pool.submit(next, items, None) for _ in range(number))
         while (item := waiting.popleft().result()) is not None:
