@@ -141,6 +141,8 @@ def rename(old: str, new: str) -> Change:
     [
         ("yolo", both(CLASSES, lambda _, t: t["categories"][1].update(name="cat")), "share one name.* rename one",
          lambda _, t: t["categories"][1].update(name="dog")),
+        ("voc", lambda _, t: t["categories"][0].update(name=" cat"), "outer spaces; rename it",
+         lambda _, t: t["categories"][0].update(name="cat")),
         ("csv", rename("a.jpg", " a.jpg"), "outer spaces.* rename the file", rename(" a.jpg", "a.jpg")),
         ("voc", rename("a.jpg", "a\udce9.jpg"), "no plain text.* rename the file", rename("a\udce9.jpg", "a.jpg")),
         ("coco", lambda folder, _: (folder / "images/a.jpg").unlink(), "no such image.* restore the files", draw("a.jpg")),
@@ -204,6 +206,14 @@ TEXTS: dict[str, tuple[str, str | bytes, str, str]] = {
     "names is a number": ("data.yaml", "train: images\nnames: 3\n", "'names' is '?3'?; list the classes there", YAML),
     "no train": ("data.yaml", "names: [cat]\n", "add 'train' and 'val' with a folder or a list of images", YAML),
     "nc is wrong": ("data.yaml", YAML + "nc: 2\n", "correct one of them", YAML + "nc: 1\n"),
+    "names is no name": (
+        "data.yaml",
+        "train: images\nnames: [null]\n",
+        "a name such as null needs quotes",
+        "train: images\nnames: ['null']\n",
+    ),
+    "train is a number": ("data.yaml", "train: [[1]]\nnames: [cat]\n", "write a folder, a text file of image paths, or a list", YAML),
+    "a list of words": ("list.txt", "a picture\n", "line 1: not the path of an image; a list has one a line", "images/a.jpg\n"),
     "no such folder": ("data.yaml", "train: image\nnames: [cat]\n", "no such folder or list.* correct the path", YAML),
     "class of no name": ("labels/a.txt", ROW + "1 0.5 0.5 0.2 0.4\n", "list the class or remove them", ROW),
     "pixels": ("labels/a.txt", "0 10 5 4 4\n", "10 is no fraction of the image; divide by its width or height", ROW),
@@ -238,8 +248,8 @@ def test_what_a_message_about_a_file_says_helps(folder: Path, case: str) -> None
     coco = (folder / "train.json").read_text()
     (folder / "train.json").unlink()
     (folder / "labels").mkdir()
-    if name in ("data.yaml", "labels/a.txt"):
-        (folder / "data.yaml").write_text(YAML)
+    if name in ("data.yaml", "labels/a.txt", "list.txt"):
+        (folder / "data.yaml").write_text(YAML.replace("images", "list.txt") if name == "list.txt" else YAML)
         (folder / "labels/a.txt").write_text(ROW)
     file = folder / name if name != "a.xml" else folder / "images" / name
     source = file if name == "train.json" else file.parent if name == "a.xml" else folder
@@ -262,3 +272,13 @@ def test_what_a_message_about_several_files_says_helps(folder: Path) -> None:
     with pytest.raises(InputError, match=r"several JSON files \(one\.json, two\.json\).* pass the one to use"):
         Dataset.open(folder)
     assert Dataset.open(folder / "two.json").ready().num_boxes == 2
+
+
+def test_classes_that_differ_are_converted_one_split_at_a_time(folder: Path) -> None:
+    (folder / "val.json").write_text((folder / "train.json").read_text().replace('"cat"', '"dog"'))
+    splits = {split: Dataset.open(folder).read(split) for split in ("train", "val")}
+    with pytest.raises(InputError, match=r"the classes of 'val' and 'train' differ.* convert them separately"):
+        convert(splits, "yolo", folder / "out")
+    for split, records in splits.items():
+        convert({split: records}, "yolo", folder / f"out_{split}")
+        assert Dataset.open(folder / f"out_{split}").read(split).class_names == records.class_names

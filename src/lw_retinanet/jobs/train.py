@@ -254,7 +254,7 @@ def open_teacher(config: Config, student: ModelRecord) -> Teacher | None:
     if theirs != ours:
         raise ConfigError(f"train.teacher {path} has other classes than the student, or in another order; choose a teacher with the same")
     if loaded.record.conventions.anchors != student.conventions.anchors or loaded.record.conventions.boxes != student.conventions.boxes:
-        raise ConfigError(f"train.teacher {path} has other anchors than the student, so its answers mean something else")
+        raise ConfigError(f"train.teacher {path} has other anchors than the student; choose a teacher with the same")
     return Teacher(model=loaded.model, full_head=loaded.record.switchable)
 
 
