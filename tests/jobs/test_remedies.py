@@ -68,7 +68,8 @@ def test_a_teacher_with_other_classes_or_anchors_names_what_to_choose(data: Path
     from lw_retinanet.weights.start import start_from_settings
 
     model = {"backbone": "mobilenet_v2", "head_width": 16}
-    values = {"model": model, "data": {"image_size": 64, "workers": 0}, "train": {"steps": 1, "precision": "fp32"}}
+    train = {"steps": 1, "precision": "fp32"}
+    values = {"model": model, "data": {"image_size": 64, "workers": 0}, "train": train}
     classes = Dataset.open(data).read("train").categories
     for name, known, changed in (
         ("classes", tuple(Category(id=one.id, name=f"other {one.name}") for one in classes), {}),
@@ -77,7 +78,7 @@ def test_a_teacher_with_other_classes_or_anchors_names_what_to_choose(data: Path
     ):
         start = start_from_settings(parse_config({**values, "model": {**model, **changed}}).resolved(), known)
         save_model(tmp_path / f"{name}.safetensors", start.model, start.record)
-        config = parse_config({**values, "train": {**values["train"], "teacher": str(tmp_path / f"{name}.safetensors")}})
+        config = parse_config({**values, "train": {**train, "teacher": str(tmp_path / f"{name}.safetensors")}})
         if name == "same":
             assert plan_training(config, data, device=torch.device("cpu")).steps == 1
         else:
