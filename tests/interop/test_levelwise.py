@@ -73,7 +73,7 @@ def test_class_stays_and_nothing_is_registered_twice() -> None:
     assert isinstance(light.own["1"], Loud)
     assert type(_light(Loud)[1]) is type(light)
     added = light.state_dict().keys() - head.state_dict().keys()
-    assert added == {f"own.1.{name}.{kind}" for name in ("conv.0", "predict") for kind in ("weight", "bias")}
+    assert added == {"lightened", *(f"own.1.{name}.{kind}" for name in ("conv.0", "predict") for kind in ("weight", "bias"))}
     assert len(list(light.parameters())) == len(list(head.parameters())) + 4
 
 

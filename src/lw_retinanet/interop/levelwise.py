@@ -4,12 +4,18 @@ The class may be torchvision's or a user's subclass of it. All that is assumed i
 them one by one, and joins the answers along dimension 1. Everything else is inherited.
 """
 
+import inspect
+import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from lw_retinanet.errors import InputError
+
+MARKER = "lightened"  # a buffer: a model with a full head reports it as unexpected
 
 
 class _Made(nn.Module):
@@ -28,12 +34,41 @@ MadeT = TypeVar("MadeT", bound=_Made)
 _CLASSES: dict[tuple[type, type], Any] = {}
 
 
-def _made_class(mixin: type, original: type) -> Any:
+def _made_class(mixin: type, original: type[Any]) -> Any:
     if (mixin, original) not in _CLASSES:
-        names = {"original": original, "__module__": original.__module__, "__doc__": original.__doc__}
-        made = types.new_class(f"{mixin.__name__}{original.__name__}", (mixin, original), exec_body=lambda body: body.update(names))
+        names = {
+            "original": original,
+            "__module__": original.__module__,
+            "__doc__": original.__doc__,
+            "forward_of_class": _renamed(original.forward),
+        }
+        # TorchScript looks at the annotations of the class itself, and those of the mixins are none of its types.
+        names["__annotations__"] = dict(getattr(original, "__annotations__", {}))
+        base = _with_static_types(mixin, original)
+        made = types.new_class(f"{mixin.__name__}{original.__name__}", (base, original), exec_body=lambda body: body.update(names))
         _CLASSES.setdefault((mixin, original), made)
     return _CLASSES[mixin, original]
+
+
+def _renamed(forward: Any) -> Any:
+    """The same function under the name ``forward_of_class``, by which TorchScript tells methods apart."""
+    if not isinstance(forward, types.FunctionType):
+        return forward
+    copied = types.FunctionType(forward.__code__, forward.__globals__, "forward_of_class", forward.__defaults__, forward.__closure__)
+    copied.__annotations__, copied.__kwdefaults__ = forward.__annotations__, forward.__kwdefaults__
+    return copied
+
+
+def _with_static_types(mixin: type, original: type[Any]) -> type:
+    """The kind of ``LevelWise`` whose types TorchScript knows, if the original says what it returns."""
+    if mixin is not LevelWise:
+        return mixin
+    try:
+        source = inspect.getsource(original.forward)  # torchvision has the types of some heads in comments
+    except (OSError, TypeError):
+        return mixin
+    found = re.search(r"-> (Tensor|[tT]uple\[Tensor, Tensor\]):?\n", source)
+    return {None: mixin, "Tensor": _TensorLevels}.get(found and found[1], _PairLevels)
 
 
 def _blank(mixin: type[MadeT], original: type) -> MadeT:
@@ -49,6 +84,7 @@ class LevelHead(_Made):
     """
 
     whole: tuple[nn.Module]  # in a tuple, so that the whole head is not registered as a child of its own child
+    __jit_ignored_attributes__ = ("whole",)
 
     @classmethod
     def of(cls, head: nn.Module, original: type, layers: Mapping[str, nn.Module]) -> Self:
@@ -65,9 +101,24 @@ class LevelHead(_Made):
         if name in modules:
             return modules[name]
         whole = self.__dict__.get("whole")
+        if name == "__constants__" and whole is not None:  # settings of the whole head that TorchScript also needs here
+            return [
+                key for key, value in vars(whole[0]).items() if key not in self.__dict__ and isinstance(value, bool | int | float | str)
+            ]
         if whole is None or name.startswith("__"):  # while it is copied or unpickled, before its attributes are set
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(whole[0], name)
+
+    def __prepare_scriptable__(self) -> Self:
+        """Called by ``torch.jit.script``.
+
+        Raises:
+            InputError: if the level shares a layer with the others, which TorchScript does not allow.
+        """
+        shared = [name for name in self.whole[0]._modules if name != "own" and name not in self._modules]
+        if shared:
+            raise InputError(f"TorchScript cannot share {shared[0]} between levels; script a model lightened to another preset, lw-v3")
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # Not the method of the original class: torchvision's renames keys of old checkpoints, and would rename ours by mistake.
@@ -77,12 +128,63 @@ class LevelHead(_Made):
 class LevelWise(_Made):
     """The whole head. Levels in ``own`` run their own :class:`LevelHead`, all others the original class."""
 
-    own: nn.ModuleDict  # keys: the level's index in the list of maps, as a string
+    if TYPE_CHECKING:
+        own: nn.ModuleDict  # keys: the level's index in the list of maps, as a string
+        forward_of_class: Any
 
-    def forward(self, x: Sequence[Tensor]) -> Any:
-        """Answers for all maps, in the form of the original class."""
+    def forward(self, x: Any) -> Any:
+        """Answers for a sequence of maps, in the form of the original class."""
         answers = [self.own[str(i)]([maps]) if str(i) in self.own else super(LevelWise, self).forward([maps]) for i, maps in enumerate(x)]
         return join(answers)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept light weights of version 0.1.0, which have no marker; refuse the weights of a full head even where others may miss."""
+        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        if any(name.startswith("own.") for name in names):
+            state_dict.setdefault(prefix + MARKER, getattr(self, MARKER))
+        elif any(name.startswith("conv.") for name in names):
+            args[-1].append(
+                f"{prefix.removesuffix('.')}: these are weights of a full head, and this head is light; load them into the full model, and "
+                "lighten that"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _TensorLevels(LevelWise):
+    """The same in types that TorchScript knows, for heads that return one tensor."""
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        answers: list[Tensor] = []
+        for place, maps in enumerate(x):
+            is_own = False
+            for level, head in self.own.items():
+                if int(level) == place:
+                    is_own = True
+                    answers.append(head([maps]))
+            if not is_own:
+                answers.append(self.forward_of_class([maps]))
+        return torch.cat(answers, dim=1)
+
+
+class _PairLevels(LevelWise):
+    """The same for heads that return two tensors."""
+
+    def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        for place, maps in enumerate(x):
+            is_own = False
+            for level, head in self.own.items():
+                if int(level) == place:
+                    is_own = True
+                    one, two = head([maps])
+                    first.append(one)
+                    second.append(two)
+            if not is_own:
+                one, two = self.forward_of_class([maps])
+                first.append(one)
+                second.append(two)
+        return torch.cat(first, dim=1), torch.cat(second, dim=1)
 
 
 def join(answers: Sequence[Any]) -> Any:
@@ -107,5 +209,7 @@ def give_own_layers(head: nn.Module, level: int, layers: Mapping[str, nn.Module]
         head.__class__ = _made_class(LevelWise, type(head))
         assert isinstance(head, LevelWise)
         head.own = nn.ModuleDict()
+        weight = next(head.parameters())
+        head.register_buffer(MARKER, torch.ones((), dtype=weight.dtype, device=weight.device))
     head.own[str(level)] = LevelHead.of(head, head.original, layers)
     return head

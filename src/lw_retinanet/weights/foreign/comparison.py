@@ -53,6 +53,8 @@ def compare_with_framework(converted: ConvertedModel, predict: Predict, images: 
     if source is None:
         return converted.with_comparison(FrameworkComparison(status="its classes differ from the original's", differences={}))
     conventions = converted.loaded.model.conventions
+    if source.architecture.plan.cls or source.architecture.plan.bbox:
+        return converted.with_comparison(FrameworkComparison(status="torchvision itself has no light heads", differences={}))
     if torchvision_conventions(conventions) != _by_class(conventions):
         status = "a convention was set to something that torchvision cannot do"
         return converted.with_comparison(FrameworkComparison(status=status, differences={}))

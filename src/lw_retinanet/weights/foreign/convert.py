@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from lw_retinanet.conventions import STRIDES, Conventions
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import ConfigError, WeightsError, nearest, shown
-from lw_retinanet.heads import HeadPlan
+from lw_retinanet.heads import PRESETS, HeadPlan
 from lw_retinanet.models.anchors import cell_anchors
 from lw_retinanet.models.backbone import RESNETS
 from lw_retinanet.weights.classes import change_classes
@@ -131,10 +131,9 @@ def convert_file(
         class_note=rows.note,
         conventions=_origins(conventions, layout, architecture, overrides),
     )
-    units = architecture.plan.shared.units
     record = make_record(
         filled.model,
-        preset="retinanet" if architecture.plan == HeadPlan() else f"retinanet ({len(units)} units {units[0]})",
+        preset=_preset_name(architecture.plan),
         backbone=architecture.backbone,
         width=architecture.width,
         norm="frozen",
@@ -148,6 +147,15 @@ def convert_file(
         source=ConversionSource(file=file, layout=layout, architecture=architecture, rows=rows.rows),
     )
     return converted if wanted is None else _with_classes(converted, with_known_ids(wanted, rows.categories))
+
+
+def _preset_name(plan: HeadPlan) -> str:
+    """The preset that has this plan, or words for it."""
+    named = next((name for name, preset in PRESETS.items() if preset == plan), None)
+    if named is None and (plan.cls or plan.bbox):
+        return "light"
+    units = plan.shared.units
+    return named or f"retinanet ({len(units)} units {units[0]})"
 
 
 def _stated_conventions(file: ForeignFile, layout: WeightsFormat, architecture: Architecture, overrides: Mapping[str, Any]) -> Conventions:

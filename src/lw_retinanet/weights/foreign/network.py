@@ -1,16 +1,18 @@
 """The network of a foreign weights file: its architecture is read off the shapes of the tensors, then it is built and filled."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lw_retinanet.conventions import Conventions
 from lw_retinanet.errors import ConfigError, WeightsError, shown
-from lw_retinanet.heads import HeadPlan, TowerPlan
+from lw_retinanet.heads import SHARED, HeadPlan, Level, TowerPlan
+from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.build import build
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.weights_file import ForeignFile
@@ -32,7 +34,6 @@ _OTHER_BACKBONES = {
     "RegNet": r"trunk_output|\.se\.",
     "VGG or SSD": r"vgg|backbone\.features\.\d+\.weight",
 }
-_CLASS_PREDICTION = "head.cls.shared_predict."
 _MAX_CLASSES = 100_000
 _MAX_CHANNELS = 8192
 
@@ -117,7 +118,50 @@ def _read_plan(tensors: Mapping[str, Tensor], names: TensorNames, where: str) ->
     plan = HeadPlan()
     if has_norm or num_units != len(plan.shared.units):
         plan = HeadPlan(shared=TowerPlan(units=("3x3-gn" if has_norm else "3x3",) * num_units))
-    return plan
+    cls, bbox = (_read_own_towers(tensors, names, branch, where) for branch in ("cls", "bbox"))
+    return replace(plan, cls=cls, bbox=bbox) if cls or bbox else plan
+
+
+def _read_own_towers(tensors: Mapping[str, Tensor], names: TensorNames, branch: str, where: str) -> dict[Level, TowerPlan]:
+    """The light towers of a branch by level, recognised by the names and shapes of their tensors."""
+    width = _shape(tensors, names("fpn.inner_blocks.0.0.weight"), where)[0]
+    plans: dict[Level, TowerPlan] = {}
+    for level in get_args(Level):
+        start = names(f"head.{branch}.own_units.{level}.0.")
+        if start is None or not any(name.startswith(start) for name in tensors):
+            continue
+        inner, units = width, list[str]()
+        while layer := _layer(tensors, names(f"head.{branch}.own_units.{level}.{len(units)}.")):
+            outer = _out_channels(layer)
+            units.append(_kind(UNITS, layer, inner, outer, f"unit {len(units)} of {branch} {level} of {where}"))
+            inner = outer
+        predict = SHARED
+        if layer := _layer(tensors, names(f"head.{branch}.own_predict.{level}.")):
+            predict = _kind(PREDICTIONS, layer, inner, _out_channels(layer), f"the prediction of {branch} {level} of {where}")
+        plans[level] = TowerPlan(units=tuple(units), width=None if inner == width else inner, predict=predict)
+    return plans
+
+
+def _layer(tensors: Mapping[str, Tensor], start: str | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors whose names start so, by the rest of the names."""
+    found = {name.removeprefix(start or ""): tuple(tensor.shape) for name, tensor in tensors.items() if start and name.startswith(start)}
+    return dict(sorted(found.items()))
+
+
+def _out_channels(layer: Mapping[str, tuple[int, ...]]) -> int:
+    """The rows of the last kernel."""
+    return next((shape[0] for shape in reversed(list(layer.values())) if len(shape) == 4), 0)
+
+
+def _kind(kinds: Mapping[str, Any], layer: Mapping[str, tuple[int, ...]], inner: int, outer: int, what: str) -> str:
+    for kind, make in kinds.items():
+        with contextlib.suppress(ValueError, ZeroDivisionError, RuntimeError), torch.device("meta"):
+            if {name: tuple(tensor.shape) for name, tensor in make(inner, outer).state_dict().items()} == dict(layer):
+                return kind
+    shapes = ", ".join(f"{name} {shape}" for name, shape in layer.items())
+    raise WeightsError(
+        f"{what} is light in a way that is not known, or mixed from two models ({shapes[:120]}); give the unchanged state dict"
+    )
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str | None, where: str) -> tuple[int, ...]:
@@ -178,6 +222,7 @@ def fill_network(
     used: dict[str, str] = {}
     missing, misshapen = [], []
     broken: dict[str, list[str]] = {}
+    class_rows = _class_predictions(model)
     for ours, wanted in model.state_dict().items():
         theirs = layout.names(ours)
         if theirs is None:
@@ -189,10 +234,13 @@ def fill_network(
             continue
         used[ours] = theirs
         shape = tuple(wanted.shape)
-        if ours.startswith(_CLASS_PREDICTION):
+        if ours in class_rows:
             shape = (architecture.num_anchors * architecture.num_rows, *shape[1:])
         if tuple(tensor.shape) != shape:
             misshapen.append(f"{theirs} {tuple(tensor.shape)} instead of {shape}")
+            continue
+        if ours.endswith("num_batches_tracked"):
+            state[ours] = tensor.clone()
             continue
         if not tensor.is_floating_point():
             raise WeightsError(f"{theirs} of {file.where} holds {tensor.dtype}, not floating point numbers; give the unquantised model")
@@ -200,7 +248,7 @@ def fill_network(
         if what := fault(ours, values, conventions.norm_eps):
             broken.setdefault(what, []).append(theirs)
             continue
-        if ours.startswith(_CLASS_PREDICTION):
+        if ours in class_rows:
             values = values.unflatten(0, (architecture.num_anchors, architecture.num_rows))[:, list(rows)].flatten(0, 1)
         state[ours] = values.contiguous()
     taken = set(used.values())
@@ -214,6 +262,18 @@ def fill_network(
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     return FilledNetwork(model=model.eval(), used=used, unused={name: reason or "" for name, reason in unused.items()})
+
+
+def _class_predictions(model: RetinaNet) -> set[str]:
+    """Names of the tensors that have a row for each anchor and class."""
+    branch = model.head.cls
+    predictions = {"shared_predict": branch.shared_predict, **{f"own_predict.{level}": own for level, own in branch.own_predict.items()}}
+    names = set()
+    for place, prediction in predictions.items():
+        convs = [name for name, module in prediction.named_modules() if isinstance(module, nn.Conv2d)] if prediction is not None else []
+        for parameter in ("weight", "bias") if convs else ():
+            names.add(".".join(part for part in ("head.cls", place, convs[-1], parameter) if part))
+    return names
 
 
 def _build(where: str, architecture: Architecture, conventions: Conventions, *, num_classes: int) -> RetinaNet:

@@ -32,6 +32,7 @@ _DOWNLOADABLE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2")
 UNUSED = (
     (r"backbone\.body\.fc\..*", "the classifier of the backbone's first training"),
     (r"transform\..*|anchor_generator\..*", "no weights"),
+    (r"head\.(classification|regression)_head\.lightened", "a mark of light heads"),
 )
 
 
@@ -134,6 +135,9 @@ def tensor_names(*, has_plain_pyramid: bool = False, has_flat_towers: bool = Fal
     }
     for branch, place in (("cls", "head.classification_head.conv"), ("bbox", "head.regression_head.conv")):
         templates[f"{branch}_unit"] = f"{place}.{{twice}}.{{parameter}}" if has_flat_towers else f"{place}.{{unit}}.0.{{parameter}}"
+        own = f"{place.removesuffix('.conv')}.own.{{index}}"
+        templates[f"{branch}_own_units"] = f"{own}.conv.{{rest}}"
+        templates[f"{branch}_own_predict"] = f"{own}.{'cls_logits' if branch == 'cls' else 'bbox_reg'}.{{rest}}"
         if not has_flat_towers:
             templates[f"{branch}_unit_norm"] = f"{place}.{{unit}}.1.{{parameter}}"
     return TensorNames(templates)

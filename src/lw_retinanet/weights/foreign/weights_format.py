@@ -30,6 +30,8 @@ _KINDS = {
     **{f"{branch}_prediction": rf"head\.{branch}\.shared_predict" for branch in ("cls", "bbox")},
 }
 
+_OWN = re.compile(r"head\.(?P<branch>cls|bbox)\.own_(?P<part>units|predict)\.P(?P<level>\d)\.(?P<rest>.*)")
+
 
 class TensorNames:
     """A framework's names for the tensors of our networks.
@@ -39,7 +41,8 @@ class TensorNames:
             (``weight``, ``running_var``, ...). Names of residual blocks may use ``{stage}`` (1 to 4), ``{res}`` (2 to 5), ``{block}``,
             ``{conv}`` (1 to 3) and ``{letter}`` (a to c); names of the FPN ``{level}`` (3 to 7) and ``{index}`` (0 for level 3); names of
             head units ``{unit}`` (from 0) and ``{twice}`` (0, 2, 4, ...). A kind followed by a number, such as ``lateral5``, is for this
-            level or unit only. ``backbone`` is for all tensors of the backbone that have no template of their own, with ``{rest}``.
+            level or unit only. ``cls_own_units``, ``cls_own_predict`` and the same for ``bbox`` are for light towers, with ``{index}`` and
+            ``{rest}``. ``backbone`` is for all tensors of the backbone that have no template of their own, with ``{rest}``.
         parameters: Names of a convolution's parameters in PyTorch -> the framework's; None if they are the same.
         norm_parameters: The same for norms; the framework has none of the parameters that are left out.
     """
@@ -61,6 +64,9 @@ class TensorNames:
                 template = self._templates.get(f"{kind}{number}") or self._templates.get(kind)
                 if template and theirs:
                     return template.format_map({**fields, "parameter": theirs})
+        if own := _OWN.fullmatch(ours):
+            template = self._templates.get(f"{own['branch']}_own_{own['part']}")
+            return template and template.format(index=int(own["level"]) - 3, rest=own["rest"])
         if ours.startswith("backbone.") and "backbone" in self._templates:
             return self._templates["backbone"].format(rest=ours.removeprefix("backbone."))
         return None
