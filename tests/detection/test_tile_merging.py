@@ -118,6 +118,19 @@ def test_parts_that_do_not_agree_where_both_tiles_look_are_two_objects() -> None
     assert len(pair((20, 10, 100, 30), (90, 10, 160, 30))[0]) == 2
 
 
+def test_two_objects_that_other_borders_cut_are_not_joined() -> None:
+    # The first is cut at its tile's far left, the second at its tile's far right; where both tiles look, [180, 200], their IoU is 13 / 20.
+    given = TileBoxes(
+        boxes=np.array([[100, 10, 195, 30], [182, 10, 280, 30]], np.float64),
+        scores=np.array([0.9, 0.8]),
+        labels=np.zeros(2, np.int64),
+        tile_of=np.arange(2),
+        tiles=np.array([(100, 0, 200, 100), (180, 0, 280, 100)], np.float64),
+        size_hw=(100, 400),
+    )
+    assert merge(given, iou=0.5)[0].tolist() == given.boxes.tolist()
+
+
 def test_boxes_of_one_tile_are_never_merged() -> None:
     given = TileBoxes(
         boxes=np.array([[10, 10, 50, 50], [12, 10, 50, 50]], np.float64),
