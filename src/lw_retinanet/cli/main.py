@@ -18,6 +18,7 @@ from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.cli.predict import predict_command
 from lw_retinanet.cli.profile import profile_command
 from lw_retinanet.cli.quickstart import quickstart_command
+from lw_retinanet.cli.selfcheck import selfcheck_command
 from lw_retinanet.cli.serve import serve_command
 from lw_retinanet.cli.tradeoff import tradeoff_command
 from lw_retinanet.cli.train import train_command
@@ -46,6 +47,7 @@ app.command("export")(export_command)
 app.command("benchmark")(benchmark_command)
 app.command("serve")(serve_command)
 app.command("tradeoff")(tradeoff_command)
+app.command("selfcheck")(selfcheck_command)
 
 INTERRUPTED = 130
 # typer carries its own click since 0.20 or so; the class is found by name, so that either serves.
