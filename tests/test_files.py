@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,3 +83,14 @@ def test_a_full_disk_is_told_with_bytes_and_keeps_the_old_content(tmp_path: Path
         filled()
     assert path.read_bytes() == b"old"
     assert [child.name for child in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_files_are_written_by_the_umask_whatever_their_writer_does(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "model.bin") as temporary:
+            temporary.write_bytes(b"x")
+            temporary.chmod(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.bin").stat().st_mode) == 0o640

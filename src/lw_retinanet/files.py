@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def replacing(path: Path, *, durable: bool = True, size: int | None = None) -> I
             if durable:
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # some writers make files that others cannot read
             temporary.replace(path)
             if durable:
                 _sync_folder(path.parent)
@@ -47,6 +49,15 @@ def replacing(path: Path, *, durable: bool = True, size: int | None = None) -> I
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise not_written(path, error, needed=f"more than {written:,}" if size is None else f"{size:,}") from error
+
+
+def _umask() -> int:
+    try:
+        return int(re.search(r"Umask:\s*(\d+)", Path("/proc/self/status").read_text())[1], 8)  # type: ignore[index]
+    except (OSError, TypeError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -102,3 +102,24 @@ def test_a_small_data_set_gets_no_interval(cli: Any, edited_data: Callable[..., 
     (tmp_path / "none.json").write_text("[]")
     line = cli.refuses("compare", tmp_path / "none.json", tmp_path / "none.json", "--data", source, unchanged=tmp_path)
     assert "4 images are too few: an interval needs 20 or more" in line
+
+
+def test_folders_of_a_run_and_of_predict_are_compared(cli: Any, scored_data: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("run", "predicted", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "detections.json").write_bytes(files[0].read_bytes())
+    found = [
+        {
+            "file": f"elsewhere/val_{image}.jpg",
+            "width": 80,
+            "height": 80,
+            "detections": [{"box": [1, 1, 10, 10], "score": 0.5, "category_id": 5}],
+        }
+        for image in range(24)
+    ]
+    (tmp_path / "predicted" / "predictions.json").write_text(json.dumps({"images": found}))
+    outcome = cli("compare", tmp_path / "run", tmp_path / "predicted", "--data", scored_data, "--draws", 100, "--json")
+    assert (outcome.json["ap_a"], outcome.json["ap_b"]) == (pytest.approx(51 / 101), pytest.approx(1.0))
+    outcome = cli("compare", tmp_path / "run", tmp_path / "empty", "--data", scored_data)
+    assert outcome.code == 2
+    assert "holds none of detections.json, predictions.json, results.json; give a run folder that is finished" in outcome.err

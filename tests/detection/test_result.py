@@ -1,5 +1,8 @@
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from PIL import Image
 
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.result import Result
-from lw_retinanet.errors import InputError
+from lw_retinanet.errors import InputError, MissingExtraError
 
 
 @pytest.fixture
@@ -52,6 +55,39 @@ def test_the_drawing_has_boxes_and_leaves_the_image_alone(result: Result) -> Non
     changed = (drawn != 90).any(axis=2)
     assert changed[25, 8:13].any()  # the left edge of the first box
     assert not changed[25, 20:30].any()  # its inside, below the name
+
+
+def test_low_scores_are_saved_only_if_asked_for(result: Result, tmp_path: Path) -> None:
+    faint = replace(result, scores=np.array([0.75, 0.29], np.float32))
+    assert (np.asarray(Image.open(faint.save(tmp_path / "a.png"))) == faint.plot(score=0.3)).all()
+    assert (np.asarray(Image.open(faint.save(tmp_path / "b.png", score=0.0))) == faint.plot()).all()
+    assert (faint.plot() != faint.plot(score=0.3)).any()
+
+
+def test_forms_of_other_tools(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    header, first, second = result.to_csv().splitlines()
+    assert header == "xmin,ymin,xmax,ymax,label,score,image_path"
+    assert (first, second) == ("10.0,5.0,40.0,45.0,cat,0.75,deep/cat.jpg", "60.5,20.0,70.0,30.25,fish,0.5,deep/cat.jpg")
+    # Of 80 x 50 pixels: centre (25, 25), sides 30 and 40.
+    assert result.to_yolo().splitlines()[0] == "1 0.312500 0.500000 0.375000 0.800000 0.750000"
+    task = result.to_label_studio("/data/cat.jpg")
+    (prediction,) = task["predictions"]
+    region = prediction["result"][0]
+    assert (task["data"], prediction["score"], region["score"]) == ({"image": "/data/cat.jpg"}, 0.75, 0.75)
+    assert region["value"] == {"x": 12.5, "y": 10.0, "width": 37.5, "height": 80.0, "rotation": 0, "rectanglelabels": ["cat"]}
+    assert (region["original_width"], region["original_height"]) == (80, 50)
+    # Stand-ins with the arguments of FiftyOne and pandas.
+    labels = SimpleNamespace(Detection=dict, Detections=lambda detections: detections)
+    monkeypatch.setitem(sys.modules, "fiftyone", labels)
+    assert result.to_fiftyone()[0] == {"label": "cat", "confidence": 0.75, "bounding_box": [0.125, 0.1, 0.375, 0.8]}
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match="pip install pandas"):
+        result.to_pandas()
+
+
+def test_the_table_of_pandas(result: Result) -> None:
+    pytest.importorskip("pandas")
+    assert result.to_pandas().iloc[0].tolist() == [10.0, 5.0, 40.0, 45.0, "cat", 0.75, "deep/cat.jpg"]
 
 
 def test_saving(result: Result, tmp_path: Path) -> None:

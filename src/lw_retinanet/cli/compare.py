@@ -8,8 +8,10 @@ from lw_retinanet.cli.console import print_json, say, with_bar
 
 
 def compare_command(
-    detections_a: Path = typer.Argument(..., help="COCO results file of the first detector."),
-    detections_b: Path = typer.Argument(..., help="COCO results file of the second detector."),
+    detections_a: Path = typer.Argument(
+        ..., help="Detections of the first detector: a COCO results file, a run folder, or a folder of predict."
+    ),
+    detections_b: Path = typer.Argument(..., help="The same of the second detector."),
     data: Path = typer.Option(..., help="Data set that both were run on."),
     split: str | None = typer.Option(None, help="Split of the data set [default: val, if there are splits]."),
     draws: int = typer.Option(1000, min=100, max=1_000_000, help="How often the images are drawn anew."),

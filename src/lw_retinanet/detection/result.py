@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_retinanet import __version__
 from lw_retinanet.data.georeference import Georeference
 from lw_retinanet.data.records import Category
+from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.result_formats import as_csv, as_fiftyone, as_label_studio, as_pandas, as_yolo
 from lw_retinanet.drawing import draw_boxes, save_image
 from lw_retinanet.errors import InputError, MissingExtraError
 
@@ -48,13 +51,14 @@ class Result:
         """Class name of each box."""
         return [self.categories[label].name for label in self.labels]
 
-    def plot(self) -> NDArray[np.uint8]:
-        """The image with boxes, names and scores drawn, (H, W, 3) uint8 RGB."""
-        return draw_boxes(self.image, self.boxes, self.labels, [c.name for c in self.categories], self.scores)
+    def plot(self, *, score: float = 0.0) -> NDArray[np.uint8]:
+        """The image with boxes, names and scores drawn, (H, W, 3) uint8 RGB; detections below ``score`` are left out."""
+        shown = self.scores >= score
+        return draw_boxes(self.image, self.boxes[shown], self.labels[shown], [c.name for c in self.categories], self.scores[shown])
 
-    def save(self, path: str | Path) -> Path:
-        """Write :meth:`plot` to a file, in the format of its suffix; returns the path."""
-        save_image(self.plot(), Path(path))
+    def save(self, path: str | Path, *, score: float = DISPLAY_SCORE) -> Path:
+        """Write :meth:`plot` to a file, in the format of its suffix; returns the path. As ``predict``, it leaves low scores out."""
+        save_image(self.plot(score=score), Path(path))
         return Path(path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +77,31 @@ class Result:
             {"image_id": image_id, "category_id": self.categories[label].id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
             for (x1, y1, x2, y2), score, label in zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         ]
+
+    def to_csv(self) -> str:
+        """A table with a header, as DeepForest writes it: ``xmin, ymin, xmax, ymax, label, score, image_path``."""
+        return as_csv(self.boxes, self.names, self.scores, self.file)
+
+    def to_pandas(self) -> Any:
+        """The table of :meth:`to_csv` as a ``pandas.DataFrame`` (needs the package ``pandas``)."""
+        return as_pandas(self.boxes, self.names, self.scores, self.file)
+
+    def to_yolo(self) -> str:
+        """YOLO's text with confidences: ``label cx cy w h confidence``, in shares of the image's sides."""
+        return as_yolo(self.boxes, self.labels, self.scores, self.size_hw)
+
+    def to_label_studio(self, image: str | None = None) -> dict[str, Any]:
+        """A task with pre-annotations for Label Studio.
+
+        Args:
+            image: Where Label Studio finds the image; None is ``file``.
+        """
+        where = image or self.file or ""
+        return as_label_studio(self.boxes, self.names, self.scores, self.size_hw, image=where, version=f"lw_retinanet {__version__}")
+
+    def to_fiftyone(self) -> Any:
+        """A ``fiftyone.Detections`` (needs the package ``fiftyone``)."""
+        return as_fiftyone(self.boxes, self.names, self.scores, self.size_hw)
 
     def to_supervision(self) -> Any:
         """A ``supervision.Detections`` (needs the package ``supervision``)."""
@@ -108,10 +137,12 @@ class TiledResult(Result):
         """The full height and width."""
         return self.full_hw
 
-    def plot(self) -> NDArray[np.uint8]:
+    def plot(self, *, score: float = 0.0) -> NDArray[np.uint8]:
         """``image`` with boxes, names and scores drawn, (H, W, 3) uint8 RGB."""
         factors = np.array([self.image.shape[1] / self.full_hw[1], self.image.shape[0] / self.full_hw[0]] * 2)
-        return draw_boxes(self.image, self.boxes * factors, self.labels, [c.name for c in self.categories], self.scores)
+        shown = self.scores >= score
+        names = [c.name for c in self.categories]
+        return draw_boxes(self.image, self.boxes[shown] * factors, self.labels[shown], names, self.scores[shown])
 
     def to_dict(self) -> dict[str, Any]:
         """As of :class:`Result`, with ``tiles`` and ``empty_tiles``, two numbers."""

@@ -104,14 +104,15 @@ def read_results(path: Path, records: Records) -> DetectionTable:
     """Read detections from a COCO results file, from a COCO annotation file whose boxes carry a ``score``, or from what ``predict`` wrote.
 
     Args:
-        path: JSON: a list of ``{image_id, category_id, bbox, score}``, an object with such a list as ``annotations``, or
-            ``{images: [{file, detections: [{box, score, category_id}]}]}``. Text that is no image id of the data set is taken for
-            the name of an image file.
+        path: A run folder or a folder that ``predict`` wrote; or JSON: a list of ``{image_id, category_id, bbox, score}``, an object with
+            such a list as ``annotations``, or ``{images: [{file, detections: [{box, score, category_id}]}]}``. Text that is no image id
+            of the data set is taken for the name of an image file.
         records: The data set that the ids belong to.
 
     Raises:
         DataError: If a detection is malformed, not finite, or of an unknown image or class; the message names the first one.
     """
+    path = _file_of(path)
     entries, place = _entries(path)
     row_of_image: Mapping[Id, int] = _ImageRows(records)
     label_of_category = {category_id: label for label, category_id in enumerate(records.category_ids)}
@@ -139,6 +140,17 @@ def read_results(path: Path, records: Records) -> DetectionTable:
         _finite(scores, 1, "score", f"{path}: {place}"),
         labels,
     )
+
+
+def _file_of(path: Path) -> Path:
+    """The detections in a folder: of a run, or of ``predict``."""
+    if not path.is_dir():
+        return path
+    names = ("detections.json", "predictions.json", "results.json")
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise DataError(f"{path} holds none of {', '.join(names)}; give a run folder that is finished, a folder of predict, or a file")
+    return found
 
 
 class _ImageRows(dict[Id, int]):

@@ -170,7 +170,7 @@ class Collection:
         self._coco += result.to_coco(result.file or str(len(self.images) - 1))
         path = self.folder / self._free_name(Path(result.file or "picture").stem)
         try:
-            result.save(path)
+            result.save(path, score=0.0)  # the caller has chosen
             if isinstance(result, TiledResult) and result.georeference:
                 write_text(path.with_suffix(".geojson"), json.dumps(result.to_geojson(wgs84=self._wgs84)) + "\n")
         except DiskFullError as error:
