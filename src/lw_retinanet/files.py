@@ -48,7 +48,8 @@ def replacing(path: Path, *, durable: bool = True, size: int | None = None) -> I
                 written = temporary.stat().st_size
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise not_written(path, error, needed=f"more than {written:,}" if size is None else f"{size:,}") from error
+        needed = f"{size:,}" if size is not None else f"more than {written:,}" if written else "more"
+        raise not_written(path, error, needed=needed) from error
 
 
 def _umask() -> int:
