@@ -209,3 +209,45 @@ def test_the_recipe_of_the_hub_mixin(make_detector: Make, images: list[Tensor], 
     assert same(again.eval().detector(images), mine.eval().detector(images))
     with pytest.raises(RuntimeError, match="lightened"):
         MyDetector.from_pretrained(tmp_path / "hub", light=None, strict=True)
+
+
+def test_from_torchvision_and_back_again(tmp_path: Path) -> None:
+    model = real_shape()
+    loaded = from_torchvision(model, ["a", "b", "c"])
+    detector = lw.load(loaded.save(tmp_path / "m.safetensors", half=False))
+    image = np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8)
+    found = detector.predict([image])[0]
+    back = detector.torchvision()([torch.from_numpy(image).permute(2, 0, 1).float() / 255])[0]
+    assert len(found) == len(back["scores"]) > 3
+    assert np.abs(found.boxes - back["boxes"].numpy()).max() < 0.05
+    assert found.labels.tolist() == back["labels"].tolist()
+    # What is saved is what was asked of the detector.
+    again = lw.load(detector.with_output(max_detections=2).save(tmp_path / "two.safetensors"))
+    assert len(again.predict([image])[0]) == len(again.torchvision()([torch.rand(3, 97, 131)])[0]["scores"]) == 2
+    with pytest.raises(
+        InputError, match=r"cannot be torchvision's class: its output.class_agnostic is True, and torchvision's is False; use"
+    ):
+        detector.with_output(class_agnostic=True).torchvision()
+    light = from_torchvision(lw.lighten(model, "lw-v3"), ["a", "b", "c"])
+    with pytest.raises(InputError, match="its head is light, and it has no full head beside it; use the detector itself"):
+        Detector.of_model(light.model, light.record.categories).torchvision()
+    with pytest.raises(InputError, match="has no record of how it was built"):
+        Detector.of_model(light.model, light.record.categories).save(tmp_path / "no.safetensors")
+
+
+def test_weights_of_another_program_are_sent_to_convert(tmp_path: Path) -> None:
+    torch.save(real_shape().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"is a weights file of another program; `lw-retinanet convert` makes a model file of it"):
+        lw.load(tmp_path / "w.pth")
+    lw.convert(tmp_path / "w.pth").save(tmp_path / "m.safetensors")
+    assert lw.load(tmp_path / "m.safetensors").switchable is False
+
+
+def test_a_wrapped_model_is_found_and_its_attribute_named(make_detector: Make) -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.detector = make_detector("v1")
+
+    with pytest.raises(InputError, match="wrapped in a Module; lighten the RetinaNet inside it, which its attribute detector holds"):
+        lw.lighten(Module())

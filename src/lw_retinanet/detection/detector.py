@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from lw_retinanet.config import explain
 from lw_retinanet.conventions import Conventions, OutputRule
@@ -33,6 +33,9 @@ from lw_retinanet.models.postprocess import ToImage, detect, detect_on_device, f
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.structures import Detections, Predictions
+from lw_retinanet.weights.foreign.convention_overrides import convention_values
+from lw_retinanet.weights.foreign.torchvision_twin import torchvision_conventions, torchvision_twin, why_not_torchvision
+from lw_retinanet.weights.model_file import save_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,6 +139,35 @@ class Detector:
         if isinstance(self.runtime, TorchRuntime):
             return self.runtime.model
         raise InputError(f"{self.name or 'an exported file'} holds no weights to change or train; give the model file it was made from")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the detector, with the conventions that it has now, as a model file, and return its path.
+
+        Raises:
+            InputError: For an exported file, or a network without a record, which no model file gave it.
+        """
+        if self.record is None:
+            raise InputError(f"{self.name or 'this detector'} has no record of how it was built; save the model that it was made from")
+        save_model(Path(path), self.model, self.record.model_copy(update={"conventions": self.conventions}))
+        return Path(path)
+
+    def torchvision(self) -> nn.Module:
+        """The same detector as torchvision's ``RetinaNet``, in evaluation mode: it takes a list of images in 0..1 and gives the same boxes.
+
+        Raises:
+            InputError: Where torchvision's class cannot give the same boxes; the message says why.
+        """
+        model, rules = self.model, self.conventions
+        reason = why_not_torchvision(model)
+        if reason is None and torchvision_conventions(rules) != rules:
+            own, theirs = convention_values(rules), convention_values(torchvision_conventions(rules))
+            different = next(name for name, value in own.items() if value != theirs[name])
+            reason = f"its {different} is {own[different]}, and torchvision's is {theirs[different]}"
+        if reason is not None:
+            raise InputError(f"{self.name or 'this detector'} cannot be torchvision's class: {reason}; use the detector itself")
+        copied = copy.copy(model)
+        copied.conventions = rules
+        return torchvision_twin(copied)
 
     @property
     def device(self) -> torch.device:

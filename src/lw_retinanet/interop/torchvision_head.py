@@ -28,9 +28,13 @@ def require_detector(model: object) -> None:
     """
     if isinstance(model, RetinaNet | FCOS):
         return
-    inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-    if isinstance(inner, RetinaNet | FCOS):
-        raise InputError(f"the model is wrapped in a {type(model).__name__}; lighten the {type(inner).__name__} inside it, then wrap again")
+    inside = model.named_modules() if isinstance(model, nn.Module) else ()
+    place, inner = next(((name, each) for name, each in inside if isinstance(each, RetinaNet | FCOS)), ("", None))
+    if inner is not None:
+        raise InputError(
+            f"the model is wrapped in a {type(model).__name__}; lighten the {type(inner).__name__} inside it, which its attribute {place} "
+            "holds, then put it back"
+        )
     raise InputError(
         f"cannot lighten a {type(model).__name__}: only torchvision's RetinaNet and FCOS, and subclasses of them, "
         "run one head over all levels; for any other torchvision detector `lw-retinanet profile` shows what its MACs are spent on"

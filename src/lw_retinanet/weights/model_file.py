@@ -83,6 +83,11 @@ class LoadedModel:
     model: RetinaNet
     record: ModelRecord
 
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write the model file and return its path; ``half`` as for :func:`save_model`."""
+        save_model(Path(path), self.model, self.record, half=half)
+        return Path(path)
+
 
 def make_record(
     model: RetinaNet,
@@ -202,14 +207,28 @@ def load_model(path: Path) -> LoadedModel:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
+    if _is_of_torch(path):
+        return WeightsError(
+            f"{path} is a weights file of another program; `lw-retinanet convert` makes a model file of it: name its result instead"
+        )
     return WeightsError(f"cannot read model file {path}: {first_line(error)}; give a whole .safetensors file that `train` made")
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether a file begins as those of ``torch.save`` and pickles do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+    except OSError:
+        return False
 
 
 def _record_of(path: Path, metadata: Mapping[str, str]) -> ModelRecord:
     if KEY not in metadata:
         raise WeightsError(
             f"{path} is a safetensors file, but not a model of this program (no {KEY} record); "
-            "a file with weights of a backbone belongs in the setting model.backbone_weights"
+            "a file with weights of a backbone belongs in the setting model.backbone_weights, one with weights of a detector in "
+            "`lw-retinanet convert`"
         )
     try:
         record = ModelRecord.model_validate(json.loads(metadata[KEY]))

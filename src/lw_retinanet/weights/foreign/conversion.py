@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lw_retinanet.data.records import Category
@@ -198,6 +199,10 @@ class ConvertedModel:
     loaded: LoadedModel
     report: ConversionReport
     source: ConversionSource | None = None
+
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write the model file and return its path; ``half`` stores convolutions in fp16."""
+        return self.loaded.save(path, half=half)
 
     def with_comparison(self, comparison: FrameworkComparison) -> "ConvertedModel":
         """Return the same model with a comparison in its report and notes."""
