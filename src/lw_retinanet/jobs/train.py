@@ -279,9 +279,18 @@ def _scorer(stack: ExitStack, held_out: Records | None, categories: tuple[Catego
     return score
 
 
+def portable_settings(config: Config) -> dict[str, Any]:
+    """The settings as plain values, with the names of files in place of paths: a model file is given to others."""
+    values = config.model_dump(mode="json")
+    for section, name in (("model", "start"), ("model", "backbone_weights"), ("train", "teacher")):
+        if values[section][name] is not None:
+            values[section][name] = Path(values[section][name]).name
+    return values
+
+
 def _save(folder: RunFolder, trained: RetinaNet, record: ModelRecord, config: Config, source: Path) -> None:
     """Write the trained model and its training curves."""
-    provenance = {"data": source.name, "settings": config.model_dump(mode="json"), **record.notes}
+    provenance = {"data": source.name, "settings": portable_settings(config), **record.notes}
     save_model(folder.model_file, trained, record.model_copy(update={"notes": provenance}))
     try:
         save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{record.preset} on {source.name}")
