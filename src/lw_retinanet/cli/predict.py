@@ -13,8 +13,8 @@ from lw_retinanet.errors import ConfigError
 
 
 def predict_command(
-    model: Path = typer.Argument(help="Model file, run folder, exported file or torchvision:NAME."),
-    sources: list[str] = typer.Argument(help="Images, folders, globs; or one video."),
+    model: Path | None = typer.Argument(None, help="Model file, run folder, exported file or torchvision:NAME."),
+    sources: list[str] | None = typer.Argument(None, help="Images, folders, globs; or one video."),
     out: Path | None = typer.Option(
         None,
         help="Folder for images with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]; of a video "
@@ -40,28 +40,49 @@ def predict_command(
     bands: str | None = typer.Option(None, help="Bands of a raster that are red, green and blue, such as 3,2,1."),
     value_range: str | None = typer.Option(None, help="Values of a raster that are black and full brightness, such as 0,10000."),
     wgs84: bool = typer.Option(False, "--wgs84", help="GeoJSON in longitude and latitude instead of the raster's own coordinates."),
+    manifest: str | None = typer.Option(
+        None, help="Instead of sources a list, of any length: text with a path or URI a line, or CSV or Parquet with a column file."
+    ),
+    shard: str = typer.Option(
+        "0/1", help="Of a list: the part I/N of it, I from 0; every machine takes another one, into the same folder."
+    ),
+    processes: int = typer.Option(1, min=1, max=1024, help="Of a list: processes of this machine that share the shard."),
+    chunk: int = typer.Option(1000, min=1, help="Of a list: images of one Parquet part, which a killed run does again at most."),
+    merge: Path | None = typer.Option(None, help="Folder of predictions on a list: check that it is complete, write predictions.parquet."),
+    coco: bool = typer.Option(False, "--coco", help="With --merge: also write results.json (COCO)."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
-    from lw_retinanet.jobs.predict import run_prediction
-
     chosen, span = numbers(bands, int, "bands"), numbers(value_range, float, "value-range")
     tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=chosen, value_range=span, wgs84=wgs84)
     options: dict[str, Any] = {"score": score, "head": head, "precision": checked_precision(precision), "device": device}
-    options["max_pixels"] = max_pixels
+    options |= {"max_pixels": max_pixels, "batch_size": batch_size}
     options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
-    folder = out or (None if json else Path("predictions"))
-    if any(map(is_video, [*sources, out or ""])):
-        if tiling:
-            raise ConfigError("--tile is for images; leave it out for a video")
-        batch = batch_size if batch_size > 1 else None
-        _predict_video(model, sources, out=folder, as_json=json, every=every, batch_size=batch, **options)
-        return
+    if manifest or merge:
+        from lw_retinanet.cli import predict_list
+
+        of_list: Any = {"shard": shard, "processes": processes, "chunk": chunk, "coco": coco, **options}
+        of_images = bool(sources or tiling or every != 1)
+        predict_list.run(model, manifest, merge, out=out or Path("predictions"), of_images=of_images, as_json=json, **of_list)
+    elif (shard, processes, coco) != ("0/1", 1, False):
+        raise ConfigError("--shard and --processes go with --manifest, and --coco with --merge; leave them out for images")
+    elif model is None or not sources:
+        raise ConfigError("name a model and images: predict MODEL SOURCE..., or a list of them: predict MODEL --manifest LIST")
+    elif any(map(is_video, [*sources, out or ""])):
+        _predict_video(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
+    else:
+        _predict_images(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
+
+
+def _predict_images(model: Path, sources: list[str], *, out: Path | None, as_json: bool, every: int, **options: Any) -> None:
+    from lw_retinanet.jobs.predict import run_prediction
+
     if every != 1:
         raise ConfigError("--every is for a video; leave it out for images")
+    folder = out or (None if as_json else Path("predictions"))
     say_each: Any = {"on_error": lambda error: say_error(str(error)), "progress": with_bar}
-    predicted = run_prediction(model, sources, out=folder, batch_size=batch_size, tiling=tiling, **say_each, **options)
-    if json:
+    predicted = run_prediction(model, sources, out=folder, **say_each, **options)
+    if as_json:
         print_json(predicted.as_dict())
     else:
         say(f"{predicted.num_detections} objects in {len(predicted.images)} images; see {predicted.folder}")
@@ -69,9 +90,15 @@ def predict_command(
         raise typer.Exit(1)
 
 
-def _predict_video(model: Path, sources: list[str], *, out: Path | None, as_json: bool, **options: Any) -> None:
+def _predict_video(
+    model: Path, sources: list[str], *, out: Path | None, as_json: bool, batch_size: int, tiling: Tiling | None, **options: Any
+) -> None:
     from lw_retinanet.jobs.predict_video import run_video_prediction
 
+    if tiling:
+        raise ConfigError("--tile is for images; leave it out for a video")
+    out = out or (None if as_json else Path("predictions"))
+    options["batch_size"] = batch_size if batch_size > 1 else None
     if len(sources) > 1:
         raise ConfigError(f"{len(sources)} sources: a video is predicted on alone; name one video, or images only")
     if out is not None and not is_video(out) and (out.is_dir() or not out.suffix):

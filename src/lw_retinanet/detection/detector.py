@@ -325,6 +325,31 @@ class Detector:
             read_ahead(taken, partial(_read, max_pixels=max_pixels), number=2 * batch_size), score=score, head=head, batch_size=batch_size
         )
 
+    def predict_each(
+        self,
+        names: Iterable[str],
+        read: Callable[[str], NDArray[np.uint8]],
+        *,
+        score: float | None = None,
+        head: HeadChoice | None = None,
+        batch_size: int = 1,
+    ) -> Iterator[Result | ImageError]:
+        """Detect in what ``read`` makes of each name, in order; otherwise as :meth:`predict_files`.
+
+        Args:
+            names: Names of images, taken as they are needed, so that there may be any number of them.
+            read: Gives (H, W, 3) uint8 RGB, or raises an ``ImageError``. Called in threads.
+            score, head, batch_size: As for :meth:`predict`.
+        """
+
+        def load(name: str) -> _NamedImage | ImageError:
+            try:
+                return _NamedImage(file=name, pixels=read(name))
+            except ImageError as error:
+                return error
+
+        return self._detect_all(read_ahead(names, load, number=2 * batch_size), score=score, head=head, batch_size=batch_size)
+
     def stream(
         self,
         source: str | Path | int,
