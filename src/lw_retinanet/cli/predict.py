@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from lw_retinanet.cli.console import checked_precision, numbers, print_json, say, say_error, with_bar
+from lw_retinanet.cli.console import checked_precision, numbers
 from lw_retinanet.data.video_names import is_video
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.tiling import Tiling
@@ -53,14 +53,14 @@ def predict_command(
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Find objects in images; an image that cannot be read is named, the others go on, and the exit code is 1."""
+    from lw_retinanet.cli import predict_list, predict_sources
+
     chosen, span = numbers(bands, int, "bands"), numbers(value_range, float, "value-range")
     tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=chosen, value_range=span, wgs84=wgs84)
     options: dict[str, Any] = {"score": score, "head": head, "precision": checked_precision(precision), "device": device}
     options |= {"max_pixels": max_pixels, "batch_size": batch_size}
     options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
     if manifest or merge:
-        from lw_retinanet.cli import predict_list
-
         of_list: Any = {"shard": shard, "processes": processes, "chunk": chunk, "coco": coco, **options}
         of_images = bool(sources or tiling or every != 1)
         predict_list.run(model, manifest, merge, out=out or Path("predictions"), of_images=of_images, as_json=json, **of_list)
@@ -69,43 +69,6 @@ def predict_command(
     elif model is None or not sources:
         raise ConfigError("name a model and images: predict MODEL SOURCE..., or a list of them: predict MODEL --manifest LIST")
     elif any(map(is_video, [*sources, out or ""])):
-        _predict_video(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
+        predict_sources.run_video(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
     else:
-        _predict_images(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
-
-
-def _predict_images(model: Path, sources: list[str], *, out: Path | None, as_json: bool, every: int, **options: Any) -> None:
-    from lw_retinanet.jobs.predict import run_prediction
-
-    if every != 1:
-        raise ConfigError("--every is for a video; leave it out for images")
-    folder = out or (None if as_json else Path("predictions"))
-    say_each: Any = {"on_error": lambda error: say_error(str(error)), "progress": with_bar}
-    predicted = run_prediction(model, sources, out=folder, **say_each, **options)
-    if as_json:
-        print_json(predicted.as_dict())
-    else:
-        say(f"{predicted.num_detections} objects in {len(predicted.images)} images; see {predicted.folder}")
-    if predicted.errors:
-        raise typer.Exit(1)
-
-
-def _predict_video(
-    model: Path, sources: list[str], *, out: Path | None, as_json: bool, batch_size: int, tiling: Tiling | None, **options: Any
-) -> None:
-    from lw_retinanet.jobs.predict_video import run_video_prediction
-
-    if tiling:
-        raise ConfigError("--tile is for images; leave it out for a video")
-    out = out or (None if as_json else Path("predictions"))
-    options["batch_size"] = batch_size if batch_size > 1 else None
-    if len(sources) > 1:
-        raise ConfigError(f"{len(sources)} sources: a video is predicted on alone; name one video, or images only")
-    if out is not None and not is_video(out) and (out.is_dir() or not out.suffix):
-        out = out / f"{Path(sources[0]).stem}.webm"
-    predicted = run_video_prediction(model, sources[0], out=out, keep=as_json, progress=with_bar, **options)
-    if as_json:
-        print_json(predicted.as_dict())
-        return
-    of_frames = f"{predicted.num_looked_at} of {predicted.num_frames} frames, {predicted.per_second:.1f} frames a second"
-    say(f"{predicted.num_detections} objects in {of_frames}; see {predicted.video} and {predicted.lines}")
+        predict_sources.run(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
