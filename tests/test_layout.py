@@ -115,7 +115,20 @@ def test_start_is_cheap(what: str) -> None:
 
 
 def test_help_of_every_command_is_cheap() -> None:
-    single = ["quickstart", "profile", "train", "convert", "lighten", "evaluate", "compare", "predict", "export", "benchmark", "serve"]
+    single = [
+        "quickstart",
+        "profile",
+        "train",
+        "convert",
+        "lighten",
+        "evaluate",
+        "compare",
+        "predict",
+        "export",
+        "benchmark",
+        "ship",
+        "serve",
+    ]
     commands = [*([name] for name in single), ["data", "check"], ["data", "convert"]]
     code = f"import sys\nimport lw_retinanet.cli.main as m\nfor c in {commands}: assert m._run([*c, '--help'], False) == 0"
     run = subprocess.run([sys.executable, "-c", f"{code}\nprint('torch' in sys.modules)"], capture_output=True, text=True, check=True)

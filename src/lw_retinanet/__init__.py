@@ -35,6 +35,7 @@ _HOMES = {
     "predict": "api",
     "profile": "api",
     "save_pretrained": "interop.hugging_face",
+    "ship": "api",
     "split_data": "jobs.data",
     "train": "api",
 }
@@ -59,12 +60,13 @@ __all__ = [
     "predict",
     "profile",
     "save_pretrained",
+    "ship",
     "split_data",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from lw_retinanet.api import compare, convert, create, evaluate, export, lighten, load, predict, profile, train
+    from lw_retinanet.api import compare, convert, create, evaluate, export, lighten, load, predict, profile, ship, train
     from lw_retinanet.conventions import Conventions
     from lw_retinanet.detection.detector import Detector
     from lw_retinanet.detection.result import Result

@@ -27,6 +27,8 @@ from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.jobs.predict import predict_into
 from lw_retinanet.jobs.profile import CostReport, run_profile
 from lw_retinanet.jobs.run_request import checked_request
+from lw_retinanet.jobs.ship import ShipSettings, run_ship
+from lw_retinanet.jobs.shipment import Shipment
 from lw_retinanet.jobs.train import Run, run_training
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
@@ -527,6 +529,68 @@ def export(
         seed=seed,
         progress=progress,
     )
+
+
+def ship(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    max_drop: float = 0.5,
+    to: str | None = None,
+    budget: float | None = None,
+    epochs: int = 0,
+    classes: str | None = None,
+    fit_steps: int = 1500,
+    rounds: int = 30,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Shipment:
+    """Lighten a trained detector, export it in the form that is fastest here with AP inside the limit, and write the receipt on a page.
+
+    Args:
+        model: A model file, a run folder, a checkpoint of another framework (:func:`convert`), or ``torchvision:NAME``.
+        data: The data set. Images of its training split are looked at, and the boxes of ``val`` measure AP.
+        out: The folder for models, ``results.md`` and figures. If it was interrupted, the finished steps are kept.
+        max_drop: Points of AP that the shipped file may lose against the original.
+        to: The preset to lighten to. Without one it is ``lw-narrow`` or, with a budget, a plan that reaches the budget.
+        budget: GMACs that the light model may need at the model's image size.
+        epochs: Epochs of training with labels after lightening, with the old head as the teacher.
+        classes: For a checkpoint that does not name its classes: as for :func:`convert`, as text.
+        fit_steps: Steps of the fit, which needs no labels.
+        rounds: Rounds of timing.
+        seed: Seed for the choice of images and for the order of fit and training.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: Wraps images, steps and rounds, for instance to show a bar.
+
+    Returns:
+        The numbers; ``shipped`` is the form that is shipped, or None if every one loses more than ``max_drop``. Files are kept then, too.
+
+    Raises:
+        InputError: for a model or data that cannot be used, or a folder that was made from something else. Nothing is written then.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> shipment = lw.ship("runs/mine", "my_data", "receipt", max_drop=100, fit_steps=2, rounds=2)
+        >>> shipment.light_cost.macs < shipment.original_cost.macs
+        True
+        >>> detector = lw.load(shipment.shipped.file)
+        >>> shipment.page.name
+        'results.md'
+    """
+    settings = ShipSettings(
+        to=to,
+        budget=budget,
+        max_drop=max_drop,
+        epochs=epochs,
+        classes=classes,
+        fit_steps=fit_steps,
+        rounds=rounds,
+        seed=seed,
+        device=device,
+    )
+    return run_ship(model, Path(data), Path(out), settings, progress=progress)
 
 
 def _path(value: str | Path | None) -> Path | None:

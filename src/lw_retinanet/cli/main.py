@@ -20,6 +20,7 @@ from lw_retinanet.cli.profile import profile_command
 from lw_retinanet.cli.quickstart import quickstart_command
 from lw_retinanet.cli.selfcheck import selfcheck_command
 from lw_retinanet.cli.serve import serve_command
+from lw_retinanet.cli.ship import ship_command
 from lw_retinanet.cli.tradeoff import tradeoff_command
 from lw_retinanet.cli.train import train_command
 from lw_retinanet.errors import InputError, LwRetinaNetError
@@ -45,6 +46,7 @@ app.command("compare")(compare_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)
 app.command("benchmark")(benchmark_command)
+app.command("ship")(ship_command)
 app.command("serve")(serve_command)
 app.command("tradeoff")(tradeoff_command)
 app.command("selfcheck")(selfcheck_command)

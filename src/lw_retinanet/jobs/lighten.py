@@ -124,7 +124,7 @@ def lighten_file(
     if data is not None:
         existing(data, "data set")
     detector = open_detector(model, device=device)
-    name, plan = _named_plan(detector, to, budget)
+    name, plan = named_plan(detector, to, budget)
     files = calibration_files(data, count=images, seed=seed) if data is not None else []
     held_out = _held_out(data, detector) if data is not None else None
     settings = LighteningSettings(fit=FitSettings(steps=fit_steps, rate=rate, seed=seed), own_output=not keep_pyramid, seed=seed)
@@ -162,7 +162,7 @@ def _report_folder(model: Path, out: Path) -> Path:
     return output_folder(out.with_name(f"{out.stem}-report"))
 
 
-def _named_plan(detector: Detector, to: str | None, budget: float | None) -> tuple[str, HeadPlan]:
+def named_plan(detector: Detector, to: str | None, budget: float | None) -> tuple[str, HeadPlan]:
     """The plan with its name: that of the preset, which must be within the budget, or one that is found for the budget."""
     side, model = detector.conventions.input.size, detector.model
     if budget is not None and to is None:

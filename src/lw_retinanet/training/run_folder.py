@@ -58,7 +58,7 @@ class RunFolder:
             RunFolderError: if the folder is not empty.
         """
         cls.require_new(path)
-        with _locked(path):
+        with locked(path):
             folder = cls(path)
             values = config.model_dump(mode="json")
             write_text(folder.config_file, yaml.safe_dump({**values, "run": dict(notes)}, sort_keys=False))
@@ -75,7 +75,7 @@ class RunFolder:
         folder = cls(path)
         if not folder.config_file.is_file():
             raise RunFolderError(f"{path} holds no run (no config.yaml); start a new run")
-        with _locked(path):
+        with locked(path):
             values, notes = load_run_config(folder.config_file)
             yield folder, parse_config(values, where=str(folder.config_file)), notes
 
@@ -133,7 +133,12 @@ LOCK = ".lock"
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder, and remove temporary files that a killed one has left.
+
+    Raises:
+        RunFolderError: if another process works in it, or it cannot be written to.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK, timeout=0)
