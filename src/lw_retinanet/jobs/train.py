@@ -283,7 +283,7 @@ def portable_settings(config: Config) -> dict[str, Any]:
     """The settings as plain values, with the names of files in place of paths: a model file is given to others."""
     values = config.model_dump(mode="json")
     for section, name in (("model", "start"), ("model", "backbone_weights"), ("train", "teacher")):
-        if values[section][name] is not None:
+        if values[section].get(name) is not None:  # settings without influence are left out
             values[section][name] = Path(values[section][name]).name
     return values
 
