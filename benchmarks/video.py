@@ -24,7 +24,7 @@ from lw_retinanet.counting.rounds import ratio_interval, summary, take_turns
 from lw_retinanet.data.records import Category
 from lw_retinanet.data.video import VideoReader, VideoWriter
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.jobs.predict_video import run_video_prediction
 from lw_retinanet.weights.create import create_model
 

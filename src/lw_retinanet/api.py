@@ -16,6 +16,7 @@ from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.paired import Comparison
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.exporting.manifest import ExportPrecision
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.jobs.compare import run_comparison
@@ -23,7 +24,6 @@ from lw_retinanet.jobs.convert import run_conversion
 from lw_retinanet.jobs.evaluate import run_evaluation
 from lw_retinanet.jobs.export import Exported, run_export
 from lw_retinanet.jobs.lighten import lighten_model
-from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.jobs.predict import predict_into
 from lw_retinanet.jobs.profile import CostReport, run_profile
 from lw_retinanet.jobs.run_request import checked_request

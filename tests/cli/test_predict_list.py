@@ -169,7 +169,7 @@ def test_a_damaged_or_missing_part_is_named_and_made_again(
         ("MODEL --manifest LIST --coco", "--coco goes with --merge"),
         ("MODEL --manifest nowhere.txt", "nowhere.txt does not exist"),
         ("MODEL", "name a model and images"),
-        ("MODEL image.jpg --shard 0/2", "--shard and --processes go with --manifest"),
+        ("MODEL image.jpg --shard 0/2", "--shard, --processes and --ray go with --manifest"),
         ("MODEL image.jpg --manifest LIST", "take no images"),
         ("--manifest LIST", "name a model"),
         ("--merge EMPTY", "holds no predictions on a list"),

@@ -92,12 +92,12 @@ def test_lists_that_are_not_there_and_columns_of_another_type_are_refused(tmp_pa
 def test_images_are_read_by_path_and_by_uri(tmp_path: Path) -> None:
     Image.new("RGB", (7, 5), (9, 9, 9)).save(tmp_path / "a.png")
     for file in (str(tmp_path / "a.png"), "a.png", (tmp_path / "a.png").as_uri()):
-        np.testing.assert_array_equal(read_listed(file, folder=tmp_path, max_pixels=100), np.full((5, 7, 3), 9, np.uint8))
+        np.testing.assert_array_equal(read_listed(file, folders=[tmp_path], max_pixels=100), np.full((5, 7, 3), 9, np.uint8))
     for file in ("none.png", (tmp_path / "none.png").as_uri(), "x" * 5000, "a\0b", "nonsense://a", str(tmp_path)):
         with pytest.raises(ImageError):
-            read_listed(file, folder=tmp_path, max_pixels=100)
+            read_listed(file, folders=[tmp_path], max_pixels=100)
     with pytest.raises(ImageError, match="more than the limit"):
-        read_listed("a.png", folder=tmp_path, max_pixels=10)
+        read_listed("a.png", folders=[tmp_path], max_pixels=10)
 
 
 def test_a_missing_package_for_a_kind_of_uri_is_named_rather_than_a_failure_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +108,4 @@ def test_a_missing_package_for_a_kind_of_uri_is_named_rather_than_a_failure_of_e
 
     monkeypatch.setattr(fsspec, "open", missing)
     with pytest.raises(MissingExtraError, match="Install s3fs to access S3; pip install the package"):
-        read_listed("s3://bucket/a.jpg", folder=Path(), max_pixels=100)
+        read_listed("s3://bucket/a.jpg", folders=[], max_pixels=100)

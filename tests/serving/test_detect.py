@@ -13,7 +13,7 @@ import pytest
 from tests.serving.conftest import Served, image_file, serving
 
 import lw_retinanet as lw
-from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.exporting.load import open_detector
 
 
 @pytest.fixture(scope="module")

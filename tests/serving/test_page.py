@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tests.serving.conftest import Served, image_file, serving
 
-from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.exporting.load import open_detector
 
 pytestmark = pytest.mark.browser
 SWITCHES = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"

@@ -15,7 +15,7 @@ import torch
 from tests.serving.conftest import Reply, Served, image_file, serving
 
 from lw_retinanet.cli.main import _run
-from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.serving.engine import DetectionEngine, PreparedImage
 
 

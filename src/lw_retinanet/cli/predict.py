@@ -47,6 +47,7 @@ def predict_command(
         "0/1", help="Of a list: the part I/N of it, I from 0; every machine takes another one, into the same folder."
     ),
     processes: int = typer.Option(1, min=1, max=1024, help="Of a list: processes of this machine that share the shard."),
+    ray: str | None = typer.Option(None, help="Of a list: address of a Ray cluster that does the work: auto, ray://HOST:10001, or local."),
     chunk: int = typer.Option(1000, min=1, help="Of a list: images of one Parquet part, which a killed run does again at most."),
     merge: Path | None = typer.Option(None, help="Folder of predictions on a list: check that it is complete, write predictions.parquet."),
     coco: bool = typer.Option(False, "--coco", help="With --merge: also write results.json (COCO)."),
@@ -61,11 +62,11 @@ def predict_command(
     options |= {"max_pixels": max_pixels, "batch_size": batch_size}
     options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
     if manifest or merge:
-        of_list: Any = {"shard": shard, "processes": processes, "chunk": chunk, "coco": coco, **options}
+        of_list: Any = {"shard": shard, "processes": processes, "ray": ray, "chunk": chunk, "coco": coco, **options}
         of_images = bool(sources or tiling or every != 1)
         predict_list.run(model, manifest, merge, out=out or Path("predictions"), of_images=of_images, as_json=json, **of_list)
-    elif (shard, processes, coco) != ("0/1", 1, False):
-        raise ConfigError("--shard and --processes go with --manifest, and --coco with --merge; leave them out for images")
+    elif (shard, processes, ray, coco) != ("0/1", 1, None, False):
+        raise ConfigError("--shard, --processes and --ray go with --manifest, and --coco with --merge; leave them out for images")
     elif model is None or not sources:
         raise ConfigError("name a model and images: predict MODEL SOURCE..., or a list of them: predict MODEL --manifest LIST")
     elif any(map(is_video, [*sources, out or ""])):

@@ -20,6 +20,7 @@ def run(
     out: Path,
     shard: str,
     processes: int,
+    ray: str | None,
     coco: bool,
     of_images: bool,
     as_json: bool,
@@ -47,7 +48,7 @@ def run(
         raise ConfigError("name a model: predict MODEL --manifest LIST --out DIR; --coco goes with --merge")
     number, shards = map(int, numbers.groups())
     settings = BulkSettings(model=str(model), manifest=manifest, out=str(out), shard=number, shards=shards, **options)
-    predicted = predict_bulk(settings, processes=processes, progress=with_bar)
+    predicted = predict_bulk(settings, processes=processes, ray=ray, progress=with_bar)
     following = f"when all shards are done: lw-retinanet predict --merge {predicted.folder}"
     _say(predicted, f"{predicted.images} images of shard {number}/{shards}", following, as_json=as_json)
     if predicted.failed:

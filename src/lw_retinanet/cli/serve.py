@@ -27,7 +27,7 @@ def serve_command(
     drain: float = typer.Option(25.0, min=0.1, max=3600.0, help="Seconds for accepted requests after SIGTERM."),
 ) -> None:
     """Detect over HTTP: POST /detect, and a page to try it at the address that is shown. SIGTERM answers what was accepted, then ends."""
-    from lw_retinanet.jobs.load import open_detector
+    from lw_retinanet.exporting.load import open_detector
     from lw_retinanet.serving.server import serve
     from lw_retinanet.serving.settings import ServeSettings
 

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -140,12 +140,12 @@ def _open_uri(where: str) -> IO[bytes]:
     return stream
 
 
-def read_listed(file: str, *, folder: Path, max_pixels: int) -> NDArray[np.uint8]:
+def read_listed(file: str, *, folders: Sequence[Path], max_pixels: int) -> NDArray[np.uint8]:
     """The image that a row names, as :func:`~lw_retinanet.data.images.decode` gives it.
 
     Args:
         file: A path or a URI.
-        folder: Where a relative path is looked for if it is not below the current folder: the folder of the list.
+        folders: Where a relative path is looked for, in this order.
         max_pixels: As for ``decode``.
 
     Raises:
@@ -155,10 +155,10 @@ def read_listed(file: str, *, folder: Path, max_pixels: int) -> NDArray[np.uint8
     if not is_uri(file):
         path = Path(file)
         try:
-            beside = folder / path if not path.is_absolute() and not path.exists() and (folder / path).exists() else path
+            place = next((folder / path for folder in folders if (folder / path).exists()), path)
         except (OSError, ValueError):  # a name that no file can have: the decoder says so
-            beside = path
-        return decode(beside, max_pixels=max_pixels, name=file)
+            place = path
+        return decode(place, max_pixels=max_pixels, name=file)
     try:
         with _open_uri(file) as stream:
             content = stream.read()
@@ -167,6 +167,11 @@ def read_listed(file: str, *, folder: Path, max_pixels: int) -> NDArray[np.uint8
     except Exception as error:  # each file system of fsspec has exceptions of its own
         raise ImageError(f"{shown(file, most=300)}: cannot be read ({printable(first_line(error))}); check the address") from None
     return decode(content, max_pixels=max_pixels, name=file)
+
+
+def image_folders(where: str) -> list[Path]:
+    """Where relative paths of a list are looked for: the current folder, then the folder of the list."""
+    return [Path()] if is_uri(where) else [Path(), Path(where).parent]
 
 
 def need_pyarrow(why: str) -> None:

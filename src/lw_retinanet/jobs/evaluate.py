@@ -18,8 +18,8 @@ from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
 from lw_retinanet.evaluation.report import write_metrics
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.files import existing, output_folder
-from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress
 
 FIGURE_IMAGES = 8

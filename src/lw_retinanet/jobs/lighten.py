@@ -17,10 +17,10 @@ from lw_retinanet.errors import DataError, InputError, OutputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, write_results
 from lw_retinanet.evaluation.paired import MIN_IMAGES, Comparison, compare
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.files import existing, output_folder, require_room
 from lw_retinanet.heads import HeadPlan, plan_of
 from lw_retinanet.interop.torchvision_lighten import lighten_torchvision
-from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.lightening.budget import propose
 from lw_retinanet.lightening.calibration_images import MAX_FILES, calibration_files, find_calibration_images
 from lw_retinanet.lightening.filling import DEFAULT_PRESET, LighteningSettings, checked_steps

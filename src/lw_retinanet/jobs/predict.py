@@ -16,8 +16,8 @@ from lw_retinanet.detection.result import Result, TiledResult
 from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import DiskFullError, ImageError, InputError
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.files import output_folder, write_text
-from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress, tracked
 
 if TYPE_CHECKING:

@@ -23,15 +23,16 @@ from typing import IO, Any
 import torch
 
 from lw_retinanet.config import MAX_PIXELS
-from lw_retinanet.data.image_list import ImageList, ShardRows, is_uri, need_pyarrow, read_listed
+from lw_retinanet.data.image_list import ImageList, ShardRows, image_folders, need_pyarrow, read_listed
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.table import PredictedRow
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import ConfigError, InputError, LwRetinaNetError
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.exporting.opening import exported_file
 from lw_retinanet.files import output_folder, sha256
 from lw_retinanet.jobs.bulk_folder import BulkFolder, opened_part
-from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.jobs.predict_ray import predict_on_ray
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.weights.foreign.torchvision import is_named
 from lw_retinanet.weights.model_file import find_model_file
@@ -101,12 +102,13 @@ class BulkPredicted:
         return {**asdict(self), "folder": str(self.folder)}
 
 
-def predict_bulk(settings: BulkSettings, *, processes: int = 1, progress: Progress | None = None) -> BulkPredicted:
+def predict_bulk(settings: BulkSettings, *, processes: int = 1, ray: str | None = None, progress: Progress | None = None) -> BulkPredicted:
     """Predict on one shard of a list. What an earlier run, killed or not, has done is not done again.
 
     Args:
         settings: Model, list, folder, shard and the rest.
         processes: Processes of this machine that share the shard.
+        ray: Address of a Ray cluster that does the work instead; see :func:`~lw_retinanet.jobs.predict_ray.predict_on_ray`.
         progress: Shows how many images are done.
 
     Raises:
@@ -116,15 +118,18 @@ def predict_bulk(settings: BulkSettings, *, processes: int = 1, progress: Progre
         DiskFullError: If the disk is full. The parts until then stay.
     """
     need_pyarrow("prediction on a list")
-    if processes < 1:
-        raise ConfigError(f"processes must be at least 1, got {processes}")
+    if processes < 1 or (ray and processes > 1):
+        raise ConfigError(f"processes must be at least 1, and 1 on a Ray cluster, got {processes}")
     output_folder(Path(settings.out))
     images = ImageList.open(settings.manifest)
     rows = ShardRows(images=images, shard=settings.shard, shards=settings.shards)
     folder = BulkFolder(path=Path(settings.out), shard=settings.shard, shards=settings.shards, record=_record(settings, images))
     with folder.locked():
         folder.write_record(None)
-        work = _one_process(settings, folder, rows) if processes == 1 else _in_processes(settings, folder, images, processes)
+        if ray is not None:
+            work = predict_on_ray(asdict(settings), folder, rows, ray)
+        else:
+            work = _one_process(settings, folder, rows) if processes == 1 else _in_processes(settings, folder, images, processes)
         for _ in tracked(work, -(-images.num_rows // settings.shards), "predict", progress):
             pass
         finished = _count(folder, rows, settings.chunk)
@@ -152,8 +157,7 @@ def _predict_missing(settings: BulkSettings, folder: BulkFolder, rows: ShardRows
         return
     detector = open_detector(settings.model, head=settings.head, device=settings.device, precision=settings.precision)
     detector = detector.with_output(**settings.output)
-    beside = Path() if is_uri(settings.manifest) else Path(settings.manifest).parent
-    read = partial(read_listed, folder=beside, max_pixels=settings.max_pixels)
+    read = partial(read_listed, folders=image_folders(settings.manifest), max_pixels=settings.max_pixels)
     gathered: list[PredictedRow] = []
     for outcome in detector.predict_each(itertools.chain([first], names), read, score=settings.score, batch_size=settings.batch_size):
         number, files = begun[0]

@@ -19,8 +19,8 @@ from lw_retinanet.detection.pipeline import in_background
 from lw_retinanet.detection.video import FrameResult, video_batch, watch
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError, OutputError
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.files import output_folder, replacing
-from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.progress import Progress, tracked
 
 LINES_SUFFIX = ".jsonl"

@@ -26,10 +26,10 @@ from lw_retinanet.devices import choose_device, multiplies_in_bf16
 from lw_retinanet.errors import ConfigError, DataError, InputError, OutputError, RunFolderError, TrainingError, shown
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
+from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.files import output_folder
 from lw_retinanet.jobs.detect_together import detect_together
 from lw_retinanet.jobs.evaluate import score_into
-from lw_retinanet.jobs.load import open_detector
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.training.curves import save_curves

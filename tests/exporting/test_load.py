@@ -7,7 +7,7 @@ import torch
 from torchvision.models import detection
 
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.jobs.load import open_detector
+from lw_retinanet.exporting.load import open_detector
 
 NAME = "torchvision:retinanet_resnet50_fpn_v2"
 FILE = "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"
