@@ -27,7 +27,7 @@ def settings(tmp_path: Path) -> BulkSettings:
     """A small model, and a list of 40 images and one that is not there, in chunks of 2."""
     torch.manual_seed(0)
     model = lw.create("lw-v3", num_classes=2, backbone="mobilenet_v2", head_width=16, image_size=64)
-    made: Any = {"preset": "lw-v3", "backbone": "mobilenet_v2", "width": 16, "norm": "frozen", "plan": PRESETS["lw-v3"], "notes": {}}
+    made: Any = {"preset": "lw-v3", "backbone": "mobilenet_v2", "width": 16, "norm": "batch", "plan": PRESETS["lw-v3"], "notes": {}}
     categories = (Category(id=3, name="fish"), Category(id=7, name="crab"))
     save_model(tmp_path / "model.safetensors", model, make_record(model, categories=categories, **made))
     for number in range(40):
@@ -48,7 +48,6 @@ def test_without_ray_the_extra_is_named(settings: BulkSettings, monkeypatch: pyt
         predict_bulk(settings, ray="local")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_address_without_a_cluster_is_refused(settings: BulkSettings) -> None:
     pytest.importorskip("ray")

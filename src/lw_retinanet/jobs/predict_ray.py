@@ -2,18 +2,20 @@
 
 import itertools
 import logging
+import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lw_retinanet.data.image_list import ShardRows, image_folders
-from lw_retinanet.errors import InputError, LwRetinaNetError, MissingExtraError, first_line, printable
+from lw_retinanet.errors import InputError, LwRetinaNetError, MissingExtraError, printable
 from lw_retinanet.interop.ray import Predict
 from lw_retinanet.jobs.bulk_folder import BulkFolder
 
 WINDOW = 1000  # chunks of one data set, whose file names the driver holds
-log = logging.getLogger(__name__)
+CONNECT_SECONDS = 10
 
 
 class PredictChunk:
@@ -69,7 +71,8 @@ def predict_on_ray(settings: Mapping[str, Any], folder: BulkFolder, rows: ShardR
         cause = getattr(error, "cause", None)
         if isinstance(cause, LwRetinaNetError):
             raise cause from None
-        raise LwRetinaNetError(f"Ray stopped ({printable(first_line(error))}); run the same again, which goes on") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # the lines before it are a traceback
+        raise LwRetinaNetError(f"Ray stopped ({printable(reason)}); run the same again, which goes on") from error
     finally:
         ray.shutdown()
 
@@ -90,8 +93,10 @@ def _connected(address: str) -> Any:
     except ImportError:
         raise MissingExtraError("prediction on a cluster needs Ray; install it with: pip install 'lw-retinanet[ray]'") from None
     try:
+        if place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address):  # Ray itself tries for minutes
+            socket.create_connection((place[1], int(place[2])), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray or Python
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray or Python
         raise InputError(
             f"Ray at {address}: {printable(' '.join(str(error).split()))[:400]}; check the address, and install the cluster's versions here"
         ) from None
