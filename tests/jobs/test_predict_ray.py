@@ -33,8 +33,8 @@ def settings(tmp_path: Path) -> BulkSettings:
     for number in range(40):
         Image.new("RGB", (64, 64), (5 * number, 90, 90)).save(tmp_path / f"{number}.png")
     (tmp_path / "list.txt").write_text("\n".join([*(f"{number}.png" for number in range(40)), "nowhere.png", "3.png"]))
-    files = {"model": "model.safetensors", "manifest": "list.txt", "out": "out"}
-    return BulkSettings(**{name: str(tmp_path / file) for name, file in files.items()}, chunk=2, score=0.0)
+    model_file, manifest, out = (str(tmp_path / name) for name in ("model.safetensors", "list.txt", "out"))
+    return BulkSettings(model=model_file, manifest=manifest, out=out, chunk=2, score=0.0)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
