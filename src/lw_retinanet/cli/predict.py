@@ -40,12 +40,8 @@ def predict_command(
     bands: str | None = typer.Option(None, help="Bands of a raster that are red, green and blue, such as 3,2,1."),
     value_range: str | None = typer.Option(None, help="Values of a raster that are black and full brightness, such as 0,10000."),
     wgs84: bool = typer.Option(False, "--wgs84", help="GeoJSON in longitude and latitude instead of the raster's own coordinates."),
-    manifest: str | None = typer.Option(
-        None, help="Instead of sources a list, of any length: text with a path or URI a line, or CSV or Parquet with a column file."
-    ),
-    shard: str = typer.Option(
-        "0/1", help="Of a list: the part I/N of it, I from 0; every machine takes another one, into the same folder."
-    ),
+    manifest: str | None = typer.Option(None, help="A list of images: text, a path or URI a line; CSV or Parquet with a column file."),
+    shard: str = typer.Option("0/1", help="Of a list: part I/N of it, I from 0; each machine takes another one, into one folder."),
     processes: int = typer.Option(1, min=1, max=1024, help="Of a list: processes of this machine that share the shard."),
     ray: str | None = typer.Option(None, help="Of a list: address of a Ray cluster that does the work: auto, ray://HOST:10001, or local."),
     chunk: int = typer.Option(1000, min=1, help="Of a list: images of one Parquet part, which a killed run does again at most."),
