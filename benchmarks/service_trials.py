@@ -43,13 +43,15 @@ class Service:
     solo: list[Any] = field(default_factory=list)
 
     def ask(self, body: bytes, connection: HTTPConnection | None = None) -> tuple[int, bytes, float]:
-        """Status, body and seconds of one detection; status 0 if it was lost."""
+        """Status, body and seconds of one detection; status 0 if it was lost, -1 if nobody listened any more."""
         started = time.perf_counter()
         try:
             with closing(connection or HTTPConnection("127.0.0.1", self.port, timeout=60)) as client:
                 client.request("POST", "/detect?score=0.05", body, {"content-type": "image/jpeg"})
                 answer = client.getresponse()
                 return answer.status, answer.read(), time.perf_counter() - started
+        except ConnectionRefusedError:
+            return -1, b"", time.perf_counter() - started
         except (OSError, HTTPException):
             return 0, b"", time.perf_counter() - started
 
@@ -115,7 +117,7 @@ class Load:
             if status == 200:
                 self.seconds.append(seconds)
                 self.wrong += not self.service.is_right(row, status, body)
-            elif status == 503:
+            elif status in (503, -1):
                 self.refused += 1
             else:
                 self.lost += 1
