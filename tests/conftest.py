@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from lw_retinanet.data.records import Category, Records
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: threads fight over few cores
 os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidia0").exists() else "1")  # triton reads it when it is imported
 
 Object = tuple[float, float, float, float, int]

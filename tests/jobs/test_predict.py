@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,10 +66,10 @@ def test_the_public_function_and_the_job_refuse_to_draw_over_their_images(tmp_pa
 def test_on_a_full_disk_drawn_images_give_way_to_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Result.save
 
-    def save(result: Result, path: Path) -> None:
+    def save(result: Result, path: Path, **options: Any) -> None:
         if len(list(tmp_path.glob("*.jpg"))) == 4:
             raise DiskFullError(f"{path}: cannot be written (No space left on device)")
-        drawn(result, path)
+        drawn(result, path, **options)
 
     def write(path: Path, text: str) -> None:
         if len(list(tmp_path.glob("*.jpg"))) > 2:

@@ -85,7 +85,7 @@ def start_from_file(
     require_model(path)
     loaded = _without_full_head(open_model(path))
     digest = {} if is_named(path) else {"sha256": sha256(find_model_file(path))}
-    notes: dict[str, Any] = {"start": {"file": str(path), **digest, "notes": loaded.record.notes}}
+    notes: dict[str, Any] = {"start": {"file": path.name, **digest, "notes": loaded.record.notes}}
     known = loaded.record.categories
     if [category.name for category in known] != [category.name for category in categories]:
         loaded = change_classes(loaded, categories, seed=seed)
