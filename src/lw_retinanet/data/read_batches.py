@@ -49,7 +49,8 @@ def read_batches(dataset: TrainingSet, plan: StepPlan, *, workers: int, pin: boo
     batches = iter(loader)
     if _CHILD_ENDED and threading.current_thread() is threading.main_thread():
         # torch's handler would raise a dead worker's error in the middle of whatever is running, a step of the optimiser included.
-        signal.signal(_CHILD_ENDED, handler_before or signal.SIG_DFL)
+        is_torchs = getattr(handler_before, "__module__", "").startswith("torch.")  # of an earlier loader
+        signal.signal(_CHILD_ENDED, signal.SIG_DFL if is_torchs else handler_before or signal.SIG_DFL)
     try:
         while (batch := watch.next_of(batches, timeout)) is not None:
             if isinstance(batch, LwRetinaNetError):
