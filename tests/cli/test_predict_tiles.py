@@ -162,8 +162,9 @@ def test_a_raster_of_400_million_pixels_needs_little_memory(lively: Path, data: 
             for column in range(0, 39, 2):
                 file.write(scene, window=rasterio.windows.Window(column * block, row * block, block, block))
     command = [sys.executable, "-m", "lw_retinanet", "predict", lively, path, "--tile", "800", "--score", "0.3", "--out", tmp_path / "out"]
-    _, status, usage = os.wait4(subprocess.Popen(list(map(str, command))).pid, 0)  # of this process alone
-    assert status == 0
+    process = subprocess.Popen(list(map(str, command)))
+    _, process.returncode, usage = os.wait4(process.pid, 0)  # of this process alone
+    assert process.returncode == 0
     peak = usage.ru_maxrss * 1024
     (image,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert image["tiles"] == 31 * 31
