@@ -32,8 +32,8 @@ def test_no_command_shows_what_there_is(cli: Any) -> None:
     ("arguments", "parts"),
     [
         (["trian"], ["trian", "--help"]),
-        (["evaluate", "--wrong"], ["--wrong"]),
-        (["predict", "a.safetensors"], ["error"]),
+        (["predict"], ["model", "--help"]),
+        (["predict", "a.safetensors"], ["sources"]),
         (["train", "--wrong", "3"], ["--wrong"]),
         (["profile", "lw-v3", "--classes", "many"], ["--classes", "integer"]),
         (["profile", "lw-v3", "--classes", "0"], ["--classes", "1"]),

@@ -1,4 +1,7 @@
+import signal
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data._utils import signal_handling
 
 from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.image_sizes import require_files, with_sizes
 from lw_retinanet.data.loader import Key, Sample, StepPlan, TrainingSet, collate, make_loader
+from lw_retinanet.data.read_batches import read_batches
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError, ImageError, LwRetinaNetError
 from lw_retinanet.structures import Batch
@@ -207,3 +212,26 @@ def test_missing_images_are_found_before_the_work(records: Records) -> None:
     records.path(6).unlink()
     with pytest.raises(ImageError, match=r"picture 4\.png is missing and 1 more"):
         require_files(records)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGCHLD")
+def test_a_handler_of_the_program_stays_and_torchs_goes(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's would raise the error of a worker that ends in the middle of whatever runs then."""
+
+    def own(number: int, frame: object) -> None: ...
+
+    def handler_while_reading() -> object:
+        with closing(read_batches(make_set(records), plan_for(records), workers=1, pin=False, timeout=60)) as batches:
+            next(batches)
+            return signal.getsignal(signal.SIGCHLD)
+
+    before = signal.signal(signal.SIGCHLD, own)
+    try:
+        assert handler_while_reading() is own
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        signal_handling._set_SIGCHLD_handler()
+        assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL
+        assert handler_while_reading() is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -64,7 +64,7 @@ def predict_command(
     elif (shard, processes, ray, coco) != ("0/1", 1, None, False):
         raise ConfigError("--shard, --processes and --ray go with --manifest, and --coco with --merge; leave them out for images")
     elif model is None or not sources:
-        raise ConfigError("name a model and images: predict MODEL SOURCE..., or a list of them: predict MODEL --manifest LIST")
+        raise ConfigError("name a model and images: predict MODEL SOURCES..., or a list: predict MODEL --manifest LIST (see --help)")
     elif any(map(is_video, [*sources, out or ""])):
         predict_sources.run_video(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
     else:
