@@ -28,14 +28,11 @@ from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.table import PredictedRow
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import ConfigError, InputError, LwRetinaNetError
-from lw_retinanet.exporting.load import open_detector
-from lw_retinanet.exporting.opening import exported_file
-from lw_retinanet.files import output_folder, sha256
+from lw_retinanet.exporting.load import model_digest, open_detector
+from lw_retinanet.files import output_folder
 from lw_retinanet.jobs.bulk_folder import BulkFolder, opened_part
 from lw_retinanet.jobs.predict_ray import predict_on_ray
 from lw_retinanet.progress import Progress, tracked
-from lw_retinanet.weights.foreign.torchvision import is_named
-from lw_retinanet.weights.model_file import find_model_file
 
 CHUNK = 1000
 log = logging.getLogger(__name__)
@@ -190,16 +187,7 @@ def _count(folder: BulkFolder, rows: ShardRows, size: int) -> dict[str, int]:
 def _record(settings: BulkSettings, images: ImageList) -> dict[str, Any]:
     """What must be equal in all parts of a folder. The device and the batch are left out: they change the last digits only."""
     asked = {name: getattr(settings, name) for name in ("shards", "chunk", "score", "head", "precision", "max_pixels")}
-    return {"model": _model_digest(settings.model), "list": images.sha256, **asked, **settings.output}
-
-
-def _model_digest(model: str) -> str:
-    if is_named(model):
-        return model
-    file = exported_file(Path(model)) or find_model_file(Path(model))
-    weights = file.with_suffix(".bin")  # of OpenVINO
-    digest = sha256(file)
-    return f"{digest[:32]}{sha256(weights)[:32]}" if file.suffix == ".xml" and weights.is_file() else digest
+    return {"model": model_digest(settings.model), "list": images.sha256, **asked, **settings.output}
 
 
 def _in_processes(settings: BulkSettings, folder: BulkFolder, images: ImageList, processes: int) -> Iterator[None]:

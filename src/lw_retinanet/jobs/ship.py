@@ -18,6 +18,7 @@ from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import Precision, choose_device, cpu_name
 from lw_retinanet.errors import ConfigError, DataError, ExportError, MissingExtraError
 from lw_retinanet.evaluation.paired import MIN_IMAGES
+from lw_retinanet.exporting.load import model_digest
 from lw_retinanet.exporting.targets import target_class
 from lw_retinanet.files import existing, sha256, write_text
 from lw_retinanet.jobs.compare import run_comparison
@@ -37,7 +38,7 @@ from lw_retinanet.models.backbone import RESNETS
 from lw_retinanet.progress import Progress
 from lw_retinanet.training.run_folder import locked
 from lw_retinanet.weights.foreign.torchvision import is_named
-from lw_retinanet.weights.model_file import LoadedModel, find_model_file, load_model, save_model
+from lw_retinanet.weights.model_file import LoadedModel, load_model, save_model
 
 PAGE = "results.md"
 RUNTIMES = ("openvino", "onnx")
@@ -140,9 +141,9 @@ class _Shipping:
             max_drop=self.settings.max_drop,
         )
         self.lost = 100 * (before["AP"] - after)
-        if self.lost > self.settings.max_drop + 1e-9:
+        if reason := self._too_much(self.lost):
             light = Form(name="PyTorch fp32", file=self.light, ap=after, difference=after - before["AP"])
-            shipment = replace(shipment, tried=(light.refused(self._too_much(self.lost)),))
+            shipment = replace(shipment, tried=(light.refused(reason),))
         else:
             shipment = self._chosen(shipment)
         write_text(shipment.page, page(shipment, folder.path, folder.steps, self._notes(shipment.tried)))
@@ -152,8 +153,10 @@ class _Shipping:
         save_model(self.original, loaded.model, loaded.record)
         return {}
 
-    def _too_much(self, lost: float) -> str:
-        return f"it loses {lost:.2f} points of AP, more than the {self.settings.max_drop:g} that max_drop allows"
+    def _too_much(self, lost: float) -> str | None:
+        """Why so many points of AP are too many to lose; None if they are inside the limit."""
+        most = self.settings.max_drop
+        return f"it loses {lost:.2f} points of AP, more than the {most:g} that max_drop allows" if lost > most + 1e-9 else None
 
     def _scored(self, name: str, file: Path, precision: Precision) -> Facts:
         """AP of a file on ``val``, with detections and figures in the folder ``name``."""
@@ -164,7 +167,7 @@ class _Shipping:
             metrics = run_evaluation(file, self.data, out=out, precision=precision, device=device, **self.common)
             return {"AP": metrics.AP, "AP50": metrics.AP50}
 
-        made_from = {"file": sha256(find_weights(file)), "precision": precision}
+        made_from = {"file": model_digest(file), "precision": precision}
         return self.folder.step(f"evaluate {name}", command, made_from, work, files=(out / "detections.json",))
 
     def _lightened(self) -> Facts:
@@ -215,9 +218,8 @@ class _Shipping:
                 continue
             ap = self._scored(form.folder, form.file, form.precision)["AP"]
             scored = replace(form, ap=ap, difference=ap - shipment.original_ap)
-            lost = -100 * (ap - shipment.original_ap)
-            if lost > self.settings.max_drop + 1e-9:
-                forms.append(scored.refused(self._too_much(lost)))
+            if reason := self._too_much(100 * (shipment.original_ap - ap)):
+                forms.append(scored.refused(reason))
                 continue
             low, high = self._interval(form)
             shipped = replace(scored, outcome="shipped", low=low, high=high)
@@ -260,7 +262,7 @@ class _Shipping:
                 return {"refused": str(error)}
             return {"refused": None}
 
-        made_from = {"model": sha256(find_model_file(self.light)), **{name: str(value) for name, value in options.items()}}
+        made_from = {"model": model_digest(self.light), **{name: str(value) for name, value in options.items()}}
         name = f"export {file.name}"
         was_refused = bool(self.folder.steps.get(name, {}).get("result", {}).get("refused"))
         return self.folder.step(name, command, made_from, work, files=() if was_refused else (file,))
@@ -285,7 +287,7 @@ class _Shipping:
 
         plain = {"precision": settings.precision, "images": images, "rounds": settings.rounds, "device": settings.device, "out": out}
         command = command_line("benchmark", *models, against="torchvision" if self.has_twin else None, **plain)
-        weights = [sha256(find_weights(Path(model))) for model in models]
+        weights = [model_digest(model) for model in models]
         made_from = {
             "files": weights,
             "against_torchvision": self.has_twin,
@@ -339,14 +341,6 @@ def _by_speed(report: Mapping[str, Any], files: Mapping[Path, str]) -> list[Form
             opened: Precision = "bf16" if row["precision"] == "bf16" else "fp32"
             forms.append(Form(name=f"{runtime} {row['precision']}", file=file, precision=opened, ms=ms))
     return sorted(forms, key=lambda form: form.ms or 0.0)
-
-
-def find_weights(file: Path) -> Path:
-    """The file whose content tells a model or an exported file from others."""
-    if file.is_dir():
-        return find_model_file(file)
-    beside = file.with_suffix(".bin")
-    return beside if file.suffix == ".xml" and beside.is_file() else file
 
 
 def _require_lightenable(loaded: LoadedModel, settings: ShipSettings) -> None:
