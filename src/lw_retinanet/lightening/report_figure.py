@@ -44,7 +44,7 @@ def _accuracy(axes: Axes, report: LighteningReport) -> None:
         axes.legend(frameon=False, fontsize=9)
     axes.axhline(full, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_ylabel("AP in points; lines: 95 % of the difference to the full head", fontsize=8)
-    axes.set_ylim(0, 1.18 * max(max(values), 0.01))  # an AP of 0 has no range
+    axes.set_ylim(0, 1.18 * max(*values, *small, 0.01))  # an AP of 0 has no range
     _plain(axes)
 
 
