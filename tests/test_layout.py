@@ -30,6 +30,8 @@ FOUNDATION = {
     "yaml_file",
     "devices",
     "drawing",
+    "page",
+    "page_figure",
     "tables",
     "progress",
 }
@@ -247,8 +249,8 @@ def test_only_the_command_line_speaks_of_options() -> None:
     """Messages and docstrings of the library name parameters and settings."""
     allowed = {
         "benchmarking/machine.py",
-        "tradeoff/report.py",
-        "tradeoff/page_figure.py",
+        "page.py",
+        "page_figure.py",
         "data/video.py",
     }  # options of git and pip, and CSS
     wrong = [

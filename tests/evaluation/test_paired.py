@@ -12,7 +12,7 @@ from lw_retinanet.errors import ConfigError, DataError, InputError
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.evaluation.match_tables import METRICS, match
-from lw_retinanet.evaluation.paired import Comparison, Estimate, Interval, compare, drawn_scores
+from lw_retinanet.evaluation.paired import Comparison, Estimate, Interval, class_estimates, compare, drawn_scores
 
 FEW = 100  # draws
 
@@ -253,3 +253,17 @@ def test_other_draws_do_not_pair(records: Records, draws: int, seed: int) -> Non
     b = drawn_scores(records, detector(records, 1), draws=draws, seed=seed)
     with pytest.raises(InputError, match="do not pair"):
         b.against(a)
+
+
+def test_the_ap_of_each_class_has_an_interval(records: Records, box: Any, make_records: Any) -> None:
+    found = detector(records, 1)
+    a, b = class_estimates(records, found, draws=FEW)
+    assert a
+    assert b
+    assert [a.value, b.value] == pytest.approx([entry.AP for entry in evaluate(records, found).per_class])
+    assert a.low < a.value < a.high
+    one = make_records([box(xywh=(0, 0, 20, 20), image=image) for image in range(20)], image_ids=range(20), categories=((1, "a"), (2, "b")))
+    some = DetectionTable.from_arrays(range(0, 20, 2), [(0, 0, 20, 20)] * 10, [0.5] * 10, [0] * 10)
+    estimate, nothing = class_estimates(one, some, draws=FEW)
+    assert estimate == bootstrap(one, some)["AP"]  # of one class, the interval of the class is that of all
+    assert nothing is None

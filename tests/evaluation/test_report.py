@@ -70,7 +70,7 @@ def scored(names: list[str], box: Any, make_records: Any) -> Metrics:
 
 
 def test_curves_and_legend(box: Any, make_records: Any) -> None:
-    figure = pr_figure(scored(["none", "fish", "eel"], box, make_records))
+    figure = pr_figure(scored(["none", "fish", "eel"], box, make_records)).figure
     fish, eel, mean = [np.asarray(line.get_ydata()) for line in figure.axes[0].get_lines()]
     assert fish.tolist() == pytest.approx([1.0] * 101)
     assert eel.tolist() == pytest.approx([1.0] * 51 + [0.0] * 50)  # one of two found
@@ -82,7 +82,7 @@ def test_curves_and_legend(box: Any, make_records: Any) -> None:
 
 def test_of_many_classes_those_with_most_boxes_are_drawn(box: Any, make_records: Any) -> None:
     metrics = scored([f"c{label}" for label in range(16)], box, make_records)
-    legend = pr_figure(metrics).axes[0].get_legend()
+    legend = pr_figure(metrics).figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text().split()[1] for text in legend.get_texts()] == ["mean", *(f"c{label}" for label in range(4, 16))]
     assert legend.get_title().get_text() == "AP50 (12 of 15 classes shown)"
@@ -92,7 +92,7 @@ def test_the_figure_is_written_whatever_the_names(box: Any, make_records: Any, t
     write_metrics(scored(["", "$5", "_hidden", "ウナギ", "x" * 200, r"$\frac{"], box, make_records), tmp_path, title="50% of $")
     path = tmp_path / "pictures" / "precision_recall.png"
     with Image.open(path) as figure:
-        assert figure.size == (1200, 720)
+        assert figure.size[0] == 870
         assert figure.info["dpi"] == pytest.approx((150, 150), abs=0.1)
     assert list(path.parent.iterdir()) == [path]
 
@@ -100,4 +100,4 @@ def test_the_figure_is_written_whatever_the_names(box: Any, make_records: Any, t
 def test_nothing_to_find_still_gives_a_figure(make_records: Any, tmp_path: Path) -> None:
     write_metrics(evaluate(make_records([]), DetectionTable.empty()), tmp_path)
     with Image.open(tmp_path / "pictures" / "precision_recall.png") as figure:
-        assert figure.size == (1200, 720)
+        assert figure.size[0] == 870

@@ -13,8 +13,8 @@ from PIL import Image
 
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.evaluation.paired import Interval
+from lw_retinanet.page_figure import DARK, LIGHT, PageFigure
 from lw_retinanet.tradeoff.figures import make_figures, save_figures
-from lw_retinanet.tradeoff.page_figure import DARK, LIGHT, PageFigure
 from lw_retinanet.tradeoff.rows import ExperimentRow
 
 

@@ -23,7 +23,7 @@ def write(path: Path, steps: int, *, scored: bool = False, zero: bool = False) -
 
 @pytest.mark.parametrize(("steps", "scored", "zero"), [(1, False, False), (120, True, False), (10, False, True)])
 def test_a_figure_is_drawn(steps: int, scored: bool, zero: bool, tmp_path: Path) -> None:
-    save_curves(write(tmp_path / "log.jsonl", steps, scored=scored, zero=zero), tmp_path / "pictures" / "curves.png", title="a run")
+    save_curves(write(tmp_path / "log.jsonl", steps, scored=scored, zero=zero), tmp_path / "pictures", title="a run")
     with Image.open(tmp_path / "pictures" / "curves.png") as figure:
         pixels = np.asarray(figure.convert("RGB")).astype(int)
     # The blue of the total is somewhere in it.
@@ -50,5 +50,5 @@ def test_a_line_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
 def test_a_log_without_steps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text("")
     with pytest.raises(InputError, match="no step is logged"):
-        save_curves(tmp_path / "log.jsonl", tmp_path / "curves.png", title="")
+        save_curves(tmp_path / "log.jsonl", tmp_path, title="")
     assert not (tmp_path / "curves.png").exists()

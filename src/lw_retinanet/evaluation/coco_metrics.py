@@ -180,9 +180,6 @@ def _precision_and_recall(
     records: Records, detections: DetectionTable, max_detections: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Precision (10 IoUs, 101 recalls, K, 4 areas, 3 limits) and recall (10, K, 4, 3); -1 where there is nothing to find."""
-    import hotcoco
-
-    numbers = image_numbers(records)
     image_of_box = records.image_of_box
     voc_ignored = records.is_difficult & ~records.is_crowd
     # In COCO an ignored box that is no crowd can match one detection, in VOC any number. So each of VOC's ignored boxes is repeated, once
@@ -194,25 +191,43 @@ def _precision_and_recall(
         num_detections = np.searchsorted(cells, cell, side="right") - np.searchsorted(cells, cell)
         copies[voc_ignored] = np.minimum(num_detections, max_detections[2])
     rows = np.repeat(np.arange(records.num_boxes), copies)
-    ground_truth = hotcoco.COCO.from_arrays(
-        [{"id": number} for number in range(1, records.num_images + 1)],
-        [{"id": label + 1, "name": str(label)} for label in range(len(records.categories))],
-        numbers[image_of_box[rows]],
-        records.labels[rows].astype(np.int64) + 1,
-        records.boxes_xywh[rows],
-        area=np.where(voc_ignored, _IGNORED_AREA, records.areas)[rows],
-        iscrowd=records.is_crowd[rows],
-    )
-    columns = np.column_stack(
-        [numbers[detections.image], detections.boxes_xywh, detections.scores, detections.labels.astype(np.float64) + 1]
-    )
-    evaluator = hotcoco.COCOeval(ground_truth, ground_truth.load_res(columns), "bbox")
+    areas = np.where(voc_ignored, _IGNORED_AREA, records.areas)
+    evaluator = coco_evaluator(records, detections, boxes=rows, areas=areas, is_crowd=records.is_crowd)
     evaluator.params.max_dets = list(max_detections)
     evaluator.evaluate()
     evaluator.accumulate()
     accumulated = evaluator.eval
     assert accumulated is not None
     return np.asarray(accumulated["precision"]), np.asarray(accumulated["recall"])
+
+
+def coco_evaluator(
+    records: Records, detections: DetectionTable, *, boxes: NDArray[np.int64], areas: NDArray[np.float64], is_crowd: NDArray[np.bool_]
+) -> Any:
+    """A ``hotcoco.COCOeval``. Images have the ids of :func:`image_numbers`, class k has the id k + 1, row i of ``boxes`` and of
+    ``detections`` the id i + 1.
+
+    Args:
+        boxes: Rows of the boxes of ``records`` to use; a row may occur several times.
+        areas: (B,) areas of the boxes of ``records``.
+        is_crowd: (B,) bool.
+    """
+    import hotcoco
+
+    numbers = image_numbers(records)
+    ground_truth = hotcoco.COCO.from_arrays(
+        [{"id": number} for number in range(1, records.num_images + 1)],
+        [{"id": label + 1, "name": str(label)} for label in range(len(records.categories))],
+        numbers[records.image_of_box[boxes]],
+        records.labels[boxes].astype(np.int64) + 1,
+        records.boxes_xywh[boxes],
+        area=areas[boxes],
+        iscrowd=is_crowd[boxes],
+    )
+    columns = np.column_stack(
+        [numbers[detections.image], detections.boxes_xywh, detections.scores, detections.labels.astype(np.float64) + 1]
+    )
+    return hotcoco.COCOeval(ground_truth, ground_truth.load_res(columns), "bbox")
 
 
 def image_numbers(records: Records) -> NDArray[np.int64]:

@@ -81,6 +81,17 @@ class MatchTable:
         over_ious = means.mean(axis=2)
         return np.stack([over_ious[0], means[0, :, 0], means[0, :, 5], *over_ious[1:]], axis=1)
 
+    def class_scores(self, weights: NDArray[np.integer[Any]]) -> Floats:
+        """(W, K) average precision of each class; NaN where it has no box to find. The parameter is that of :meth:`scores`."""
+        copies = np.ascontiguousarray(weights, dtype=np.int32)
+        result = np.full((len(weights), len(self.box_starts) - 1), np.nan)
+        for curve in self._curves:
+            if curve.area == 0:
+                to_find = copies.take(curve.box_image, axis=1).sum(axis=1, dtype=np.int64)
+                means = curve.average_precisions(copies, to_find).mean(axis=1)
+                result[:, curve.label] = np.where(to_find > 0, means, np.nan)
+        return result
+
     @cached_property
     def _curves(self) -> list["_Curve"]:
         """One curve for each class and area range that has boxes to find."""
@@ -92,7 +103,7 @@ class MatchTable:
                 box_image = self.box_image[boxes][self.is_counted[boxes, area]]
                 if len(box_image):
                     is_right, is_ignored = self.is_right[rows, area], self.is_ignored[rows, area]
-                    curves.append(_curve(area, box_image, self.detection_image[rows], is_right, ~is_ignored))
+                    curves.append(_curve(label, area, box_image, self.detection_image[rows], is_right, ~is_ignored))
         return curves
 
 
@@ -117,6 +128,7 @@ class _Curve(NamedTuple):
     """Precision against recall of one class and area range.
 
     Args:
+        label: The class.
         area: Row of ``AREA_RANGES``.
         box_image: Images of the boxes to find.
         usual_image: Images of the detections, right or wrong, that count at the highest IoU. At the other IoUs almost the same ones
@@ -124,6 +136,7 @@ class _Curve(NamedTuple):
         points: The right detections at each IoU.
     """
 
+    label: int
     area: int
     box_image: Ints
     usual_image: Ints
@@ -282,7 +295,7 @@ def _rank_in_run(values: Ints) -> Ints:
     return rows - np.maximum.accumulate(starts)
 
 
-def _curve(area: int, box_image: Ints, image: Ints, is_right: Bools, counts: Bools) -> _Curve:
+def _curve(label: int, area: int, box_image: Ints, image: Ints, is_right: Bools, counts: Bools) -> _Curve:
     """The curve from (D,) ``image`` and (D, 10) ``is_right`` and ``counts`` of the detections of a class, by falling score."""
     last = int(np.flatnonzero(is_right.any(axis=1)).max(initial=-1)) + 1  # detections below the last right one change nothing
     image, is_right, counts = image[:last], is_right[:last], counts[:last]
@@ -301,7 +314,7 @@ def _curve(area: int, box_image: Ints, image: Ints, is_right: Bools, counts: Boo
                 special=np.searchsorted(special, hits, side="right"),
             )
         )
-    return _Curve(area=area, box_image=box_image, usual_image=image[is_usual], points=points)
+    return _Curve(label=label, area=area, box_image=box_image, usual_image=image[is_usual], points=points)
 
 
 def _running(values: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -192,6 +192,27 @@ def drawn_scores(records: Records, detections: Runs, *, draws: int = 1000, seed:
     return _drawn(records, [_as_runs(detections)], draws, seed, progress)[0]
 
 
+def class_estimates(records: Records, detections: DetectionTable, *, draws: int = 1000, seed: int = 0) -> list[Estimate | None]:
+    """AP of each class with its interval, in the order of the classes; None for a class without boxes to find.
+
+    The draws are those of :func:`drawn_scores`. A draw without boxes of a class is left out for that class.
+
+    Raises:
+        InputError: If there are fewer than 20 images, or if ``draws`` or ``seed`` is out of range.
+        DataError: See :func:`~lw_retinanet.evaluation.coco_metrics.evaluate`.
+    """
+    _require_enough(records, draws, seed)
+    table = match(records, detections)
+    [values] = table.class_scores(np.ones((1, records.num_images), dtype=np.int64))
+    blocks = (range(start, min(start + _DRAWS_AT_ONCE, draws)) for start in range(0, draws, _DRAWS_AT_ONCE))
+    drawn = np.concatenate([table.class_scores(_image_weights(records.num_images, block, seed)) for block in blocks])
+    estimates: list[Estimate | None] = []
+    for value, column in zip(values, drawn.T, strict=True):
+        low, high = _ends(column) if np.isfinite(value) else (0.0, 0.0)
+        estimates.append(Estimate(value=float(value), low=low, high=high) if np.isfinite(value) else None)
+    return estimates
+
+
 def _as_runs(detections: Runs) -> list[DetectionTable]:
     runs = [detections] if isinstance(detections, DetectionTable) else list(detections)
     if not runs:
@@ -215,12 +236,7 @@ def _scores(
     records: Records, runs: Sequence[DetectionTable], draws: int, seed: int, progress: Progress | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(R, 6) metrics of each run on all images, and (R, draws, 6) in each draw."""
-    if draws < MIN_DRAWS:
-        raise ConfigError(f"draws must be {MIN_DRAWS} or more for a 95 % interval, got {draws}")
-    if seed < 0:
-        raise ConfigError(f"seed must be 0 or more, got {seed}")
-    if records.num_images < MIN_IMAGES:
-        raise InputError(f"{records.num_images} images are too few: an interval needs {MIN_IMAGES} or more; compare on more images")
+    _require_enough(records, draws, seed)
     tables = [match(records, run) for run in runs]
     full = _score_all(tables, np.ones((1, records.num_images), dtype=np.int64))[:, 0]
     if not np.isfinite(full[0, METRICS.index("AP")]):
@@ -234,6 +250,15 @@ def _scores(
         blocks = pool.map(block, starts)
         drawn = list(tracked(blocks, len(starts), "draw", progress))
     return full, np.concatenate(drawn, axis=1)
+
+
+def _require_enough(records: Records, draws: int, seed: int) -> None:
+    if draws < MIN_DRAWS:
+        raise ConfigError(f"draws must be {MIN_DRAWS} or more for a 95 % interval, got {draws}")
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more, got {seed}")
+    if records.num_images < MIN_IMAGES:
+        raise InputError(f"{records.num_images} images are too few: an interval needs {MIN_IMAGES} or more; compare on more images")
 
 
 def _score_all(tables: Sequence[MatchTable], weights: NDArray[np.int64]) -> NDArray[np.float64]:

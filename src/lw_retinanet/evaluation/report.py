@@ -1,32 +1,24 @@
 """Metrics for people: the twelve lines of pycocotools, a line for each class, the precision-recall figure, and the files of a folder."""
 
 import json
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from lw_retinanet.drawing import save_figure
 from lw_retinanet.evaluation.coco_metrics import AREA_NAMES, RECALL_LEVELS, SUMMARY, ClassMetrics, Metrics
 from lw_retinanet.files import write_text
+from lw_retinanet.page_figure import LIGHT, SERIES, PageFigure, drawing_style, new_figure, settle
 from lw_retinanet.tables import aligned
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _MAX_LINES = 12
-# Okabe and Ito's colours that any kind of colour vision tells apart, without black (the mean) and yellow (faint on white).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_DASHES = ("solid", (0, (4, 1.5)))
+_DASHES = ("solid", (0, (5, 1.5)), (0, (1, 1)))
 
 
 def write_metrics(metrics: Metrics, out: Path, *, title: str | None = None) -> None:
     """Write ``metrics.json`` and ``pictures/precision_recall.png`` into a folder."""
     write_text(out / "metrics.json", json.dumps(metrics.as_dict(), indent=2) + "\n")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # the font draws a box instead
-        save_figure(lambda: pr_figure(metrics, title=title), out / "pictures" / "precision_recall.png")
+    pr_figure(metrics, title=title).save_png(out / "pictures")
 
 
 def summary_table(metrics: Metrics) -> str:
@@ -51,49 +43,49 @@ def class_table(metrics: Metrics) -> str:
     return "\n".join(aligned(rows))
 
 
-def pr_figure(metrics: Metrics, *, title: str | None = None) -> "Figure":
+def pr_figure(metrics: Metrics, *, title: str | None = None) -> PageFigure:
     """Draw the precision-recall curves at IoU 0.5: a line for each class, and their mean.
 
     Of more than 12 classes those with the most boxes are drawn. The mean is always over all classes that have boxes.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    handles, names = [], []
+    Args:
+        title: Line above the curves, for a figure that stands alone.
+    """
     scored, drawn = _drawn_classes(metrics)
-    for place, label in enumerate(drawn):
-        entry = metrics.per_class[label]
-        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS)]
-        handles += axes.plot(RECALL_LEVELS, metrics.precision50[label], color=colour, linestyle=dash, linewidth=1.3)
-        names.append(_legend_line(entry.AP50, entry))
-    if scored:
-        handles += axes.plot(RECALL_LEVELS, metrics.mean_precision50, color="black", linewidth=3.2, zorder=3)
-        names.append(_legend_line(metrics.AP50, None))
-        legend = axes.legend(
-            handles[-1:] + handles[:-1],
-            names[-1:] + names[:-1],
-            title="AP50" if len(drawn) == scored else f"AP50 ({len(drawn)} of {scored} classes shown)",
-            loc="center left",
-            bbox_to_anchor=(1.01, 0.5),
-            frameon=False,
-            fontsize=9,
-            title_fontsize=9,
-            alignment="left",
-        )
-        legend.get_texts()[0].set_fontweight("bold")
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # a class may be called "$5"
-    else:
-        axes.text(0.5, 0.5, "no boxes to find", ha="center", va="center", color="0.4")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
-    axes.set_title(title or "Precision and recall at IoU 0.5", loc="left", fontsize=11, parse_math=False)
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    with drawing_style():
+        figure, [axes] = new_figure(4.2 + 0.2 * ((len(drawn) + 2) // 2))
+        handles, names = [], []
+        for place, label in enumerate(drawn):
+            (role, marker), dash = SERIES[place % len(SERIES)], _DASHES[place // len(SERIES)]
+            style: dict[str, Any] = {"color": LIGHT[role], "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.3}
+            every = (4 * place % 25, 25)  # markers of different lines at different places
+            handles += axes.plot(RECALL_LEVELS, metrics.precision50[label], markevery=every, **style)
+            names.append(_legend_line(metrics.per_class[label].AP50, metrics.per_class[label]))
+        if scored:
+            handles += axes.plot(RECALL_LEVELS, metrics.mean_precision50, color=LIGHT["ink"], linewidth=3.2, zorder=3)
+            names.append(_legend_line(metrics.AP50, None))
+            heading = "AP50" if len(drawn) == scored else f"AP50 ({len(drawn)} of {scored} classes shown)"
+            below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "borderaxespad": 0, "ncols": 2}
+            legend = axes.legend(
+                handles[-1:] + handles[:-1], names[-1:] + names[:-1], title=heading, title_fontsize=9.5, alignment="left", **below
+            )
+            legend.get_texts()[0].set_fontweight("bold")
+        else:
+            axes.text(0.5, 0.5, "no boxes to find", ha="center", va="center", color=LIGHT["soft"])
+        ticks = np.linspace(0, 1, 6)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", xticks=ticks, yticks=ticks)
+        if title:
+            axes.set_title(title, loc="left", fontsize=11)
+        axes.grid()
+        axes.set_axisbelow(True)
+        settle(figure)
+    return PageFigure(
+        name="precision_recall",
+        title="Precision and recall at IoU 0.5",
+        caption="A line for each class; the thick one is their mean. The number in front of a name is its AP50.",
+        alt="; ".join(names) or "no boxes to find",
+        figure=figure,
+    )
 
 
 def _drawn_classes(metrics: Metrics) -> tuple[int, list[int]]:

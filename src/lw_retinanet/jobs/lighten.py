@@ -46,7 +46,7 @@ class LighteningRun:
 
     Args:
         model_file: The light model.
-        report_folder: The folder with ``report.html``, ``report.json``, ``stages.png`` and the detections of every stage.
+        report_folder: The folder with ``report.html``, ``report.json``, figures and the detections of every stage.
         report: The numbers of the report.
     """
 

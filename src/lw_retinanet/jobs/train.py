@@ -293,7 +293,7 @@ def _save(folder: RunFolder, trained: RetinaNet, record: ModelRecord, config: Co
     provenance = {"data": source.name, "settings": portable_settings(config), **record.notes}
     save_model(folder.model_file, trained, record.model_copy(update={"notes": provenance}))
     try:
-        save_curves(folder.log_file, folder.pictures / "curves.png", title=f"{record.preset} on {source.name}")
+        save_curves(folder.log_file, folder.pictures, title=f"{record.preset} on {source.name}")
     except OutputError:
         raise
     except InputError as error:  # somebody emptied the log of a finished run

@@ -1,71 +1,87 @@
-"""The figure of a lightening report: AP after each stage, and the losses of the fit."""
+"""The figures of a lightening report: AP after each stage, and the losses of the fit; MACs if there is neither."""
 
-import io
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from lw_retinanet.lightening.report import LighteningReport
+from lw_retinanet.page_figure import LIGHT, SERIES, PageFigure, drawing_style, new_figure, settle
 
-_FULL, _LIGHT, _SMALL = "#7f7f7f", "#1f77b4", "#ff7f0e"
-
-
-def stages_figure(report: LighteningReport) -> bytes:
-    """Draw AP and APs by stage with the interval of the difference to the full head, and the losses of the fit; MACs if there is neither.
-
-    Returns:
-        The bytes of a PNG file.
-    """
-    panels = [*([_accuracy] if report.rows[0].metrics else []), *([_losses] if report.curve else [])] or [_macs]
-    figure = Figure(figsize=(4.6 * len(panels) + 0.8, 3.8), layout="constrained", dpi=130)
-    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-        panel(axes, report)
-    before, after = (f"{row.macs / 1e9:.2f}" for row in (report.rows[0], report.rows[-1]))
-    figure.suptitle(f"{report.source}: {before} -> {after} GMACs ({report.to})", parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def _accuracy(axes: Axes, report: LighteningReport) -> None:
+def report_figures(report: LighteningReport) -> list[PageFigure]:
+    """The figures that the report has numbers for, in the order of the page. The first one is called ``stages``."""
+    with drawing_style():
+        drawn = [_accuracy(report)] if report.rows[0].metrics else [] if report.curve else [_macs(report)]
+        return [*drawn, _losses(report)] if report.curve else drawn
+
+
+def _accuracy(report: LighteningReport) -> PageFigure:
+    figure, [axes] = new_figure(3.6)
     names = [row.name for row in report.rows]
     values = [100 * row.metrics["AP"] for row in report.rows]
     small = [100 * row.metrics["APs"] for row in report.rows]
-    axes.bar(names, values, color=[_FULL, *[_LIGHT] * (len(names) - 1)], width=0.62)
+    _bars(axes, names, values)
     full = values[0]
     for number, row in enumerate(report.rows):
         if row.low is not None and row.high is not None:
-            low, high = full + 100 * row.low, full + 100 * row.high
-            axes.plot([number, number], [low, high], color="black", linewidth=1.6, solid_capstyle="butt")
+            axes.plot([number, number], [full + 100 * row.low, full + 100 * row.high], color=LIGHT["ink"], linewidth=1.6)
         top = max(values[number], full + 100 * (row.high or 0.0))
-        axes.annotate(f"{values[number]:.1f}", (number, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"{values[number]:.1f}", (number, top), xytext=(0, 3), textcoords="offset points", ha="center")
     if min(small) >= 0:
-        axes.plot(names, small, color=_SMALL, marker="o", markersize=4, label="APs")
-        axes.legend(frameon=False, fontsize=9)
-    axes.axhline(full, color="0.6", linewidth=0.8, linestyle=":")
-    axes.set_ylabel("AP in points; lines: 95 % of the difference to the full head", fontsize=8)
+        axes.plot(names, small, color=LIGHT["red"], marker="s", markersize=4, label="APs")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+    axes.axhline(full, color=LIGHT["soft"], linewidth=0.8, linestyle=":")
+    axes.set_ylabel("AP, points")
     axes.set_ylim(0, 1.18 * max(*values, *small, 0.01))  # an AP of 0 has no range
-    _plain(axes)
+    settle(figure)
+    return PageFigure(
+        name="stages",
+        title="AP after each stage",
+        caption="Lines on the bars are 95 % intervals of the difference to the full head, paired over images. APs: small objects.",
+        alt="; ".join(f"{name}: AP {value:.1f}" for name, value in zip(names, values, strict=True)),
+        figure=figure,
+    )
 
 
-def _losses(axes: Axes, report: LighteningReport) -> None:
-    for level, curve in report.curve.items():
-        for key, colour, label in (("cls", _LIGHT, "class"), ("bbox", _SMALL, "box")):
-            if any(curve[key]):
-                axes.plot(curve["step"], curve[key], color=colour, label=f"{level} {label}")
-    axes.set_xlabel("step of the fit", fontsize=9)
-    axes.set_ylabel("distillation loss", fontsize=9)
+def _losses(report: LighteningReport) -> PageFigure:
+    figure, [axes] = new_figure(3.2)
+    lines = [
+        (f"{level} {label}", curve["step"], curve[key])
+        for level, curve in report.curve.items()
+        for key, label in (("cls", "class"), ("bbox", "box"))
+        if any(curve[key])
+    ]
+    for place, (label, steps, values) in enumerate(lines):
+        role, marker = SERIES[place % len(SERIES)]
+        axes.plot(steps, values, color=LIGHT[role], marker=marker, markersize=4, markevery=0.12, linewidth=1.4, label=label)
+    axes.set(xlabel="step of the fit", ylabel="distillation loss")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
-    _plain(axes)
+    axes.grid()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+    settle(figure)
+    return PageFigure(
+        name="fit" if report.rows[0].metrics else "stages",
+        title="The fit",
+        caption="Losses against the outputs of the full head, without labels.",
+        alt="; ".join(f"{label}: {values[0]:.3g} at first, {values[-1]:.3g} at last" for label, _, values in lines),
+        figure=figure,
+    )
 
 
-def _macs(axes: Axes, report: LighteningReport) -> None:
-    axes.bar([row.name for row in report.rows], [row.macs / 1e9 for row in report.rows], color=[_FULL, *[_LIGHT] * (len(report.rows) - 1)])
+def _macs(report: LighteningReport) -> PageFigure:
+    figure, [axes] = new_figure(3.2)
+    _bars(axes, [row.name for row in report.rows], [row.macs / 1e9 for row in report.rows])
     axes.set_ylabel("GMACs")
-    _plain(axes)
+    settle(figure)
+    return PageFigure(
+        name="stages",
+        title="MACs after each stage",
+        caption=f"Multiply-accumulates for one image of {report.size_hw[0]} x {report.size_hw[1]} pixels.",
+        alt="; ".join(f"{row.name}: {row.macs / 1e9:.2f} GMACs" for row in report.rows),
+        figure=figure,
+    )
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8.5)
+def _bars(axes: "Axes", names: list[str], values: list[float]) -> None:
+    axes.bar(names, values, color=[LIGHT["backbone"], *[LIGHT["blue"]] * (len(names) - 1)], width=0.62)

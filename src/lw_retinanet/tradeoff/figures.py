@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lw_retinanet.errors import ConfigError
+from lw_retinanet.page_figure import LIGHT, SERIES, PageFigure, drawing_style, new_figure, settle
 from lw_retinanet.tradeoff.label_places import Box, place_labels
-from lw_retinanet.tradeoff.page_figure import LIGHT, PageFigure, drawing_style
 from lw_retinanet.tradeoff.rows import ExperimentRow, baseline_row, light_rows
 
 if TYPE_CHECKING:
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from numpy.typing import NDArray
 
-_SERIES = (("blue", "o"), ("red", "s"), ("green", "D"), ("purple", "^"))  # colour and marker of each line
 _PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "backbone (C)": ("backbone", ("C1", "C2", "C3", "C4", "C5")),
     "pyramid (P)": ("pyramid", ("P3", "P4", "P5", "P6", "P7")),
     "D3": ("red", ("D3",)),
     "D4 to D7": ("blue", ("D4", "D5", "D6", "D7")),
 }
-_WIDTH = 5.8  # inches, so that letters are 9 pixels high on a phone
 _SIDE_BY_SIDE = 5.0  # points between bars that are moved apart
 _MARKER = 5.5  # points
 _BARS = "Bars are 95 % intervals of the difference to the baseline, paired over images and seeds."
@@ -62,7 +60,7 @@ def _answer(rows: Sequence[ExperimentRow]) -> PageFigure | None:
     if not compared:
         return None
     compared.sort(key=lambda pair: pair[1].difference, reverse=True)
-    figure, axes = _new(0.95 + 0.3 * len(compared))
+    figure, [axes] = new_figure(0.95 + 0.3 * len(compared))
     for place, (_, interval) in enumerate(compared):
         role, marker = ("green", "^") if interval.low > 0 else ("red", "v") if interval.high < 0 else ("soft", "o")
         axes.plot([100 * interval.low, 100 * interval.high], [place, place], color=LIGHT[role], linewidth=2.2, solid_capstyle="butt")
@@ -76,7 +74,7 @@ def _answer(rows: Sequence[ExperimentRow]) -> PageFigure | None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel("AP points above (right) or below shrinking the image")
-    _settle(figure)
+    settle(figure)
     alt = "; ".join(f"{row.name}: {100 * i.difference:+.2f} points, {100 * i.low:+.2f} to {100 * i.high:+.2f}" for row, i in compared)
     return PageFigure(
         name="answer",
@@ -119,7 +117,7 @@ def _shares(rows: Sequence[ExperimentRow]) -> PageFigure:
     bars: dict[tuple[str, int, int], ExperimentRow] = {}
     for row in rows:
         bars.setdefault((row.preset, row.scale, row.macs), row)  # the same network has one bar, however it was trained
-    figure, axes = _new(1.2 + 0.27 * len(bars))
+    figure, [axes] = new_figure(1.2 + 0.27 * len(bars))
     left = np.zeros(len(bars))
     for label, (role, blocks) in _PARTS.items():
         widths = np.array([sum(row.blocks[block].macs for block in blocks if block in row.blocks) / 1e9 for row in bars.values()])
@@ -139,7 +137,7 @@ def _shares(rows: Sequence[ExperimentRow]) -> PageFigure:
     axes.set_axisbelow(True)
     axes.set_xlabel("GMACs for one image, and D3's share")
     figure.legend(loc="outside upper left", ncols=4, handlelength=1.0, columnspacing=1.2)
-    _settle(figure)
+    settle(figure)
     return PageFigure(
         name="shares",
         title="Where the arithmetic goes",
@@ -180,7 +178,7 @@ def _scatter(rows: Sequence[ExperimentRow], places: Sequence[Point], xlabel: str
     """Draw AP in points over ``x``, with bars, lines and names."""
     from matplotlib.transforms import ScaledTranslation
 
-    figure, axes = _new(4.9)
+    figure, [axes] = new_figure(4.9)
     baseline = baseline_row(rows)
     lines = list(dict.fromkeys(row.line for row in rows))
     if baseline:
@@ -194,19 +192,19 @@ def _scatter(rows: Sequence[ExperimentRow], places: Sequence[Point], xlabel: str
     axes.set_axisbelow(True)
     handles = [_handle(line, number, rows) for number, line in enumerate(lines)]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-    _settle(figure)  # names are placed in points of the page, so nothing may move any more
+    settle(figure)  # names are placed in points of the page, so nothing may move any more
     shifts = _side_by_side([_on_page(axes, place.x, 0)[0] for place in places])
     marks: list[Box] = _pieces([_on_page(axes, x, 100 * baseline.ap.value) for x in axes.get_xlim()]) if baseline else []
     for number, line in enumerate(lines):
         for path in _paths([place for place in places if place.row.line == line]):
-            role, style = _SERIES[number % len(_SERIES)][0], "-" if path[0].row.is_on_scaling_line else "--"
+            role, style = SERIES[number % len(SERIES)][0], "-" if path[0].row.is_on_scaling_line else "--"
             xs, ys = [place.x for place in path], [100 * place.row.ap.value for place in path]
             axes.plot(xs, ys, color=LIGHT[role], linewidth=1.6 if style == "-" else 1.0, linestyle=style, zorder=2)
             marks += _pieces([_on_page(axes, x, y) for x, y in zip(xs, ys, strict=True)])
     anchors = []
     for place, shift in zip(places, shifts, strict=True):
         moved = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
-        role, marker = _SERIES[lines.index(place.row.line) % len(_SERIES)]
+        role, marker = SERIES[lines.index(place.row.line) % len(SERIES)]
         value, (low, high) = 100 * place.row.ap.value, _ends(place.row)
         axes.plot([place.x, place.x], [low, high], color=LIGHT[role], linewidth=1.2, transform=moved, zorder=3)
         if place.span:
@@ -251,26 +249,10 @@ def _write_names(axes: "Axes", names: Sequence[str], anchors: "NDArray[np.float6
         ).set_in_layout(False)
 
 
-def _new(height: float) -> "tuple[Figure, Axes]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07))
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def _settle(figure: "Figure") -> None:
-    """Lay out once and for all, since each further drawing would move things a little."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-
-
 def _handle(line: str, number: int, rows: Sequence[ExperimentRow]) -> "Line2D":
     from matplotlib.lines import Line2D
 
-    role, marker = _SERIES[number % len(_SERIES)]
+    role, marker = SERIES[number % len(SERIES)]
     handle = Line2D([], [], color=LIGHT[role], marker=marker, markersize=_MARKER, label=line)
     if not any(row.is_on_scaling_line for row in rows if row.line == line):
         handle.set_linestyle("none")

@@ -7,55 +7,81 @@ from typing import Any
 import numpy as np
 
 from lw_retinanet.errors import InputError
-from lw_retinanet.files import replacing
+from lw_retinanet.page_figure import LIGHT, PageFigure, drawing_style, new_figure, settle
 from lw_retinanet.training.run_folder import read_log
 
-COLOURS = {"loss": "#0072B2", "classification": "#D55E00", "bbox_regression": "#009E73", "distillation": "#CC79A7"}
-LABELS = {"loss": "total", "classification": "classification", "bbox_regression": "box", "distillation": "teacher"}
+_PARTS = (  # key, name, colour, dashes
+    ("loss", "total", "blue", "solid"),
+    ("classification", "classification", "red", (0, (5, 1.5))),
+    ("bbox_regression", "box", "green", (0, (1, 1))),
+    ("distillation", "teacher", "purple", (0, (5, 1.5, 1, 1.5))),
+)
 
 
-def save_curves(log_file: Path, path: Path, *, title: str) -> None:
-    """Draw smoothed losses and the learning rate over the steps, with AP where it was measured.
+def save_curves(log_file: Path, folder: Path, *, title: str) -> None:
+    """Write :func:`curves_figure` of a run's log as ``curves.png``.
 
     Args:
         log_file: Log of a run that has done at least one step.
-        path: Image file to write; its ending decides the format.
+        folder: Where the image goes.
         title: Title above the figure.
 
     Raises:
         InputError: if no step was logged.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = curves_figure(read_log(log_file), title=title)
+    if figure is None:
+        raise InputError(f"{log_file}: no step is logged; train for at least one step")
+    figure.save_png(folder)
 
-    entries = read_log(log_file)
+
+def curves_figure(entries: Sequence[Mapping[str, Any]], *, title: str | None = None) -> PageFigure | None:
+    """Draw smoothed losses, AP where it was measured, and the learning rate over the steps; None if no step was logged.
+
+    Args:
+        entries: What :func:`~lw_retinanet.training.run_folder.read_log` gives.
+        title: Line above the curves, for a figure that stands alone.
+    """
+    from matplotlib.ticker import LogLocator
+
     steps = [entry for entry in entries if all(_is_number(entry.get(key)) for key in ("loss", "classification", "bbox_regression", "rate"))]
     scored = [entry for entry in entries if _is_number(entry.get("AP"))]
     if not steps:
-        raise InputError(f"{log_file}: no step is logged; train for at least one step")
-    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for key, colour in COLOURS.items():
-        if key not in steps[0]:
-            continue  # without a teacher
-        numbers, values = _smoothed(steps, key)
-        losses.plot(numbers, values, color=colour, label=LABELS[key], linewidth=1.6)
-    if scored:
-        right = losses.twinx()
-        right.plot([e["step"] for e in scored], [e["AP"] for e in scored], color="#555555", marker="o", label="AP on val")
-        right.set_ylabel("AP")
-    losses.set_yscale("log")
-    losses.set_ylabel("loss")
-    losses.set_title(title, fontsize=11)
-    losses.legend(frameon=False, ncols=3)
-    losses.grid(alpha=0.25, which="both")
-    rates.plot([e["step"] for e in steps], [e["rate"] for e in steps], color="#555555", linewidth=1.4)
-    rates.set_ylabel("rate")
-    rates.set_xlabel("step")
-    rates.grid(alpha=0.25)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+        return None
+    parts = [part for part in _PARTS if part[0] in steps[0]]  # a teacher only where there is one
+    with drawing_style():
+        heights = {"loss": 3.0, **({"AP": 2.0} if scored else {}), "rate": 1.2}
+        figure, places = new_figure(0.7 + sum(heights.values()), rows=len(heights), height_ratios=list(heights.values()))
+        axes = dict(zip(heights, places, strict=True))
+        for key, label, role, dashes in parts:
+            numbers, values = _smoothed(steps, key)
+            axes["loss"].plot(numbers, values, color=LIGHT[role], linestyle=dashes, label=label, linewidth=1.6)
+        axes["loss"].set_yscale("log")
+        axes["loss"].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes["loss"].yaxis.set_major_formatter("{x:g}")
+        axes["loss"].yaxis.set_minor_formatter("")
+        axes["loss"].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+        if scored:
+            style: dict[str, Any] = {"color": LIGHT["ink"], "marker": "o", "markersize": 4, "linewidth": 1.4}
+            axes["AP"].plot([entry["step"] for entry in scored], [entry["AP"] for entry in scored], **style)
+            axes["AP"].set_ylim(bottom=0)
+        axes["rate"].plot([entry["step"] for entry in steps], [entry["rate"] for entry in steps], color=LIGHT["soft"], linewidth=1.4)
+        axes["rate"].set_ylim(bottom=0)
+        for name, one in axes.items():
+            one.set_ylabel({"AP": "AP on val", "rate": "rate"}.get(name, name))
+            one.grid()
+        places[-1].set_xlabel("step")
+        if title:
+            figure.suptitle(title, fontsize=11)
+        settle(figure)
+    last = f"; AP {scored[-1]['AP']:.3f} at step {scored[-1]['step']:,}" if scored else ""
+    return PageFigure(
+        name="curves",
+        title="Losses, AP and learning rate",
+        caption="Losses are means over a fiftieth of the run, on a logarithmic axis. AP (0 to 1) is that of the weights that are kept.",
+        alt=f"Loss {steps[0]['loss']:.3g} at step {steps[0]['step']:,}, {steps[-1]['loss']:.3g} at step {steps[-1]['step']:,}{last}",
+        figure=figure,
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -3,8 +3,9 @@
 import html
 import io
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,13 @@ from typing import TYPE_CHECKING
 from lw_retinanet.files import write_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+WIDTH = 5.8  # inches, so that letters are 9 pixels high on a phone
+
+SERIES = (("blue", "o"), ("red", "s"), ("green", "D"), ("purple", "^"))
+"""Colour and marker of each line of a figure: it can be read without colours, too."""
 
 LIGHT: Mapping[str, str] = {
     "ink": "#1f2328",
@@ -69,7 +76,8 @@ class PageFigure:
             OutputError: if the place cannot be written.
         """
         content = io.BytesIO()
-        self.figure.savefig(content, format="png", dpi=150, facecolor=LIGHT["paper"])
+        with _any_letters():
+            self.figure.savefig(content, format="png", dpi=150, facecolor=LIGHT["paper"])
         path = folder / f"{self.name}.png"
         write_bytes(path, content.getvalue())
         return path
@@ -82,7 +90,8 @@ class PageFigure:
         from matplotlib import rc_context
 
         stream = io.StringIO()
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):  # text stays text, and the same figure gives the same ids
+        # Text stays text, and the same figure gives the same ids.
+        with _any_letters(), rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
             self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
         text = re.sub(r"<metadata>.*?</metadata>", "", stream.getvalue(), flags=re.DOTALL)
         text = text[text.index("<svg") :]
@@ -106,12 +115,13 @@ def css_variables(colours: Mapping[str, str]) -> str:
     return " ".join(f"--{role}: {colour};" for role, colour in colours.items())
 
 
-def drawing_style() -> AbstractContextManager[None]:
+@contextmanager
+def drawing_style() -> Iterator[None]:
     """A context in which figures are made in the colours of ``LIGHT``."""
     from matplotlib import rc_context
 
     ink, soft, rule = LIGHT["ink"], LIGHT["soft"], LIGHT["rule"]
-    return rc_context(
+    style = rc_context(
         {
             "text.color": ink,
             "axes.labelcolor": ink,
@@ -132,3 +142,36 @@ def drawing_style() -> AbstractContextManager[None]:
             "text.parse_math": False,  # names may contain dollars
         }
     )
+    with style, _any_letters():
+        yield
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """No warning for letters that the font lacks: it draws a box instead."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def new_figure(height: float, *, rows: int = 1, height_ratios: Sequence[float] = (1.0,)) -> "tuple[Figure, list[Axes]]":
+    """An empty figure of the page's width with plots one above the other. Make it inside :func:`drawing_style`.
+
+    Args:
+        height: In inches.
+        rows: Number of plots, which share the horizontal axis.
+        height_ratios: One for each plot.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07))
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=height_ratios)[:, 0])
+
+
+def settle(figure: "Figure") -> None:
+    """Lay out once and for all, since each further drawing would move things a little."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
