@@ -652,8 +652,9 @@ def lighten(
     ['boxes', 'labels', 'scores']
 
     Args:
-        model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass; or a :class:`~lw_retinanet.detection.detector.Detector`, a model file
-            or a run folder.
+        model: torchvision's ``RetinaNet`` or ``FCOS``, or its ``FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN`` with a feature pyramid (of
+            which the proposal network becomes light on P2); or a subclass of these; or a
+            :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
         to: A preset such as ``lw-narrow``, ``lw-v3`` or ``both-v3-bn`` (:func:`lw_retinanet.heads.plan_of`), or a plan.
         images: Calibration images, which should be like those that the model will see; labels are not read. A folder, a data set (at most
             512 images of its training split are drawn), or a list of files. For a torchvision model the list may also hold PIL images,

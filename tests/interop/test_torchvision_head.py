@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import PRESETS, HeadPlan, block_tower
@@ -75,11 +74,10 @@ def test_features_need_images(make_detector: Make) -> None:
 
 
 def test_other_models_are_refused_with_what_is_possible(make_detector: Make) -> None:
-    backbone = nn.Sequential(nn.Conv2d(3, 8, 8, 8))
-    backbone.out_channels = 8  # type: ignore[assignment]
-    faster = FasterRCNN(backbone, 3, rpn_anchor_generator=AnchorGenerator(((32,),), ((1.0,),)))
-    with pytest.raises(InputError, match=r"cannot lighten a FasterRCNN: only torchvision's RetinaNet and FCOS.*profile"):
-        light_copy(faster, PRESETS["lw-v3"])
+    with torch.device("meta"):
+        ssd = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    with pytest.raises(InputError, match=r"cannot lighten a SSD: only torchvision's RetinaNet, FCOS and R-CNN with a pyramid.*profile"):
+        light_copy(ssd, PRESETS["lw-v3"])
     with pytest.raises(InputError, match=r"wrapped in a DataParallel; lighten the RetinaNet inside"):
         light_copy(nn.DataParallel(make_detector("v1")), PRESETS["lw-v3"])
 

@@ -277,7 +277,7 @@ def test_filled_towers_with_batch_norm_answer_as_the_plain_ones(make_detector: M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("levels", ["P3", "all"])
+@pytest.mark.parametrize("levels", ["P3", "all", "rpn"])
 def test_two_processes_keep_the_same_weights(levels: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost"}
     processes = [

@@ -1,12 +1,14 @@
-"""One of two processes that train a light detector together: ``two_processes.py MEETING_FILE RANK P3|all``."""
+"""One of two processes that train a light detector together: ``two_processes.py MEETING_FILE RANK P3|all|rpn``."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.models.detection import RetinaNet
+from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
 
 from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
 from lw_retinanet.interop.torchvision_lighten import light_copy
@@ -30,9 +32,14 @@ def main(meeting_file: str, rank: int, levels: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=2)
     torch.manual_seed(0)
     anchors = AnchorGenerator(((16, 24), (32, 48)), ((0.5, 1.0),) * 2)
-    model = RetinaNet(TwoLevels(), 3, anchor_generator=anchors, min_size=64, max_size=64)
+    sizes: Any = {"min_size": 64, "max_size": 64}
+    model: Any = RetinaNet(TwoLevels(), 3, anchor_generator=anchors, **sizes)
+    if levels == "rpn":
+        pool = MultiScaleRoIAlign(["0", "1"], 3, 1)
+        model = FasterRCNN(TwoLevels(), 3, rpn_anchor_generator=anchors, box_roi_pool=pool, **sizes)
     own: dict[Level, TowerPlan] = {"P3": block_tower("v3"), "P4": block_tower("v3")}
-    light = light_copy(model, HeadPlan(cls=own, bbox=own) if levels == "all" else PRESETS["lw-v3-released"]).train()
+    plans = {"P3": PRESETS["lw-v3-released"], "all": HeadPlan(cls=own, bbox=own), "rpn": PRESETS["lw-v3"]}
+    light = light_copy(model, plans[levels]).train()
     # A parameter that gets no gradient would stop the second step: unused ones are not looked for.
     parallel = DistributedDataParallel(light)
     optimiser = torch.optim.SGD([parameter for parameter in light.parameters() if parameter.requires_grad], lr=0.01)

@@ -177,19 +177,28 @@ def light_plan(branch: LevelBranch, block: str) -> LightTower | None:
     kernel does not fit. v2 needs a depth of at least two units.
     """
     plan = block_tower(block)
-    predict = "1x1" if branch.kernel == 1 else plan.predict
+    predict = predict_kernel(plan, branch.kernel)
     channels = branch.size.channels
     if branch.depth == 0:
         is_light = predict != "3x3" and plan.width is None and len(plan.units) == _USUAL_DEPTH
         return LightTower(units=(), width=channels, predict=predict) if is_light else None
+    units = units_at_depth(plan.units, branch.depth)
+    return LightTower(units=units, width=plan.width or channels, predict=predict) if units else None
+
+
+def units_at_depth(units: tuple[str, ...], depth: int) -> tuple[str, ...]:
+    """The units of a light block for a tower of another depth than RetinaNet's; none if the tower is too short for the block's pattern."""
     # Units beyond the usual four come once, whatever the depth: the first 1x1 unit of narrow, the depthwise convolution of dw5.
-    extra = max(len(plan.units) - _USUAL_DEPTH, 0)
-    start, repeated = plan.units[:extra], plan.units[extra:]
-    if branch.depth < len(set(repeated)):
-        return None  # too few units for the block's pattern
-    depth = len(repeated) if branch.depth == _USUAL_DEPTH else branch.depth
-    units = start + tuple(repeated[i % len(repeated)] for i in range(depth))
-    return LightTower(units=units, width=plan.width or channels, predict=predict)
+    extra = max(len(units) - _USUAL_DEPTH, 0)
+    start, repeated = units[:extra], units[extra:]
+    if depth < len(set(repeated)):
+        return ()
+    return start + tuple(repeated[i % len(repeated)] for i in range(len(repeated) if depth == _USUAL_DEPTH else depth))
+
+
+def predict_kernel(plan: TowerPlan, kernel: int) -> str:
+    """The kernel of a light block's prediction in place of one with this kernel: a 1x1 prediction is as light as it gets."""
+    return "1x1" if kernel == 1 else plan.predict
 
 
 def tower_plan(branch: LevelBranch, block: str) -> TowerPlan:

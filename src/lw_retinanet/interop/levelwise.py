@@ -1,7 +1,7 @@
 """Give levels of a torchvision head layers of their own, by subclassing the head's class at run time.
 
 The class may be torchvision's or a user's subclass of it. All that is assumed is that its ``forward`` takes a list of feature maps, treats
-them one by one, and joins the answers along dimension 1. Everything else is inherited.
+them one by one, and joins the answers along dimension 1, or lists them as R-CNN's proposal network does. Everything else is inherited.
 """
 
 import inspect
@@ -67,8 +67,10 @@ def _with_static_types(mixin: type, original: type[Any]) -> type:
         source = inspect.getsource(original.forward)  # torchvision has the types of some heads in comments
     except (OSError, TypeError):
         return mixin
-    found = re.search(r"-> (Tensor|[tT]uple\[Tensor, Tensor\]):?\n", source)
-    return {None: mixin, "Tensor": _TensorLevels}.get(found and found[1], _PairLevels)
+    found = re.search(r"-> (Tensor|[tT]uple\[Tensor, Tensor\]|[tT]uple\[[lL]ist\[Tensor\], [lL]ist\[Tensor\]\]):?\n", source)
+    if found is None:
+        return mixin
+    return _TensorLevels if found[1] == "Tensor" else _ListLevels if "ist[" in found[1] else _PairLevels
 
 
 def _blank(mixin: type[MadeT], original: type) -> MadeT:
@@ -187,11 +189,34 @@ class _PairLevels(LevelWise):
         return torch.cat(first, dim=1), torch.cat(second, dim=1)
 
 
+class _ListLevels(LevelWise):
+    """The same for heads that return two lists, a tensor a level."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        for place, maps in enumerate(x):
+            is_own = False
+            for level, head in self.own.items():
+                if int(level) == place:
+                    is_own = True
+                    one, two = head([maps])
+                    first.extend(one)
+                    second.extend(two)
+            if not is_own:
+                one, two = self.forward_of_class([maps])
+                first.extend(one)
+                second.extend(two)
+        return first, second
+
+
 def join(answers: Sequence[Any]) -> Any:
-    """Join the answers of several levels, tensors or tuples of tensors, along dimension 1."""
+    """Join the answers of several levels: tensors along dimension 1, lists to one list, tuples of either part by part."""
     if isinstance(answers[0], Tensor):
         return torch.cat(list(answers), dim=1)
-    return tuple(torch.cat(tensors, dim=1) for tensors in zip(*answers, strict=True))
+    if isinstance(answers[0], list):
+        return [each for answer in answers for each in answer]
+    return tuple(join(parts) for parts in zip(*answers, strict=True))
 
 
 def give_own_layers(head: nn.Module, level: int, layers: Mapping[str, nn.Module]) -> LevelWise:

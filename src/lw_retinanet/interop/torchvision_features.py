@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import FeaturePyramidNetwork
 
-from lw_retinanet.conventions import LEVELS
 from lw_retinanet.errors import InputError
-from lw_retinanet.interop.torchvision_head import HEADS, require_detector
+from lw_retinanet.interop.torchvision_head import HEADS, level_names, require_detector
 from lw_retinanet.lightening.towers import LevelPair
 
 
@@ -35,7 +35,7 @@ def head_inputs(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
     """Compute the feature maps that enter the head, in evaluation mode. The head itself is not run.
 
     Args:
-        model: torchvision's RetinaNet or FCOS, or a subclass; afterwards its training flags are as before.
+        model: torchvision's RetinaNet, FCOS or R-CNN, or a subclass; afterwards its training flags are as before.
         images: (3, H, W) images with values 0..1, of any sizes, on any device.
 
     Returns:
@@ -56,7 +56,8 @@ def head_inputs(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
         raise _HeadReached
 
     # A hook, because a subclass may do more between transform, backbone and head than torchvision does.
-    hook = detector.head.register_forward_pre_hook(see_features)
+    head = detector.rpn.head if isinstance(model, GeneralizedRCNN) else detector.head
+    hook = head.register_forward_pre_hook(see_features)
     try:
         with evaluating(model):
             model([image.to(device) for image in images])
@@ -90,7 +91,7 @@ def level_inputs(model: nn.Module, images: Iterable[Tensor], level: LevelPair) -
         finally:
             if hook is not None:
                 hook.remove()
-        found = before[0] if before else maps[LEVELS.index(level.level)]
+        found = before[0] if before else maps[level_names(model).index(level.level)]
         if not torch.isfinite(found).all():
             raise InputError(f"the model's feature maps of image {place} are not finite; look for NaN in its weights")
         yield found
@@ -107,7 +108,7 @@ def finest_output(model: nn.Module, image: Tensor) -> nn.Module | None:
     """
     detector: Any = model
     block = first_output_block(model)
-    if block is None or _parts(model) - {"backbone", "head"} or _parts(detector.head) - set(HEADS.values()):
+    if block is None or _parts(model) - {"backbone", "head"} or {f"head.{name}" for name in _parts(detector.head)} - set(HEADS.values()):
         return None
     made: list[Tensor] = []
 

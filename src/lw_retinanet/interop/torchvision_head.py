@@ -1,4 +1,7 @@
-"""The head of torchvision's RetinaNet and FCOS in the terms of this package: branches, towers and predictions."""
+"""The head of torchvision's RetinaNet, FCOS and R-CNN in the terms of this package: branches, towers and predictions.
+
+R-CNN's head is that of its proposal network: one branch, ``rpn``, whose tower is for the objectness and the boxes.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -7,17 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import BranchName
 from lw_retinanet.interop.levelwise import LevelWise, join
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
 
-# The names of the branches in `model.head`, and of their predictions. Only FCOS has the second prediction of the box branch.
-HEADS: dict[BranchName, str] = {"cls": "classification_head", "bbox": "regression_head"}
-_PREDICTIONS: dict[BranchName, tuple[str, ...]] = {"cls": ("cls_logits",), "bbox": ("bbox_reg", "bbox_ctrness")}
+# The heads of the branches in a model, and the names of their predictions. Only FCOS has the second prediction of the box branch.
+HEADS: dict[DenseBranch, str] = {"cls": "head.classification_head", "bbox": "head.regression_head", "rpn": "rpn.head"}
+_PREDICTIONS: dict[DenseBranch, tuple[str, ...]] = {
+    "cls": ("cls_logits",),
+    "bbox": ("bbox_reg", "bbox_ctrness"),
+    "rpn": ("cls_logits", "bbox_pred"),
+}
+_REQUIRED: dict[DenseBranch, tuple[str, ...]] = {**_PREDICTIONS, "bbox": ("bbox_reg",)}
 TOWER = "conv"
+_RCNN_LEVELS = ("P2", *LEVELS[:-1])
 
 
 def require_detector(model: object) -> None:
@@ -26,36 +36,76 @@ def require_detector(model: object) -> None:
     Raises:
         InputError: if it is not; the message says what is possible instead.
     """
+    if isinstance(model, GeneralizedRCNN):
+        _require_proposal_network(model)
+        return
     if isinstance(model, RetinaNet | FCOS):
         return
     inside = model.named_modules() if isinstance(model, nn.Module) else ()
-    place, inner = next(((name, each) for name, each in inside if isinstance(each, RetinaNet | FCOS)), ("", None))
+    place, inner = next(((name, each) for name, each in inside if isinstance(each, RetinaNet | FCOS | GeneralizedRCNN)), ("", None))
     if inner is not None:
         raise InputError(
             f"the model is wrapped in a {type(model).__name__}; lighten the {type(inner).__name__} inside it, which its attribute {place} "
             "holds, then put it back"
         )
     raise InputError(
-        f"cannot lighten a {type(model).__name__}: only torchvision's RetinaNet and FCOS, and subclasses of them, "
+        f"cannot lighten a {type(model).__name__}: only torchvision's RetinaNet, FCOS and R-CNN with a pyramid, and subclasses of them, "
         "run one head over all levels; for any other torchvision detector `lw-retinanet profile` shows what its MACs are spent on"
     )
 
 
-def branch_head(model: nn.Module, branch: BranchName) -> nn.Module:
-    """The classification or regression head of a torchvision detector.
+def _require_proposal_network(model: nn.Module) -> None:
+    kind = type(model).__name__
+    network = getattr(model, "rpn", None)
+    generator = getattr(network, "anchor_generator", None)
+    if not isinstance(getattr(generator, "sizes", None), tuple | list) or not hasattr(generator, "num_anchors_per_location"):
+        raise InputError(
+            f"cannot lighten this {kind}: its rpn ({type(network).__name__}) must have an `anchor_generator` and a `head` "
+            "as torchvision's RegionProposalNetwork does; put such a one in its place"
+        )
+    branch_head(model, "rpn")
+    if num_levels(model) < 2:
+        raise InputError(
+            f"cannot lighten this {kind}: it has no feature pyramid, so its proposal network runs on one map and no level of it is too "
+            "expensive; choose a model with one, for instance fasterrcnn_resnet50_fpn"
+        )
+
+
+def branches_of(model: nn.Module) -> tuple[DenseBranch, ...]:
+    """The branches of a model's head: ``rpn`` for an R-CNN, else ``cls`` and ``bbox``."""
+    return ("rpn",) if isinstance(model, GeneralizedRCNN) else ("cls", "bbox")
+
+
+def level_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the model's feature maps, the finest first: ``P2``, ... for an R-CNN, else ``P3``, ...; whatever their strides are."""
+    return _RCNN_LEVELS if isinstance(model, GeneralizedRCNN) else LEVELS
+
+
+def found_head(model: nn.Module, branch: DenseBranch) -> nn.Module | None:
+    """The head of a branch as it is; None if the model has none at the usual place."""
+    try:
+        return model.get_submodule(HEADS[branch])
+    except AttributeError:
+        return None
+
+
+def branch_head(model: nn.Module, branch: DenseBranch) -> nn.Module:
+    """The head of a branch of a torchvision detector.
 
     Raises:
         InputError: if it does not consist of a tower ``conv`` and predictions behind it.
     """
-    where = f"head.{HEADS[branch]}"
-    head = getattr(model.head, HEADS[branch], None)
-    if not isinstance(head, nn.Module):
+    where = HEADS[branch]
+    head = found_head(model, branch)
+    if head is None:
         raise InputError(f"{type(model).__name__} has no {where}; its own kind of head cannot be lightened")
-    first = _PREDICTIONS[branch][0]
-    if not isinstance(getattr(head, TOWER, None), nn.Sequential) or not isinstance(getattr(head, first, None), nn.Conv2d):
+    names = _REQUIRED[branch]
+    is_usual = all(isinstance(getattr(head, name, None), nn.Conv2d) for name in names)
+    if not isinstance(getattr(head, TOWER, None), nn.Sequential) or not is_usual:
+        remedy = "rename them" if branch == "rpn" else "rename them, or lighten the other branch only"
         raise InputError(
-            f"{where} ({type(head).__name__}) must have its tower in `{TOWER}` (Sequential) and its prediction in `{first}` (Conv2d), "
-            "as torchvision's heads do; rename them, or lighten the other branch only"
+            f"{where} ({type(head).__name__}) must have its tower in `{TOWER}` (Sequential) and its prediction in "
+            f"{' and '.join(f'`{name}`' for name in names)} (Conv2d), as torchvision's heads do; {remedy}"
         )
     if "forward" in vars(head) or (hasattr(head, "own") and not isinstance(head, LevelWise)):
         taken = "forward" if "forward" in vars(head) else "own"
@@ -63,7 +113,7 @@ def branch_head(model: nn.Module, branch: BranchName) -> nn.Module:
     return head
 
 
-def require_levels_apart(model: nn.Module, branch: BranchName) -> None:
+def require_levels_apart(model: nn.Module, branch: DenseBranch) -> None:
     """Check that a head gives the same answers for one map alone as for all maps together.
 
     Otherwise giving one level its own layers would silently change all other levels. The check runs a copy of the head on small random
@@ -94,9 +144,10 @@ def require_levels_apart(model: nn.Module, branch: BranchName) -> None:
         except Exception as error:  # a user's class may raise anything
             are_same, reason = False, f"{type(error).__name__}: {error}"
     if not are_same:
+        remedy = "use torchvision's own head there" if branch == "rpn" else "lighten the other branch only"
         raise InputError(
-            f"head.{HEADS[branch]} ({type(head).__name__}) does not treat its levels one by one, so none of them can get layers of its "
-            f"own ({reason}); lighten the other branch only"
+            f"{HEADS[branch]} ({type(head).__name__}) does not treat its levels one by one, so none of them can get layers of its "
+            f"own ({reason}); {remedy}"
         )
 
 
@@ -108,8 +159,11 @@ def _all_close(left: Any, right: Any) -> bool:
 
 def num_levels(model: nn.Module) -> int:
     """The number of feature maps that the model has anchors for."""
-    generator: Any = model.anchor_generator
-    return len(generator.sizes)
+    return len(_anchor_generator(model).sizes)
+
+
+def _anchor_generator(model: Any) -> Any:
+    return model.rpn.anchor_generator if isinstance(model, GeneralizedRCNN) else model.anchor_generator
 
 
 def in_channels(head: nn.Module) -> int:
@@ -117,7 +171,7 @@ def in_channels(head: nn.Module) -> int:
     return next(layer.in_channels for layer in getattr(head, TOWER).modules() if isinstance(layer, nn.Conv2d))
 
 
-def predictions(head: nn.Module, branch: BranchName) -> dict[str, nn.Module]:
+def predictions(head: nn.Module, branch: DenseBranch) -> dict[str, nn.Module]:
     """Prediction layers by their names."""
     return {name: getattr(head, name) for name in _PREDICTIONS[branch] if hasattr(head, name)}
 
@@ -129,13 +183,14 @@ def own_towers(model: nn.Module, level: str) -> list[BranchPair]:
 
     Args:
         model: What :func:`~lw_retinanet.interop.torchvision_lighten.light_copy` returned.
-        level: ``P3`` is the model's first feature map, ``P4`` the second, and so on.
+        level: One of :func:`level_names`.
     """
     pairs = []
-    for branch, place in HEADS.items():
-        head = getattr(model.head, place)
-        if isinstance(head, LevelWise) and str(LEVELS.index(level)) in head.own:
-            light = head.own[str(LEVELS.index(level))]
+    place = str(level_names(model).index(level))
+    for branch in branches_of(model):
+        head = found_head(model, branch)
+        if isinstance(head, LevelWise) and place in head.own:
+            light = head.own[place]
             pairs.append(BranchPair(branch=branch, level=level, teacher=_tower(head, branch), student=_tower(light, branch)))
     return pairs
 
@@ -161,8 +216,8 @@ def level_pair(model: nn.Module, light: nn.Module, level: str, *, output: nn.Mod
     """
     before = {pair.branch for pair in own_towers(model, level)}
     after = {pair.branch: pair for pair in own_towers(light, level)}
-    old: dict[BranchName, Tower] = {}
-    for branch in HEADS:
+    old: dict[DenseBranch, Tower] = {}
+    for branch in branches_of(light):
         if branch in after:
             old[branch] = after[branch].student if branch in before else after[branch].teacher
             continue
@@ -171,27 +226,27 @@ def level_pair(model: nn.Module, light: nn.Module, level: str, *, output: nn.Mod
         except InputError as error:
             if branch == "cls":
                 raise InputError(f"images do not help here: {error}; or leave images out") from None
-    generator: Any = light.anchor_generator
     return LevelPair(
         level=level,
         old=old,
         pairs=new_towers(model, light, level),
-        num_anchors=int(generator.num_anchors_per_location()[LEVELS.index(level)]),
+        num_anchors=int(_anchor_generator(light).num_anchors_per_location()[level_names(light).index(level)]),
         old_output=copy.deepcopy(output),
         output=output,
     )
 
 
-def _tower(head: nn.Module, branch: BranchName) -> Tower:
+def _tower(head: nn.Module, branch: DenseBranch) -> Tower:
     """The tower that a classification or regression head runs for levels that have no layers of their own."""
-    return Tower(units=list(_units(getattr(head, TOWER))), predictions=predictions(head, branch))
+    return Tower(units=list(tower_units(head)), predictions=predictions(head, branch))
 
 
-def _units(tower: nn.Sequential) -> Iterator[nn.Module]:
-    """Divide a tower into units: a convolution and what follows it. FCOS lists norms and activations beside the convolutions.
+def tower_units(head: nn.Module) -> Iterator[nn.Module]:
+    """Divide a head's tower into units: a convolution and what follows it. FCOS lists norms and activations beside the convolutions.
 
     A subclass of ``Sequential`` becomes a plain one, because a slice of it would be made by a constructor with other arguments.
     """
+    tower: nn.Sequential = getattr(head, TOWER)
     groups: list[list[nn.Module]] = [[]]
     for layer in tower:
         if _has_conv(layer) and any(map(_has_conv, groups[-1])):

@@ -2,22 +2,29 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.dense_head import DenseBranch
+from lw_retinanet.counting.imbalance import predict_kernel, units_at_depth
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.heads import SHARED, BranchName, HeadPlan, TowerPlan, plan_of
+from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan, plan_of
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
 from lw_retinanet.interop.torchvision_features import evaluating, finest_output, first_output_block, level_inputs
 from lw_retinanet.interop.torchvision_head import (
     HEADS,
     TOWER,
     branch_head,
+    branches_of,
+    found_head,
     in_channels,
+    level_names,
     level_pair,
     new_towers,
     num_levels,
@@ -25,9 +32,10 @@ from lw_retinanet.interop.torchvision_head import (
     predictions,
     require_detector,
     require_levels_apart,
+    tower_units,
 )
 from lw_retinanet.lightening.calibration_images import CalibrationImage, find_calibration_images, image_tensor
-from lw_retinanet.lightening.filling import DEFAULT_PRESET, LighteningSettings, checked_steps, fill_levels
+from lw_retinanet.lightening.filling import DEFAULT_PRESET, MAX_BYTES, LighteningSettings, checked_steps, fill_levels
 from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower, convolutions
 from lw_retinanet.lightening.weight_transfer import transfer_weights
@@ -62,11 +70,11 @@ def lighten_torchvision(
         ConfigError: for an unknown preset, or one that would not make this model cheaper.
     """
     require_detector(model)
-    plan = to if isinstance(to, HeadPlan) else plan_of(to)
+    plan = to if isinstance(to, HeadPlan) else plan_for(model, to)
     steps = checked_steps(fit_steps, has_images=images is not None)
     found = [] if images is None else find_calibration_images(images, channels=_image_channels(model), seed=seed)
     light = light_copy(model, plan)
-    new = [pair for level in LEVELS for pair in new_towers(model, light, level)]
+    new = [pair for level in level_names(model) for pair in new_towers(model, light, level)]
     if isinstance(to, str):
         old_macs, new_macs = (sum(_macs_per_cell(getattr(pair, side)) for pair in new) for side in ("teacher", "student"))
         if new_macs >= old_macs:
@@ -77,7 +85,10 @@ def lighten_torchvision(
     for pair in new:
         transfer_weights(pair)
     if found:
-        settings = LighteningSettings(fit=FitSettings(steps=steps, seed=seed), own_output=not keep_pyramid, seed=seed)
+        # The maps of P2 are four times as large as those of P3, and a quarter of them has as many cells.
+        max_bytes = MAX_BYTES // 4 if isinstance(model, GeneralizedRCNN) else MAX_BYTES
+        fit = FitSettings(steps=steps, seed=seed)
+        settings = LighteningSettings(fit=fit, own_output=not keep_pyramid, seed=seed, max_bytes=max_bytes)
         _fill(model, light, list(dict.fromkeys(pair.level for pair in new)), found, settings, progress)
     return light
 
@@ -97,7 +108,7 @@ def _fill(
     has_own_output = settings.own_output and finest_output(model, image_tensor(images[0])) is not None
     pairs = []
     for level in levels:
-        both_are_new = level == LEVELS[0] and len(new_towers(model, light, level)) == len(HEADS)
+        both_are_new = level == level_names(model)[0] and len(new_towers(model, light, level)) == len(branches_of(model))
         pairs.append(level_pair(model, light, level, output=first_output_block(light) if has_own_output and both_are_new else None))
 
     def inputs(level: LevelPair, mirrored: bool) -> Iterator[Tensor]:
@@ -120,18 +131,16 @@ def light_copy(model: ModelT, plan: HeadPlan) -> ModelT:
     and distributed training ignore it.
 
     Args:
-        model: torchvision's ``RetinaNet`` or ``FCOS``, or a subclass; it is not changed. Other levels of it may be light already.
+        model: torchvision's ``RetinaNet``, ``FCOS`` or R-CNN, or a subclass; it is not changed. Other levels of it may be light already.
         plan: The towers. ``P3`` is the model's first feature map, ``P4`` the second, and so on. Its ``shared`` tower is not used, because
-            the model has one. A prediction may be ``shared``, units may not.
+            the model has one. A prediction may be ``shared``, units may not. For an R-CNN, whose proposal network has one tower, both
+            branches must be the same.
 
     Raises:
         InputError: if the model, its head or the plan does not allow it; the message says why.
     """
     require_detector(model)
-    wanted: dict[BranchName, Mapping[str, TowerPlan]] = {
-        "cls": {str(level): tower for level, tower in plan.cls.items()},
-        "bbox": {str(level): tower for level, tower in plan.bbox.items()},
-    }
+    wanted = _wanted(model, plan)
     if not any(wanted.values()):
         raise InputError("the plan gives no level a tower of its own, so nothing would change; choose another, for instance lw-v3")
     for branch, towers in wanted.items():
@@ -143,13 +152,53 @@ def light_copy(model: ModelT, plan: HeadPlan) -> ModelT:
     for branch, towers in wanted.items():
         for level, tower in towers.items():
             head = branch_head(light, branch)
-            give_own_layers(head, LEVELS.index(level), _own_layers(head, tower, branch=branch, level=level))
+            give_own_layers(head, level_names(model).index(level), _own_layers(head, tower, branch=branch, level=level))
         _freeze_unused(light, branch)
-    for level in LEVELS:
+    for level in level_names(model):
         for pair in own_towers(light, level):
             if level in wanted[pair.branch]:
                 _start(pair)
     return light
+
+
+def _wanted(model: nn.Module, plan: HeadPlan) -> dict[DenseBranch, dict[str, TowerPlan]]:
+    """The plan's towers by branch and by what the model's levels are called."""
+    names = dict(zip(LEVELS, level_names(model), strict=True))
+    cls, bbox = ({names[level]: tower for level, tower in towers.items()} for towers in (plan.cls, plan.bbox))
+    if "rpn" not in branches_of(model):
+        return {"cls": cls, "bbox": bbox}
+    if cls != bbox:
+        raise InputError(
+            f"the proposal network of a {type(model).__name__} has one tower for objectness and boxes, so a plan must be the same in both "
+            "branches; choose lw-narrow, lw-v3 or both- with one block"
+        )
+    return {"rpn": cls}
+
+
+def plan_for(model: nn.Module, preset: str) -> HeadPlan:
+    """The plan of a preset; for an R-CNN with towers as deep as that of its proposal network.
+
+    Raises:
+        ConfigError: for an unknown preset, or one whose units do not go with that depth.
+        InputError: if the preset is not the same in both branches, and the model has one tower for both.
+    """
+    plan = plan_of(preset)
+    if "rpn" not in branches_of(model):
+        return plan
+    _wanted(model, plan)
+    head = branch_head(model, "rpn")
+    depth = len(list(tower_units(head)))
+    kernel = max(conv.kernel_size[0] for layer in predictions(head, "rpn").values() for conv in convolutions(layer))
+    towers = {}
+    for level, tower in plan.cls.items():
+        units = units_at_depth(tower.units, depth)
+        if not units:
+            raise ConfigError(
+                f"{preset} alternates {len(set(tower.units))} kinds of units, and the proposal network of this {type(model).__name__} has "
+                f"{depth} in all; choose lw-narrow or lw-v3"
+            )
+        towers[level] = replace(tower, units=units, predict=predict_kernel(tower, kernel))
+    return HeadPlan(cls=towers, bbox=towers)
 
 
 def _image_channels(model: nn.Module) -> int:
@@ -158,16 +207,17 @@ def _image_channels(model: nn.Module) -> int:
     return len(mean) if isinstance(mean, Sequence) else 3
 
 
-def _require_free(model: nn.Module, branch: BranchName, level: str) -> None:
-    place, count = LEVELS.index(level), num_levels(model)
+def _require_free(model: nn.Module, branch: DenseBranch, level: str) -> None:
+    names, count = level_names(model), num_levels(model)
+    place = names.index(level)
     if place >= count:
-        raise InputError(f"the plan names {level}, but the model has {count} feature maps, P3 to {LEVELS[min(count, len(LEVELS)) - 1]}")
+        raise InputError(f"the plan names {level}, but the model has {count} feature maps, {names[0]} to {names[count - 1]}")
     head = branch_head(model, branch)
     if isinstance(head, LevelWise) and str(place) in head.own:
-        raise InputError(f"head.{HEADS[branch]} is light at {level} already; start from the model that it was made of")
+        raise InputError(f"{HEADS[branch]} is light at {level} already; start from the model that it was made of")
 
 
-def _own_layers(head: nn.Module, plan: TowerPlan, *, branch: BranchName, level: str) -> dict[str, nn.Module]:
+def _own_layers(head: nn.Module, plan: TowerPlan, *, branch: DenseBranch, level: str) -> dict[str, nn.Module]:
     """New layers for a level, under the names that the head uses for its own."""
     if SHARED in plan.units:
         raise InputError(
@@ -194,8 +244,8 @@ def _own_layers(head: nn.Module, plan: TowerPlan, *, branch: BranchName, level: 
     return {name: layer.to(device=weight.device, dtype=weight.dtype) for name, layer in layers.items()}
 
 
-def _freeze_unused(model: nn.Module, branch: BranchName) -> None:
-    head = getattr(model.head, HEADS[branch], None)
+def _freeze_unused(model: nn.Module, branch: DenseBranch) -> None:
+    head = found_head(model, branch)
     if not isinstance(head, LevelWise) or len(head.own) < num_levels(model):
         return
     for name in (TOWER, *predictions(head, branch)):

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import BranchName
 from lw_retinanet.lightening.batch_norm import fixed_statistics, set_offset, settle
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
 from lw_retinanet.progress import Progress, tracked
@@ -44,7 +44,7 @@ class ClosedForm:
         cells: Number of fitted cells.
     """
 
-    errors: dict[BranchName, float]
+    errors: dict[DenseBranch, float]
     cells: int
 
 
@@ -68,27 +68,30 @@ def solve_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: int = 0
 
 
 def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims: "_Aims") -> ClosedForm:
-    scores = aims.outputs["cls"].sigmoid()
+    scores = level.logits(aims.outputs).sigmoid()
     best = scores.amax(dim=0)
-    weights: dict[BranchName, Tensor] = {
-        "cls": cells.importance * (1 + _CLS_SURENESS * best),
-        "bbox": cells.importance * (_BOX_FLOOR + best),
-    }
+    by_class = cells.importance * (1 + _CLS_SURENESS * best)
+    # A proposal network's one tower is for both, and most of what it must get right is the objectness of every cell.
+    weights: dict[DenseBranch, Tensor] = {"cls": by_class, "bbox": cells.importance * (_BOX_FLOOR + best), "rpn": by_class}
     # The box of an anchor counts by the score of this anchor.
     sure = cells.importance * (_BOX_FLOOR / 10 + scores.unflatten(0, (level.num_anchors, -1)).amax(dim=1))
     if level.output is not None:
         _fit_output(level, maps, cells, aims, weights)
-    errors: dict[BranchName, float] = {}
+    errors: dict[DenseBranch, float] = {}
     for pair in level.pairs:
-        aim = _Aim(
-            layers=aims.layers[pair.branch],
-            outputs=aims.outputs[pair.branch],
-            weight=weights[pair.branch],
-            anchor_weights=sure if pair.branch == "bbox" else None,
-        )
+        outputs = aims.outputs[pair.branch]
+        parts = _parts(pair.branch, len(outputs), by_class, sure)
+        aim = _Aim(layers=aims.layers[pair.branch], outputs=outputs, weight=weights[pair.branch], parts=parts)
         device = cells.importance.device
         errors[pair.branch] = _fit_tower(pair, [level.new_maps(item.to(device).float()) for item in maps], cells, aim)
     return ClosedForm(errors=errors, cells=len(cells.importance))
+
+
+def _parts(branch: DenseBranch, num_outputs: int, by_class: Tensor, by_anchor: Tensor) -> list[tuple[int, Tensor]]:
+    """The number of outputs that have the same weights, and these weights: first the logits, then the box of each anchor."""
+    num_logits = {"cls": num_outputs, "bbox": 0, "rpn": len(by_anchor)}[branch]
+    parts = [(num_logits, by_class), *(((num_outputs - num_logits) // len(by_anchor), weight) for weight in by_anchor)]
+    return [(count, weight) for count, weight in parts if count]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,25 +120,25 @@ class _Cells:
 class _Aims:
     """What the old head computes at the cells: by branch, (channels, n) outputs of every unit before its ReLU, and of the predictions."""
 
-    layers: dict[BranchName, list[Tensor]]
-    outputs: dict[BranchName, Tensor]
+    layers: dict[DenseBranch, list[Tensor]]
+    outputs: dict[DenseBranch, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Aim:
-    """The same for one branch, with (n,) weights of the cells; in the box branch also (anchors, n) weights for each anchor's outputs."""
+    """The same for one branch, with (n,) weights of the cells for its layers, and the numbers of outputs with weights of their own."""
 
     layers: list[Tensor]
     outputs: Tensor
     weight: Tensor
-    anchor_weights: Tensor | None
+    parts: list[tuple[int, Tensor]]
 
-    def readout(self, columns: Tensor) -> Tensor:
+    def readout(self, columns: Tensor, kernel: int) -> Tensor:
         """The best linear map from columns to the outputs: (D + 1, outputs), of which the last row is the offset."""
-        if self.anchor_weights is None:
+        if kernel > 1:  # Each part needs a covariance of its own, which is affordable for small patches only.
             return _ridge(columns, self.outputs, self.weight)
-        parts = self.outputs.unflatten(0, (len(self.anchor_weights), -1))
-        return torch.cat([_ridge(columns, part, weight) for part, weight in zip(parts, self.anchor_weights, strict=True)], dim=1)
+        outputs = self.outputs.split([count for count, _ in self.parts])
+        return torch.cat([_ridge(columns, part, weight) for part, (_, weight) in zip(outputs, self.parts, strict=True)], dim=1)
 
     def error(self, outputs: Tensor) -> float:
         """The share of the weighted variance that the given outputs miss."""
@@ -150,13 +153,13 @@ def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progres
     device = next(parameter.device for tower in level.old.values() for layer in tower.layers for parameter in layer.parameters())
     per_image = max(16, MAX_CELLS // len(maps))
     places, importance = [], []
-    layers: dict[BranchName, list[list[Tensor]]] = {name: [[] for _ in tower.units] for name, tower in level.old.items()}
-    outputs: dict[BranchName, list[Tensor]] = {name: [] for name in level.old}
+    layers: dict[DenseBranch, list[list[Tensor]]] = {name: [[] for _ in tower.units] for name, tower in level.old.items()}
+    outputs: dict[DenseBranch, list[Tensor]] = {name: [] for name in level.old}
     for item in tracked(maps, len(maps), f"closed form for {level.level}", progress):
         level.require_map(item)
         features = level.old_maps(item.to(device).float())
         seen = {name: _layers(tower, features) for name, tower in level.old.items()}
-        scores = seen["cls"][1].sigmoid().flatten(1).amax(dim=0)
+        scores = level.logits({name: final for name, (_, final) in seen.items()}).sigmoid().flatten(1).amax(dim=0)
         chosen, weight = _choose(scores, per_image, generator)
         places.append(chosen)
         importance.append(weight)
@@ -197,13 +200,14 @@ def _layers(tower: Tower, features: Tensor) -> tuple[list[Tensor], Tensor]:
     return befores, torch.cat([predict(features)[0] for predict in tower.predictions.values()])
 
 
-def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _Aims, weights: dict[BranchName, Tensor]) -> None:
+def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _Aims, weights: dict[DenseBranch, Tensor]) -> None:
     """Fill the level's output convolution with the directions of its input that explain most of what the old towers compute."""
     assert level.output is not None
     (conv,) = convolutions(level.output)
     columns = cells.columns(maps, conv.kernel_size[0])
     maps_to_aims, covariance = [], torch.zeros((), dtype=torch.float64, device=columns.device)
-    for branch, weight in weights.items():
+    for branch in aims.layers:
+        weight = weights[branch]
         share = weight / weight.sum()
         wanted = [_unit_variance(values, share) for values in (*aims.layers[branch], aims.outputs[branch])]
         maps_to_aims.append(_ridge(columns, torch.cat(wanted), weight)[:-1])
@@ -236,10 +240,8 @@ def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -
     if own_predictions:
         kernel = _kernel(own_predictions[0])
         columns = cells.columns(maps, kernel)
-        # Weights for each anchor need a covariance for each anchor, which is affordable for small patches only.
-        exact = aim if kernel == 1 else _Aim(layers=aim.layers, outputs=aim.outputs, weight=aim.weight, anchor_weights=None)
         sizes = [convolutions(predict)[-1].out_channels for predict in predictions]
-        for predict, part in zip(predictions, exact.readout(columns).split(sizes, dim=1), strict=True):
+        for predict, part in zip(predictions, aim.readout(columns, kernel).split(sizes, dim=1), strict=True):
             if not pair.is_shared(predict):
                 _fill(predict, columns, part, aim.weight)
     outputs = [torch.cat([predict(item)[0] for predict in predictions]).flatten(1) for item in maps]
@@ -256,7 +258,7 @@ def _fit_unit(
     if imitates:
         wanted = _ridge(columns, features, aim.weight)
     else:
-        estimate = aim.readout(columns) if kernel == 1 else _ridge(columns, aim.outputs, aim.weight)
+        estimate = aim.readout(columns, kernel)
         carried = _carried(estimate, columns, aim.weight, math.floor(width * CARRIED))
         busiest = _variance(F.relu(features)).topk(min(width - carried.shape[1], len(features))).indices
         wanted = torch.cat([carried, _ridge(columns, features[busiest], aim.weight)], dim=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lw_retinanet.heads import BranchName
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.lightening.towers import LevelPair
 from lw_retinanet.training.step import autocast
 
@@ -21,7 +21,7 @@ class CachedFeatures:
     """
 
     maps: Tensor
-    answers: Mapping[BranchName, Mapping[str, Tensor]] = field(default_factory=dict)
+    answers: Mapping[DenseBranch, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:

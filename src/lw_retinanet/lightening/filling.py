@@ -9,10 +9,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import BranchName
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import CachedFeatures, cache_features
 from lw_retinanet.lightening.fitting import FitCurve, FitSettings, fit
@@ -59,7 +59,7 @@ class FilledLevel:
     """
 
     level: str
-    errors: dict[BranchName, float]
+    errors: dict[DenseBranch, float]
     num_maps: int
     seconds: float
     curve: FitCurve | None

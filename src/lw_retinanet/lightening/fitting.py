@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import ConfigError, InputError, TrainingError
 from lw_retinanet.lightening.batch_norm import fixed_statistics, settle_new
 from lw_retinanet.lightening.feature_cache import CachedFeatures
@@ -191,11 +192,13 @@ def _losses(level: LevelPair, cached: Sequence[CachedFeatures], device: torch.de
     maps = torch.cat([each.maps for each in cached]).to(device).contiguous(memory_format=torch.channels_last)
     with autocast(device, use_bf16):
         features = level.new_maps(maps if use_bf16 else maps.float())
-        answers = {pair.branch: pair.student(features) for pair in level.pairs}
-    wanted = {
-        branch: {key: torch.cat([each.answers[branch][key] for each in cached]).to(device) for key in cached[0].answers[branch]}
-        for branch in cached[0].answers
-    }
+        answers = _both_branches({pair.branch: pair.student(features) for pair in level.pairs})
+    wanted = _both_branches(
+        {
+            branch: {key: torch.cat([each.answers[branch][key] for each in cached]).to(device) for key in cached[0].answers[branch]}
+            for branch in cached[0].answers
+        }
+    )
     (old_logits,) = wanted["cls"].values()
     old_logits = _rows(old_logits, old_logits.shape[1] // level.num_anchors)
     losses = [torch.zeros((), device=device), torch.zeros((), device=device)]
@@ -211,6 +214,14 @@ def _losses(level: LevelPair, cached: Sequence[CachedFeatures], device: torch.de
                 loss = distance_distillation if CENTRENESS in answers["bbox"] else box_distillation
                 losses[1] = losses[1] + loss(_rows(value, 4), _rows(goal, 4), old_logits)
     return torch.stack(losses)
+
+
+def _both_branches(answers: Mapping[DenseBranch, Mapping[str, Tensor]]) -> Mapping[DenseBranch, Mapping[str, Tensor]]:
+    """Outputs by branch and prediction; those of a proposal network's one tower are the class branch's and the box branch's."""
+    if "rpn" not in answers:
+        return answers
+    (name, logits), *boxes = answers["rpn"].items()
+    return {"cls": {name: logits}, "bbox": dict(boxes)}
 
 
 def _centreness_distillation(centreness: Tensor, old_centreness: Tensor, old_logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import get_args
 import torch
 
 from lw_retinanet.conventions import LEVELS
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
 from lw_retinanet.heads import SHARED, BranchName, HeadPlan
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
@@ -116,7 +117,7 @@ def _head(head: Head, plan: HeadPlan) -> Head:
 
 
 def _level_pair(model: RetinaNet, light: RetinaNet, level: str, changed: list[BranchName], *, own_output: bool) -> LevelPair:
-    old: dict[BranchName, Tower] = {}
+    old: dict[DenseBranch, Tower] = {}
     pairs = []
     for name in _BRANCHES:
         before, after = getattr(model.head, name), getattr(light.head, name)

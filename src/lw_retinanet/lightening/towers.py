@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import BranchName
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,7 +17,8 @@ class Tower:
 
     Args:
         units: The units in order; each is a convolution with the norm and activation behind it.
-        predictions: The predictions by name; all read the output of the last unit. Only FCOS's box branch has two of them.
+        predictions: The predictions by name; all read the output of the last unit. FCOS's box branch has two of them, and so has R-CNN's
+            proposal network: the objectness, then the deltas.
     """
 
     units: Sequence[nn.Module]
@@ -45,13 +46,13 @@ class BranchPair:
     """A branch of one level before and after surgery.
 
     Args:
-        branch: Name of the branch.
-        level: Name of the level; ``P3`` is the finest.
+        branch: Name of the branch; ``rpn`` is the one tower of R-CNN's proposal network.
+        level: Name of the level.
         teacher: The old layers, which must not change.
         student: The new layers, which are to be filled. Layers that also belong to the teacher are shared, and must not change.
     """
 
-    branch: BranchName
+    branch: DenseBranch
     level: str
     teacher: Tower
     student: Tower
@@ -67,7 +68,7 @@ class LevelPair:
 
     Args:
         level: Name of the level.
-        old: The old towers of both branches.
+        old: The old towers of both branches, or of the one that serves for both.
         pairs: The one or two branches that get new layers.
         num_anchors: Number of anchors in a cell; 1 for FCOS.
         old_output: The old convolution that makes the level's map; None if the input is the level's map itself.
@@ -75,11 +76,15 @@ class LevelPair:
     """
 
     level: str
-    old: Mapping[BranchName, Tower]
+    old: Mapping[DenseBranch, Tower]
     pairs: Sequence[BranchPair]
     num_anchors: int
     old_output: nn.Module | None = None
     output: nn.Module | None = None
+
+    def logits(self, outputs: Mapping[DenseBranch, Tensor]) -> Tensor:
+        """The class logits among (channels, ...) outputs of the old towers; a proposal network's objectness is one logit an anchor."""
+        return outputs["cls"] if "cls" in outputs else outputs["rpn"][: self.num_anchors]
 
     def old_maps(self, maps: Tensor) -> Tensor:
         """The level's map for the old towers, computed from the input of ``old_output``."""
