@@ -42,7 +42,7 @@ def test_one_variant_in_two_regimes_has_two_names(values: dict[str, Any]) -> Non
 def test_options_stand_in_for_the_paths_of_the_file(values: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump(values))
-    experiment = open_experiment(file, data=Path("elsewhere"), trunk=Path("other.safetensors"))
+    experiment = open_experiment(file, data=Path("elsewhere"), trunk=[Path("other.safetensors")])
     assert (experiment.data, experiment.trunk) == ("elsewhere", "other.safetensors")
     assert open_experiment(file).data == values["data"]
 
@@ -86,11 +86,12 @@ def test_nonsense_is_refused_in_one_line(values: dict[str, Any], place: tuple[st
 
 def test_a_teacher_needs_cached_maps_and_its_own_anchors(values: dict[str, Any]) -> None:
     for variant, regime in (
+        ({"preset": "lw-v3", "teacher": True}, "full"),
         ({"preset": "lw-v3", "teacher": True}, "lighten"),
         ({"preset": "lw-v3", "teacher": True, "anchors": "one"}, "head"),
     ):
         values["lines"][1] = {"name": "blocks", "regime": regime, "variants": [variant], "scales": [96]}
-        with pytest.raises(ConfigError, match="a teacher teaches in the regime head only"):
+        with pytest.raises(ConfigError, match="a teacher teaches in the regimes head and finetune only"):
             parse_experiment(values, where="file.yaml")
 
 

@@ -72,6 +72,12 @@ def test_boxes_are_scaled_and_mirrored_with_the_image(trunk_file: Path, draw_rec
     assert targets.labels[:, 0].tolist() == [2, 2, -1]
 
 
+def trunk_of(runner: Runner) -> RetinaNet:
+    trunk = runner.trunk(0, runner.data.folds[0])
+    assert trunk is not None
+    return trunk.model
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     runner: Runner
@@ -84,8 +90,7 @@ class Setup:
         changed = {key: value for key, value in (("steps", steps), ("rate", rate)) if value is not None}
         config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
         model = self.runner.model(cell, seed=seed)
-        assert self.runner.trunk is not None
-        teaching = self.runner.trunk.model.head if teacher else None
+        teaching = trunk_of(self.runner).head if teacher else None
         return train_head(model, self.maps, config, device=CPU, use_bf16=False, teacher=teaching, log=ENTRIES.append)
 
 
@@ -98,9 +103,8 @@ def setup(values: dict[str, Any], tmp_path: Path) -> Setup:
     values["lines"][1]["scales"] = [64]
     experiment = parse_experiment(values, where="file")
     runner = Runner(experiment, tmp_path / "out", device=CPU)
-    assert runner.trunk is not None
     ENTRIES.clear()
-    return Setup(runner, experiment, maps_of(runner.trunk.model, runner.records, tmp_path / "maps"))
+    return Setup(runner, experiment, maps_of(trunk_of(runner), runner.records, tmp_path / "maps"))
 
 
 def weights(model: RetinaNet) -> list[torch.Tensor]:
@@ -108,13 +112,12 @@ def weights(model: RetinaNet) -> list[torch.Tensor]:
 
 
 def test_only_the_head_learns_and_the_seed_decides_it(setup: Setup) -> None:
-    assert setup.runner.trunk is not None
-    before = {name: value.clone() for name, value in setup.runner.trunk.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trunk_of(setup.runner).state_dict().items()}
     once, again, other = setup.train("lw-v3@64"), setup.train("lw-v3@64"), setup.train("lw-v3@64", seed=1)
     for first, second in zip(weights(once.model), weights(again.model), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert any(not torch.equal(first, second) for first, second in zip(weights(once.model), weights(other.model), strict=True))
-    for name, value in setup.runner.trunk.model.state_dict().items():
+    for name, value in trunk_of(setup.runner).state_dict().items():
         assert torch.equal(value, before[name]), name
     assert once.steps == 3
 

@@ -24,7 +24,7 @@ def runner_of(values: dict[str, Any], out: Path) -> Runner:
 
 
 def finished(out: Path) -> dict[str, str]:
-    return {str(file.relative_to(out)): sha256(file) for file in sorted((out / "runs").rglob("*.json"))}
+    return {str(file.relative_to(out)): sha256(file) for file in sorted((out / "runs").rglob("*.*")) if file.name != ".lock"}
 
 
 def test_an_interrupted_experiment_goes_on_and_leaves_finished_runs_alone(
@@ -39,18 +39,18 @@ def test_an_interrupted_experiment_goes_on_and_leaves_finished_runs_alone(
         return train_head(*arguments, **named)
 
     runner = runner_of(values, tmp_path)
-    monkeypatch.setattr("lw_retinanet.tradeoff.runner.train_head", interrupted)
+    monkeypatch.setattr("lw_retinanet.tradeoff.regimes.train_head", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run(runner.experiment.cells())
     # The first seed of every row comes before the second of any.
     assert calls == [f"{name}, seed 0" for name in ("retinanet@96", "retinanet@64", "lw-v3@96")]
     before = finished(tmp_path)
-    assert len(before) == 4
+    assert len(before) == 6  # log, detections and result of each
     monkeypatch.undo()
     again = runner_of(values, tmp_path)
     again.run(again.experiment.cells())
     after = finished(tmp_path)
-    assert len(after) == 16
+    assert len(after) == 24
     assert {name: after[name] for name in before} == before
     assert not (tmp_path / "features").exists()
     again.run(again.experiment.cells())
@@ -91,7 +91,7 @@ def test_more_rows_and_seeds_are_the_same_experiment_but_other_settings_are_not(
     more.run(more.experiment.chosen(["lw-v3@96"]))
     after = finished(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert len(after) == len(before) + 2
+    assert len(after) == len(before) + 3
     values["settings"]["train"]["steps"] = 4
     with pytest.raises(RunFolderError, match="holds an experiment with another settings; choose another output folder"):
         runner_of(values, tmp_path)
@@ -150,9 +150,10 @@ def test_lightening_a_trunk_and_training_all_of_a_network_are_regimes_too(values
     ]
     runner = runner_of(values, tmp_path)
     runner.run(runner.experiment.cells())
-    assert runner.trunk is not None
+    trunk = runner.trunk(0, runner.data.folds[0])
+    assert trunk is not None
     found = runner.detections(SeedRun(cell=runner.experiment.baseline, seed=0))
-    expected = detect_records(Detector.of_model(runner.trunk.model, runner.trunk.record.categories), runner.held_out)
+    expected = detect_records(Detector.of_model(trunk.model, trunk.loaded.record.categories), runner.held_out)
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected.scores), atol=1e-5)
     steps = {cell.name: (runner.result(SeedRun(cell=cell, seed=0)) or {})["steps"] for cell in runner.experiment.cells()}
     assert steps == {"retinanet-lighten@64": 0, "lw-v3-lighten@64": 3, "lw-v3-full@64": 3}

@@ -17,7 +17,7 @@ from lw_retinanet.data.problems import Problem, Problems
 
 Id = int | str
 MAX_COORDINATE = 1e9  # in pixels; larger numbers would overflow later
-_BOX_COLUMNS = ("boxes_xywh", "labels", "is_crowd", "is_difficult", "areas", "annotation_ids")  # the arrays of one row a box
+BOX_COLUMNS = ("boxes_xywh", "labels", "is_crowd", "is_difficult", "areas", "annotation_ids")  # the arrays of one row a box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Records:
             image_ids=[self.image_ids[image] for image in images],
             sizes_hw=self.sizes_hw[images],
             offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[images])]).astype(np.int64),
-            **{name: getattr(self, name)[rows] for name in _BOX_COLUMNS},
+            **{name: getattr(self, name)[rows] for name in BOX_COLUMNS},
         )
 
     def shared_images(self, other: "Records") -> int:
@@ -156,7 +156,7 @@ class Records:
         rows = np.union1d(kept_rows, np.flatnonzero(~is_shared))
         rows = rows[np.argsort(images[rows], kind="stable")]
         counts = np.bincount(images[rows], minlength=self.num_images)
-        columns_of_boxes: dict[str, Any] = {name: getattr(self, name)[rows] for name in _BOX_COLUMNS}
+        columns_of_boxes: dict[str, Any] = {name: getattr(self, name)[rows] for name in BOX_COLUMNS}
         merged = replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **columns_of_boxes)
         return replace(merged.subset(np.unique(home)), remarks=tuple(problems.found()))
 
@@ -165,7 +165,7 @@ class Records:
         digest = hashlib.sha256()
         categories = [(category.id, category.name, category.supercategory) for category in self.categories]
         digest.update(json.dumps([list(self.file_names), list(self.image_ids), categories]).encode())
-        for name in ("sizes_hw", "offsets", *_BOX_COLUMNS):
+        for name in ("sizes_hw", "offsets", *BOX_COLUMNS):
             array: NDArray[np.generic] = np.ascontiguousarray(getattr(self, name))
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array.tobytes())

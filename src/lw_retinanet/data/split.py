@@ -1,13 +1,16 @@
 """Dividing a data set by images, with the classes balanced and related images kept together."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_retinanet.data.records import Records
+from lw_retinanet.data.records import BOX_COLUMNS, Records
 from lw_retinanet.errors import ConfigError, DataError
 
 
@@ -28,6 +31,12 @@ def divide(records: Records, val: float, *, group: str | None = None, seed: int 
         ConfigError: if ``val`` is not between 0 and 1, or ``group`` is no regular expression.
         DataError: if there are fewer than two groups.
     """
+    held_out = choose_held_out(records, val, group=group, seed=seed)
+    return {"train": records.subset(np.flatnonzero(~held_out)), "val": records.subset(np.flatnonzero(held_out))}
+
+
+def choose_held_out(records: Records, val: float, *, group: str | None = None, seed: int = 0) -> NDArray[np.bool_]:
+    """(I,) bool, the images that :func:`divide` gives to ``val``; parameters and errors are those of :func:`divide`."""
     if not 0 < val < 1:
         raise ConfigError(f"val must be a share between 0 and 1, got {val:g}")
     members = _groups(records.file_names, group)
@@ -52,10 +61,64 @@ def divide(records: Records, val: float, *, group: str | None = None, seed: int 
         in_val[number] = split
     if in_val.all() or not in_val.any():  # of few images, val gets at least one group, and train too
         in_val[shuffled[0]] = not in_val[shuffled[0]]
-    return {
-        split: records.subset(np.sort(np.concatenate([members[number] for number in np.flatnonzero(in_val == flag)])))
-        for split, flag in (("train", False), ("val", True))
-    }
+    held_out = np.zeros(records.num_images, dtype=np.bool_)
+    held_out[np.concatenate([members[number] for number in np.flatnonzero(in_val)])] = True
+    return held_out
+
+
+def choose_folds(records: Records, count: int, *, group: str | None = None, seed: int = 0) -> NDArray[np.int64]:
+    """(I,) fold 0..count-1 of each image, of about equal size and with the classes balanced; the same seed gives the same folds.
+
+    Args:
+        records: The whole data set.
+        count: Number of folds.
+        group, seed: As for :func:`divide`.
+
+    Raises:
+        ConfigError: if ``group`` is no regular expression.
+        DataError: if there are fewer groups of images than folds.
+    """
+    folds = np.full(records.num_images, count - 1)
+    left = np.arange(records.num_images)
+    for fold in range(count - 1):
+        chosen = choose_held_out(records.subset(left), 1 / (count - fold), group=group, seed=seed)
+        folds[left[chosen]] = fold
+        left = left[~chosen]
+    return folds
+
+
+def join_splits(train: Records, val: Records) -> Records:
+    """All images of two splits as one data set, whose image ids are the names of the files.
+
+    Args:
+        train: One split. Classes are those of this one.
+        val: Another split of the same data set.
+
+    Raises:
+        DataError: if both have an image in common, or their classes differ.
+    """
+    if sorted(train.class_names) != sorted(val.class_names) or len(set(train.class_names)) < len(train.class_names):
+        raise DataError(f"{train.root}: train and val have different classes, so they cannot be joined; give both the same ones")
+    if shared := train.shared_images(val):
+        raise DataError(f"{train.root}: {shared} images are in train and in val; keep every image in one of them")
+    root = Path(os.path.commonpath([train.root.absolute(), val.root.absolute()]))
+    names = [(part.root.absolute() / name).relative_to(root).as_posix() for part in (train, val) for name in part.file_names]
+    relabelled = np.array([train.class_names.index(name) for name in val.class_names], dtype=np.int32)[val.labels]
+    columns: dict[str, Any] = {name: np.concatenate([getattr(train, name), getattr(val, name)]) for name in BOX_COLUMNS}
+    return replace(
+        train,
+        root=root,
+        file_names=names,
+        image_ids=names,
+        sizes_hw=np.concatenate([train.sizes_hw, val.sizes_hw]),
+        offsets=np.concatenate([train.offsets, val.offsets[1:] + train.num_boxes]),
+        **{
+            **columns,
+            "labels": np.concatenate([train.labels, relabelled]),
+            "annotation_ids": np.arange(1, train.num_boxes + val.num_boxes + 1),
+        },
+        remarks=(*train.remarks, *val.remarks),
+    )
 
 
 def _groups(names: Sequence[str], group: str | None) -> list[NDArray[np.int64]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lw_retinanet.data.box_quality import require_boxes
 from lw_retinanet.data.dataset import Dataset
-from lw_retinanet.evaluation.detections import read_results
+from lw_retinanet.evaluation.packed_detections import read_detections
 from lw_retinanet.evaluation.paired import Comparison, compare
 from lw_retinanet.files import existing
 from lw_retinanet.progress import Progress
@@ -26,5 +26,5 @@ def run_comparison(
     dataset = Dataset.open(existing(data, "data set"))
     records = dataset.read(split or dataset.or_whole("val"), joined=False, scoring=True)
     require_boxes(records, data)
-    tables = [read_results(file, records) for file in (detections_a, detections_b)]
+    tables = [read_detections(file, records) for file in (detections_a, detections_b)]
     return compare(records, *tables, draws=draws, seed=seed, progress=progress)

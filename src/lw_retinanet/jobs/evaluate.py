@@ -16,7 +16,8 @@ from lw_retinanet.drawing import contact_sheet, save_image
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detect_records import detect_records
-from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
+from lw_retinanet.evaluation.detections import DetectionTable, write_results
+from lw_retinanet.evaluation.packed_detections import read_detections
 from lw_retinanet.evaluation.report import write_metrics
 from lw_retinanet.exporting.load import open_detector
 from lw_retinanet.files import existing, output_folder
@@ -74,7 +75,7 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Pa
         output_folder(out)
     records = Dataset.open(existing(ground_truth, "annotation file")).read(split, joined=False, scoring=True)
     require_boxes(records, ground_truth)
-    metrics = evaluate(records, read_results(detections, records), max_detections=(1, 10, most))
+    metrics = evaluate(records, read_detections(detections, records), max_detections=(1, 10, most))
     if out:
         write_metrics(metrics, out, title=detections.name)
         write_data_use(out, scored={split or "val": records})

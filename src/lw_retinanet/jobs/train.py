@@ -43,6 +43,7 @@ from lw_retinanet.weights.model_file import LoadedModel, ModelRecord, find_model
 from lw_retinanet.weights.start import start_from_file, start_from_settings
 
 START_FILE = "start.safetensors"  # in the folder of a run that started from a model file: that model, with the classes of the data set
+OpenedData = tuple[Records, Records | None]  # the images to train on, and those to measure on
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +84,14 @@ class RunParts:
 
 
 def run_training(
-    config: Config, source: Path, out: Path, *, resume: bool = False, device: torch.device | str = "auto", progress: Progress | None = None
+    config: Config,
+    source: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "auto",
+    progress: Progress | None = None,
+    opened: OpenedData | None = None,
 ) -> Run:
     """Train, evaluate on ``val``, and leave everything in one folder.
 
@@ -94,6 +102,7 @@ def run_training(
         resume: Continue the run in ``out``; ``config`` must then be that run's. Its ``model.start`` file is no longer needed.
         device: The device to compute on; ``auto`` takes CUDA if there is a GPU, and in each process of torchrun the one that belongs to it.
         progress: Wraps the batches of the evaluation, for instance to show a bar.
+        opened: What to train on and what to measure on, if they are read already; ``source`` is then a name alone.
 
     Raises:
         InputError: for settings, data or a folder that cannot be used; nothing is written then.
@@ -104,15 +113,14 @@ def run_training(
     chosen = None if device == "auto" else choose_device(str(device))
     config = config.resolved()
     config = config.model_copy(update={"model": with_stride(config.model)})
-    parts = open_parts(config, source, lambda records: open_start(config, records, out if resume else None))
+    parts = open_parts(config, source, lambda records: open_start(config, records, out if resume else None), opened)
     records, held_out, start, teacher = parts.records, parts.held_out, parts.start, parts.teacher
     with joined_world(chosen) as world, ExitStack() as stack:
         config = with_chosen_precision(config, world, out if resume else None)
         if teacher:
             teacher.model.to(world.device)
         model = start.model.to(world.device)
-        run_facts = _run_facts(source, records, world)
-        folder = _open_folder(stack, out, config, run_facts, resume=resume, world=world)
+        folder = _open_folder(stack, out, config, _run_facts(source, records, world), resume=resume, world=world)
         if world.is_main:
             write_data_use(out, trained={"train": records}, scored={"val": held_out} if held_out else {})
             log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
@@ -131,28 +139,31 @@ def run_training(
         )
         if world.is_main:
             _save(folder, trained, start.record, config, source)
-        if held_out is None:
-            return Run(folder=out, metrics=None, is_main=world.is_main)
         title = f"{start.record.preset} on {source.name}"
         detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
-        detections = detect_together(detector, held_out, world, progress=progress)
-        if not world.is_main:
-            return Run(folder=out, metrics=None, is_main=False)
-        return Run(folder=out, metrics=score_into(folder.path, detector, held_out, detections))
+        metrics = None if held_out is None else _score_together(folder.path, detector, held_out, world, progress)
+        return Run(folder=out, metrics=metrics, is_main=world.is_main)
 
 
-def open_parts(config: Config, source: Path, open_network: Callable[[Records], LoadedModel]) -> RunParts:
+def _score_together(out: Path, detector: Detector, held_out: Records, world: World, progress: Progress | None) -> Metrics | None:
+    """The metrics, written into the run folder; None in every process but the first."""
+    detections = detect_together(detector, held_out, world, progress=progress)
+    return score_into(out, detector, held_out, detections) if world.is_main else None
+
+
+def open_parts(config: Config, source: Path, open_network: Callable[[Records], LoadedModel], opened: OpenedData | None = None) -> RunParts:
     """Open data and networks with every check that a run makes before it writes anything; a dry run makes the same ones.
 
     Args:
         config: Resolved settings.
         source: The data set.
         open_network: Gives the network before its first step for the training split.
+        opened: What to train on and what to measure on, if they are read already.
 
     Raises:
         InputError: for settings or data with which no run starts.
     """
-    records, held_out = open_training_data(source, max_pixels=config.data.max_pixels)
+    records, held_out = opened or open_training_data(source, max_pixels=config.data.max_pixels)
     start = open_network(records)
     teacher = open_teacher(config, start.record)
     require_statistics(start.model, config)

@@ -5,9 +5,9 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +20,24 @@ from lw_retinanet import __version__
 from lw_retinanet.config import NO_INFLUENCE, Config, TrainConfig, load_config
 from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.records import Records
-from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import cpu_name, multiplies_in_bf16
-from lw_retinanet.errors import ConfigError, DataError, InputError, RunFolderError
+from lw_retinanet.errors import ConfigError, RunFolderError
 from lw_retinanet.evaluation.coco_metrics import evaluate
-from lw_retinanet.evaluation.detect_records import detect_records
-from lw_retinanet.evaluation.detections import DetectionTable, read_results, write_results
-from lw_retinanet.evaluation.paired import MIN_IMAGES
-from lw_retinanet.files import sha256, write_text
-from lw_retinanet.heads import plan_of
-from lw_retinanet.jobs.train import open_training_data, run_training
-from lw_retinanet.lightening.calibration_images import calibration_files
-from lw_retinanet.lightening.filling import LighteningSettings
-from lw_retinanet.lightening.fitting import FitSettings
-from lw_retinanet.lightening.stages import lighten_detector
+from lw_retinanet.evaluation.detections import DetectionTable, concatenate
+from lw_retinanet.evaluation.packed_detections import PACKED_FILE, pack_detections, read_detections
+from lw_retinanet.files import write_text
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.tradeoff.experiment import Cell, Experiment
-from lw_retinanet.tradeoff.feature_maps import FeatureMaps, compute_feature_maps
-from lw_retinanet.tradeoff.head_training import detect_from_maps, train_head
-from lw_retinanet.tradeoff.trunk import at_scale, open_trunk, with_head
-from lw_retinanet.training.run_folder import read_log
-from lw_retinanet.weights.model_file import find_model_file
+from lw_retinanet.tradeoff.experiment_data import Fold, open_data
+from lw_retinanet.tradeoff.regimes import RowTask, carry_out
+from lw_retinanet.tradeoff.row_cost import RowCost
+from lw_retinanet.tradeoff.trunk import Trunk, fingerprint, open_trunks, train_trunk, with_head
 from lw_retinanet.weights.start import start_from_settings
 
 EXPERIMENT_FILE = "experiment.yaml"
 RESULT_FILE = "result.json"
-DETECTIONS_FILE = "detections.json"
 log = logging.getLogger(__name__)
 
 
@@ -66,29 +56,46 @@ class SeedRun:
 class Runner:
     """Runs an experiment, and keeps its results in a folder.
 
+    ``experiment.yaml``, ``latency.json`` and ``runs/`` are small, and all that a report is made of; ``work/`` holds models and checkpoints.
+
     Args:
         experiment: What to run.
         out: Folder of the experiment, new or from an earlier call; finished runs in it stay as they are.
         device: Device to compute on.
         progress: Shows how far long work is.
+        report_only: Nothing will be run, so the trunks are not needed.
 
     Raises:
         InputError: for data or a trunk that cannot be used.
         RunFolderError: if the folder holds another experiment, with other data, trunk or settings. Rows and seeds may be added.
     """
 
-    def __init__(self, experiment: Experiment, out: Path, *, device: torch.device, progress: Progress | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, out: Path, *, device: torch.device, progress: Progress | None = None, report_only: bool = False
+    ) -> None:
         self.experiment = experiment
         self.out = out
         self.device = device
         self.progress = progress
-        self.records, self.held_out = _open(experiment)
-        self.trunk = open_trunk(experiment, self.records)
-        self.origin = {"data": self.records.fingerprint(), "validation": self.held_out.fingerprint()}
-        if experiment.trunk is not None:
-            self.origin["trunk"] = sha256(find_model_file(Path(experiment.trunk)))
+        self.data = open_data(experiment)
+        self.origin = self.data.fingerprints()
+        self._trunks: dict[int, Trunk] = {}
+        if not report_only:
+            self._trunks = dict(enumerate(open_trunks(experiment, self.records)))
+            if self._trunks:
+                self.origin["trunk"] = fingerprint(list(self._trunks.values()))
         self.decided: dict[str, Any] = {}
         self._require_same_experiment()
+
+    @property
+    def records(self) -> Records:
+        """The images that are trained on."""
+        return self.data.records
+
+    @property
+    def held_out(self) -> Records:
+        """The images that AP is measured on."""
+        return self.data.held_out
 
     @cached_property
     def use_bf16(self) -> bool:
@@ -97,8 +104,10 @@ class Runner:
 
     def config(self, cell: Cell, seed: int) -> Config:
         """Resolved settings of one run, with what was decided once for all runs of the experiment."""
-        config = self.experiment.config(cell, seed)
-        asked = self.experiment.settings.get("train", {})
+        return self._with_decisions(self.experiment.config(cell, seed), self.experiment.settings)
+
+    def _with_decisions(self, config: Config, settings: Mapping[str, Any]) -> Config:
+        asked = settings.get("train", {})
         decided = {name: value for name, value in self.decided.items() if asked.get(name) in (None, "auto")}
         return config.model_copy(update={"train": config.train.model_copy(update=decided)})
 
@@ -114,43 +123,74 @@ class Runner:
         write_data_use(self.out, trained={"train": self.records}, scored={"val": self.held_out})
         runs = [SeedRun(cell=cell, seed=seed) for seed in self.experiment.seeds for cell in cells]
         self._note_down()
-        left = [run for run in runs if not self._is_done(run)]
+        left = [run for run in runs if not self._is_done(run, run.folder(self.out))]
         log.info("%d of %d runs are to do", len(left), len(runs))
         for number, run in enumerate(left, start=1):
-            run.folder(self.out).mkdir(parents=True, exist_ok=True)
-            try:
-                with FileLock(run.folder(self.out) / ".lock", timeout=0):
-                    if self._is_done(run):
-                        continue
-                    started = time.monotonic()
-                    table, steps = self._carry_out(run)
-                    seconds = time.monotonic() - started
-                    result = self._finish(run, table, steps=steps, seconds=seconds)
-            except Timeout:
-                log.info("run %d/%d: %s, seed %d: another process is doing it", number, len(left), run.cell.name, run.seed)
-                continue
-            log.info("run %d/%d: %s, seed %d: AP %.4f (%.0f s)", number, len(left), run.cell.name, run.seed, result["AP"], seconds)
-        if all(self._is_done(SeedRun(cell=cell, seed=seed)) for cell in self.experiment.cells() for seed in self.experiment.seeds):
+            what = f"run {number}/{len(left)}: {run.cell.name}, seed {run.seed}"
+            for fold in self.data.folds:
+                said = what + ("" if fold.number is None else f", fold {fold.number}")
+                self._once(run, self._folder(run, fold), said, partial(self._do, run, fold))
+            if len(self.data.folds) > 1 and all(self._is_done(run, self._folder(run, fold)) for fold in self.data.folds):
+                self._once(run, run.folder(self.out), f"{what}, all folds", partial(self._join, run))
+        if all(self.result(SeedRun(cell=cell, seed=seed)) for cell in self.experiment.cells() for seed in self.experiment.seeds):
             shutil.rmtree(self.out / "features", ignore_errors=True)  # gigabytes that no run needs any more
+
+    def _once(self, run: SeedRun, folder: Path, said: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do some work unless it is done, or another process is at it; the folder then holds its result."""
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                if not self._is_done(run, folder):
+                    result = work()
+                    log.info("%s: AP %.4f (%.0f s)", said, result["AP"], result["seconds"])
+        except Timeout:
+            log.info("%s: another process is doing it", said)
 
     def result(self, run: SeedRun) -> dict[str, Any] | None:
         """The content of a finished run's ``result.json``; None if the run is not finished."""
         return read_json(run.folder(self.out) / RESULT_FILE)
 
     def detections(self, run: SeedRun) -> DetectionTable:
-        """The detections of a finished run in the validation images."""
-        return read_results(run.folder(self.out) / DETECTIONS_FILE, self.held_out)
+        """The detections of a finished run in the images that AP is measured on."""
+        return read_detections(run.folder(self.out), self.held_out)
+
+    def trunk(self, seed: int, fold: Fold) -> Trunk | None:
+        """The trunk for a seed and a fold, which is trained if the experiment does that itself; None if there is none."""
+        if not self.experiment.has_trunk:
+            return None
+        number = fold.number or 0
+        if fold.number is None and len(self.experiment.trunks) > 1:
+            number = self.experiment.seeds.index(seed)
+        if number not in self._trunks:
+            if self.experiment.trunk_recipe is None:
+                self._trunks = dict(enumerate(open_trunks(self.experiment, self.records)))
+            else:
+                config = self._with_decisions(self.experiment.trunk_config(), self.experiment.trunk_recipe)
+                folder = self.out / "work" / f"trunk{fold.suffix}"
+                self._trunks[number] = train_trunk(self.experiment, fold, folder, config=config, device=self.device)
+        return self._trunks[number]
 
     def model(self, cell: Cell, *, seed: int = 0) -> RetinaNet:
-        """The network of a row before its training."""
+        """The network of a row before its training, with a new head."""
+        fold = self.data.folds[0]
         config = self.config(cell, seed)
-        if self.trunk is None:
+        trunk = self.trunk(self.experiment.seeds[0], fold) if cell.regime != "full" else None
+        if trunk is None:
             without_weights = config.model_copy(update={"model": config.model.model_copy(update={"backbone_weights": "none"})})
             return start_from_settings(without_weights, self.records.categories).model
-        return with_head(self.trunk.model, config, len(self.records.categories))
+        return with_head(trunk.model, self.experiment.config(replace(cell, regime="head"), seed), len(self.records.categories))
 
-    def _is_done(self, run: SeedRun) -> bool:
-        result = self.result(run)
+    def cost(self, run: SeedRun) -> RowCost:
+        """The cost of a run's network, as the run wrote it down."""
+        kept = (self.result(run) or {}).get("cost")  # version 0.1.0 did not write it
+        return RowCost.from_dict(kept) if kept else RowCost.of(self.model(run.cell), self.held_out)
+
+    def _folder(self, run: SeedRun, fold: Fold) -> Path:
+        folder = run.folder(self.out)
+        return folder if fold.number is None else folder / f"fold-{fold.number}"
+
+    def _is_done(self, run: SeedRun, folder: Path) -> bool:
+        result = read_json(folder / RESULT_FILE)
         if result is None:
             return False
         wanted, kept = _settings(self.config(run.cell, run.seed)), result["settings"]
@@ -162,96 +202,63 @@ class Runner:
             if name in kept[section] and kept[section][name] not in (value, "auto")
         ]
         if different:
-            raise RunFolderError(
-                f"{run.folder(self.out)} was finished with other settings ({'; '.join(different[:3])}); choose another output folder"
-            )
+            raise RunFolderError(f"{folder} was finished with other settings ({'; '.join(different[:3])}); choose another output folder")
         return True
 
-    def _carry_out(self, run: SeedRun) -> tuple[DetectionTable, int]:
-        if run.cell.regime == "head":
-            return self._train_head(run)
-        if run.cell.regime == "lighten":
-            return self._lighten(run)
-        return self._train_all(run)
-
-    def _train_head(self, run: SeedRun) -> tuple[DetectionTable, int]:
-        assert self.trunk is not None
-        config = self.config(run.cell, run.seed)
-        model = self.model(run.cell, seed=run.seed).to(self.device)
-        if run.cell.variant.teacher and model.head.num_anchors != self.trunk.model.head.num_anchors:
-            raise InputError(f"{run.cell.name}: the trunk's head has other anchors, so it cannot teach; leave teacher out")
-        training = self._maps(self.records, "train", run.cell.scale, ("plain", "mirrored"))
-        held_out = self._maps(self.held_out, "val", run.cell.scale, ("plain",))
-        lines: list[str] = []
-        trained = train_head(
-            model,
-            training,
-            config,
+    def _do(self, run: SeedRun, fold: Fold) -> dict[str, Any]:
+        """One row with one seed on one fold."""
+        folder = self._folder(run, fold)
+        earlier = folder / "training"  # where version 0.1.0 trained
+        work = earlier if earlier.exists() else self.out / "work" / f"{run.cell.name}-seed-{run.seed}{fold.suffix}"
+        trunk = self.trunk(run.seed, fold) if run.cell.regime != "full" else None
+        several = f"trunk-{run.seed}" if fold.number is None and len(self.experiment.trunks) > 1 else fold.suffix.strip("-")
+        task = RowTask(
+            cell=run.cell,
+            seed=run.seed,
+            fold=fold,
+            trunk=trunk,
+            config=self.config(run.cell, run.seed),
+            source=Path(self.experiment.data),
+            folder=folder,
+            work=work,
+            features=self.out / "features" / several,
+            origin=self.origin,
+            fit_steps=self.experiment.fit_steps,
             device=self.device,
             use_bf16=self.use_bf16,
-            teacher=self.trunk.model.head.to(self.device) if run.cell.variant.teacher else None,
-            log=lambda entry: lines.append(json.dumps(entry)),
             progress=self.progress,
-            what=f"{run.cell.name}, seed {run.seed}",
         )
-        write_text(run.folder(self.out) / "log.jsonl", "".join(f"{line}\n" for line in lines))
-        categories = self.records.categories
-        return detect_from_maps(trained.model, held_out, categories, device=self.device, use_bf16=self.use_bf16), trained.steps
+        started = time.monotonic()
+        outcome = carry_out(task)
+        seconds = time.monotonic() - started
+        # The cost is that of the images of all folds, so that every fold has the same.
+        cost = RowCost.of(outcome.model, self.held_out).as_dict()
+        result = self._finish(run, folder, fold.held_out, outcome.table, steps=outcome.steps, seconds=seconds, cost=cost)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        return result
 
-    def _maps(self, records: Records, split: str, scale: int, views: tuple[str, ...]) -> FeatureMaps:
-        assert self.trunk is not None
-        folder = self.out / "features" / f"{split}-{scale}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # another process that needs the same maps waits for them
-            return compute_feature_maps(
-                self.trunk.model.to(self.device).to(memory_format=torch.channels_last),
-                records,
-                folder,
-                rule=at_scale(self.trunk.model.conventions, scale).input,
-                views=views,
-                origin=self.origin,
-                device=self.device,
-                use_bf16=self.use_bf16,
-                progress=self.progress,
-            )
-
-    def _lighten(self, run: SeedRun) -> tuple[DetectionTable, int]:
-        assert self.trunk is not None
-        conventions = at_scale(self.trunk.model.conventions, run.cell.scale)
-        old = self.trunk.model
-        model = RetinaNet(backbone=old.backbone, fpn=old.fpn, head=old.head, conventions=conventions)
-        record = self.trunk.record.model_copy(update={"conventions": conventions})
-        detector = Detector.of_model(
-            model, self.trunk.record.categories, device=self.device, precision="bf16" if self.use_bf16 else "fp32", record=record
-        )
-        plan, steps = plan_of(run.cell.variant.preset), 0
-        if plan.cls or plan.bbox:  # otherwise the row is the trunk as it is
-            steps = self.experiment.fit_steps
-            files = calibration_files(Path(self.experiment.data), count=512, seed=run.seed)
-            settings = LighteningSettings(
-                fit=FitSettings(steps=steps, seed=run.seed), seed=run.seed, precision="bf16" if self.use_bf16 else "fp32"
-            )
-            name = run.cell.variant.preset
-            detector = lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=self.progress).detector
-        return detect_records(detector, self.held_out), steps
-
-    def _train_all(self, run: SeedRun) -> tuple[DetectionTable, int]:
-        config = self.config(run.cell, run.seed)
-        folder = run.folder(self.out) / "training"
-        resume = (folder / "config.yaml").is_file()
-        run_training(config, Path(self.experiment.data), folder, resume=resume, device=self.device)
-        return read_results(folder / DETECTIONS_FILE, self.held_out), int(read_log(folder / "log.jsonl")[-1]["step"])
-
-    def _finish(self, run: SeedRun, table: DetectionTable, *, steps: int, seconds: float) -> dict[str, Any]:
-        metrics = {name: value for name, value in evaluate(self.held_out, table).as_dict().items() if name != "per_class"}
+    def _join(self, run: SeedRun) -> dict[str, Any]:
+        """The result over the images of all folds."""
+        folders = [self._folder(run, fold) for fold in self.data.folds]
+        tables = [read_detections(folder, fold.held_out) for folder, fold in zip(folders, self.data.folds, strict=True)]
+        parts = [replace(table, image=fold.images[table.image]) for table, fold in zip(tables, self.data.folds, strict=True)]
+        results = [read_json(folder / RESULT_FILE) or {} for folder in folders]
+        steps, seconds = (sum(result[name] for result in results) for name in ("steps", "seconds"))
         folder = run.folder(self.out)
-        write_results(table, self.held_out, folder / DETECTIONS_FILE)
+        return self._finish(run, folder, self.held_out, concatenate(parts), steps=steps, seconds=seconds, cost=results[0]["cost"])
+
+    def _finish(
+        self, run: SeedRun, folder: Path, held_out: Records, table: DetectionTable, *, steps: int, seconds: float, cost: dict[str, Any]
+    ) -> dict[str, Any]:
+        metrics = {name: value for name, value in evaluate(held_out, table).as_dict().items() if name != "per_class"}
+        pack_detections(table, held_out, folder / PACKED_FILE)
         result = {
             "row": run.cell.name,
             "seed": run.seed,
             **metrics,
             "steps": steps,
             "seconds": round(seconds, 1),
+            "cost": cost,
             "settings": _settings(self.config(run.cell, run.seed)),
             "made_with": made_with(),
         }
@@ -276,12 +283,14 @@ class Runner:
                 f"{error}; this file says which experiment the folder holds: restore it, or choose another folder"
             ) from None
         now = self.experiment.model_dump(mode="json", exclude_defaults=True)
-        different = [name for name, value in self.origin.items() if (earlier.get("fingerprints") or {}).get(name) != value]
-        different += [name for name in ("settings", "fit_steps") if earlier.get(name) != now.get(name)]
+        known = earlier.get("fingerprints") or {}
+        different = [name for name, value in self.origin.items() if known.get(name) != value]
+        different += [name for name in ("settings", "fit_steps", "trunk_recipe") if earlier.get(name) != now.get(name)]
         if different:
             raise RunFolderError(
                 f"{self.out} holds an experiment with another {' and another '.join(different)}; choose another output folder"
             )
+        self.origin = known | self.origin
         # Version 0.1.0 wrote nothing down, and took bf16 where the device has it.
         as_before = {"schedule_version": 1, "precision": "bf16" if multiplies_in_bf16(self.device) else "fp32"}
         self.decided = earlier.get("decided") or as_before
@@ -329,12 +338,3 @@ def _settings(config: Config) -> dict[str, Any]:
     """The settings that the results of a run depend on; the number of workers and their timeout are none of them."""
     values = config.model_dump(mode="json")
     return {"model": values["model"], "train": values["train"], "data": {k: v for k, v in values["data"].items() if k not in NO_INFLUENCE}}
-
-
-def _open(experiment: Experiment) -> tuple[Records, Records]:
-    records, held_out = open_training_data(Path(experiment.data))
-    if held_out is None:
-        raise DataError(f"{experiment.data} has no val split to measure AP on; make one")
-    if held_out.num_images < MIN_IMAGES:
-        raise DataError(f"{experiment.data}: {held_out.num_images} validation images are too few for an interval; use {MIN_IMAGES} or more")
-    return records, held_out

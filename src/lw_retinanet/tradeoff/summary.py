@@ -1,7 +1,6 @@
 """The summary of an experiment: its finished runs become the rows of the table."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import Any
 import yaml
 
 from lw_retinanet.counting.latency import measure_latency
-from lw_retinanet.counting.macs import count_blocks
-from lw_retinanet.data.preprocess import padded_size, resized_size
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.paired import Drawn, drawn_scores
 from lw_retinanet.files import write_text
-from lw_retinanet.heads import plan_of
-from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.experiment import Cell
 from lw_retinanet.tradeoff.report import Facts
-from lw_retinanet.tradeoff.rows import BlockCost, ExperimentRow, Latency, Role, joined
+from lw_retinanet.tradeoff.row_cost import RowCost, counted_size
+from lw_retinanet.tradeoff.rows import ExperimentRow, Latency, Role, joined
 from lw_retinanet.tradeoff.runner import Runner, SeedRun, made_with, read_json
 from lw_retinanet.tradeoff.verdict import Initialisation, Pair, against_line
 
@@ -64,14 +60,12 @@ def summarise(runner: Runner, *, command: Callable[[str], str]) -> Summary:
         cell: drawn_scores(runner.held_out, [runner.detections(run) for run in runs], draws=experiment.draws)
         for cell, runs in finished.items()
     }
-    counts = {cell: _count(runner, cell) for cell in finished}
-    scaling = [
-        (sum(cost.macs for cost in counts[cell][1].values()), drawn[cell]) for cell in finished if cell.line == experiment.lines[0].name
-    ]
+    costs = {cell: runner.cost(runs[0]) for cell, runs in finished.items()}
+    scaling = [(costs[cell].macs, drawn[cell]) for cell in finished if cell.line == experiment.lines[0].name]
     latency = _known_latency(runner)
     baseline = drawn.get(experiment.baseline)
     rows = [
-        _row(runner, cell, finished[cell], drawn[cell], counts[cell], scaling=scaling, baseline=baseline, latency=latency, command=command)
+        _row(runner, cell, finished[cell], drawn[cell], costs[cell], scaling=scaling, baseline=baseline, latency=latency, command=command)
         for cell in finished
     ]
     by_name = {cell.name: scores for cell, scores in drawn.items()}
@@ -87,7 +81,7 @@ def _initialisation(drawn: Mapping[Cell, Drawn]) -> list[Initialisation]:
     """Compare each light head that was trained with the paper's initialisation and with fan-in, preferably in its light layers alone."""
     found = []
     for cell, with_paper in drawn.items():
-        if cell.variant.init != "paper" or not _is_light(cell):
+        if cell.variant.init != "paper" or not cell.is_light:
             continue
         for init in ("fan_in_light", None, "fan_in"):
             other = replace(cell, variant=cell.variant.model_copy(update={"init": init}))
@@ -101,12 +95,7 @@ def _initialisation(drawn: Mapping[Cell, Drawn]) -> list[Initialisation]:
 def _role(runner: Runner, cell: Cell) -> Role:
     if cell.line == runner.experiment.lines[0].name:
         return "baseline" if cell == runner.experiment.baseline else "scaling"
-    return "light" if _is_light(cell) and cell.variant.init is None else "other"
-
-
-def _is_light(cell: Cell) -> bool:
-    plan = plan_of(cell.variant.preset)
-    return bool(plan.cls or plan.bbox)
+    return "light" if cell.is_light and cell.variant.init is None else "other"
 
 
 def _row(
@@ -114,16 +103,14 @@ def _row(
     cell: Cell,
     runs: Sequence[SeedRun],
     drawn: Drawn,
-    count: tuple[tuple[int, int], dict[str, BlockCost]],
+    cost: RowCost,
     *,
     scaling: Sequence[tuple[int, Drawn]],
     baseline: Drawn | None,
     latency: dict[str, dict[str, float]],
     command: Callable[[str], str],
 ) -> ExperimentRow:
-    size_hw, blocks = count
     results = [runner.result(run) or {} for run in runs]
-    macs = sum(cost.macs for cost in blocks.values())
     times = latency.get(cell.name)
     return ExperimentRow(
         line=cell.line,
@@ -132,41 +119,26 @@ def _row(
         variant=cell.variant.label,
         preset=cell.variant.preset,
         scale=cell.scale,
-        size_hw=size_hw,
-        macs=macs,
-        params=sum(cost.params for cost in blocks.values()),
-        blocks=blocks,
+        size_hw=cost.size_hw,
+        macs=cost.macs,
+        params=cost.params,
+        blocks=cost.blocks,
         latency_ms=Latency(times["median"], times["p10"], times["p90"]) if times else None,
         seeds=tuple(run.seed for run in runs),
         aps=tuple(float(result["AP"]) for result in results),
         metrics=drawn.estimates(),
         against_baseline=None if baseline is None or cell == runner.experiment.baseline else drawn.against(baseline)["AP"],
-        against_scaling=against_line(drawn, macs, scaling) if _role(runner, cell) == "light" else None,
+        against_scaling=against_line(drawn, cost.macs, scaling) if _role(runner, cell) == "light" else None,
         seconds=sum(float(result["seconds"]) for result in results) / len(results),
         command=command(cell.name),
         made_with=joined(result["made_with"] for result in results),
     )
 
 
-def counted_size(runner: Runner, model: RetinaNet) -> tuple[int, int]:
-    """The commonest padded size of the validation images for a model; its arithmetic and its latency are measured at this size."""
-    rule = model.conventions.input
-    sizes = Counter(
-        padded_size([resized_size((height, width), rule)], rule.pad_multiple) for height, width in runner.held_out.sizes_hw.tolist()
-    )
-    return max(sizes, key=lambda size: (sizes[size], size))
-
-
-def _count(runner: Runner, cell: Cell) -> tuple[tuple[int, int], dict[str, BlockCost]]:
-    model = runner.model(cell)
-    size_hw = counted_size(runner, model)
-    return size_hw, {name: BlockCost(macs=cost.macs, params=cost.params) for name, cost in count_blocks(model, size_hw).items()}
-
-
 def measure_rows(runner: Runner, cells: Sequence[Cell]) -> None:
     """Measure the latency of rows side by side, and write it into the folder of the experiment."""
     models = {cell.name: runner.model(cell) for cell in cells}
-    sizes = {name: counted_size(runner, model) for name, model in models.items()}
+    sizes = {name: counted_size(model, runner.held_out) for name, model in models.items()}
     # Rows that differ only in their training have the same network, which is measured once.
     first: dict[tuple[Any, ...], str] = {}
     same = {cell.name: first.setdefault((cell.variant.preset, cell.variant.anchors, cell.scale), cell.name) for cell in cells}
@@ -210,8 +182,11 @@ def facts(runner: Runner) -> Facts:
         "Machine": f"{made['processor']}, {made['threads']} threads",
         "Experiment file": yaml.safe_dump(experiment.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
     }
-    if experiment.trunk is not None:
-        more["Trunk"] = f"{experiment.trunk}, SHA-256 {runner.origin['trunk'][:16]}"
+    if experiment.trunks:
+        digests = [digest[:16] for digest in runner.origin["trunk"].split()]
+        more["Trunk"] = "; ".join(f"{path}, SHA-256 {digest}" for path, digest in zip(experiment.trunks, digests, strict=False))
+    if runner.data.said():
+        more["Folds"] = runner.data.said()
     latency, measured = "", read_json(runner.out / LATENCY_FILE)
     if measured:
         made = measured["made_with"]
