@@ -53,7 +53,8 @@ def tuned(shapes: Path, trunk_file: Path) -> dict[str, Any]:
 def finished(tuned: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """The experiment, which was interrupted in the second step of the light row and went on. Not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    step, done = Trainer.step, []
+    step = Trainer.step
+    done: list[int] = []
 
     def interrupted(self: Trainer, *arguments: Any, **named: Any) -> Any:
         if len(done) == 5:
