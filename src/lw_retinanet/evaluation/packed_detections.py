@@ -61,7 +61,7 @@ def read_detections(path: Path, records: Records) -> DetectionTable:
     if packed.suffix != ".npz" or not packed.is_file():
         return read_results(path, records)
     try:
-        with np.load(packed, allow_pickle=False) as columns:
+        with np.load(io.BytesIO(packed.read_bytes()), allow_pickle=False) as columns:
             image_ids, category_ids = (json.loads(columns[name].tobytes()) for name in ("image_ids", "category_ids"))
             image = np.repeat(np.arange(len(image_ids)), columns["counts"])
             boxes = _joined(columns["boxes"]).reshape(-1, 4)
