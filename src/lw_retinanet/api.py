@@ -604,6 +604,7 @@ def lighten(
     images: "Images | None" = ...,
     fit_steps: int | None = ...,
     keep_pyramid: bool = ...,
+    light_pyramid: bool = ...,
     seed: int = ...,
     progress: Progress | None = ...,
 ) -> Detector: ...
@@ -617,6 +618,7 @@ def lighten(
     images: "Images | None" = ...,
     fit_steps: int | None = ...,
     keep_pyramid: bool = ...,
+    light_pyramid: bool = ...,
     seed: int = ...,
     progress: Progress | None = ...,
 ) -> ModelT: ...
@@ -629,6 +631,7 @@ def lighten(
     images: "Images | None" = None,
     fit_steps: int | None = None,
     keep_pyramid: bool = False,
+    light_pyramid: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Detector | nn.Module:
@@ -664,6 +667,8 @@ def lighten(
             are no images.
         keep_pyramid: Leave the convolution that makes the finest map as it is. By default it is fitted too if both branches are new,
             because then only they read its map. This costs no arithmetic.
+        light_pyramid: For torchvision's R-CNNs: put a depthwise and a 1x1 convolution in the place of the 3x3 one that makes P2, fitted to
+            give the old map. The second stage reads that map, so its answers change a little.
         seed: Seed for everything that is drawn at random.
         progress: Passes on images, feature maps and steps, for instance to show a bar.
 
@@ -677,4 +682,5 @@ def lighten(
         ConfigError: for an unknown preset, with the nearest known one.
         WeightsError: if a model file cannot be used.
     """
-    return lighten_model(model, to, images=images, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)
+    pyramid = {"keep_pyramid": keep_pyramid, "light_pyramid": light_pyramid}
+    return lighten_model(model, to, images=images, fit_steps=fit_steps, seed=seed, progress=progress, **pyramid)

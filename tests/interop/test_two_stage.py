@@ -25,6 +25,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import lw_retinanet as lw
 from lw_retinanet.counting.detector_cost import count_detector
+from lw_retinanet.counting.imbalance import rank
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
 from lw_retinanet.interop.torchvision_features import head_inputs
@@ -174,7 +175,7 @@ def test_weights_go_round_and_answers_have_the_old_form(kind: str, images: list[
 
 @pytest.mark.parametrize("kind", ["faster", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mask", "keypoint"))])
 def test_torchscript(kind: str, images: list[Tensor]) -> None:
-    light = lighten_torchvision(_detector(kind), "lw-v3").eval()
+    light = lighten_torchvision(_detector(kind), "lw-v3", light_pyramid=kind == "faster").eval()
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(light), buffer)
     buffer.seek(0)
@@ -309,6 +310,87 @@ def test_images_help_and_steps_help_more(calibration: list[Tensor]) -> None:
     assert second[1] < first[1]
     assert third[0] < second[0]
     assert third[1] < second[1]
+
+
+def _with_light_pyramid(model: Any, **settings: Any) -> Any:
+    return lighten_torchvision(model, "lw-v3", light_pyramid=True, **settings)
+
+
+def test_a_light_pyramid_saves_its_macs_and_the_finder_names_it() -> None:
+    with torch.device("meta"):
+        model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    ranking = rank(model, (800, 800))
+    old, new = 256 * 256 * 9 * CELLS, (256 * 9 + 256 * 256) * CELLS
+    assert ranking.cost.output_macs == old
+    assert ranking.rows[0].place == "D2 rpn"
+    assert ranking.verdict[1] == (
+        f"P2's own 3x3 convolution takes {old / ranking.cost.macs:.1%}, and a depthwise and a 1x1 convolution in its place save "
+        f"{(old - new) / ranking.cost.macs:.1%}."
+    )
+    with torch.device("meta"):
+        model.backbone.fpn.layer_blocks[0] = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1, groups=256), nn.Conv2d(256, 256, 1))
+    light = rank(model, (800, 800))
+    assert ranking.cost.macs - light.cost.macs == old - new
+    assert not any("own 3x3" in sentence for sentence in light.verdict)
+
+
+def test_a_light_pyramid_keeps_the_contract(images: list[Tensor], calibration: list[Tensor]) -> None:
+    model = _detector().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    light = _with_light_pyramid(model, images=calibration, fit_steps=2)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    block = "backbone.fpn.layer_blocks.0."
+    assert light.state_dict().keys() - before.keys() == OWN | {MARK, f"{block}1.weight", f"{block}1.bias"}
+    assert before.keys() - light.state_dict().keys() == {f"{block}0.bias"}
+    full_maps, maps = head_inputs(model, images), head_inputs(light, images)
+    assert [torch.equal(one, two) for one, two in zip(full_maps, maps, strict=True)] == [False, True, True, True]
+    again = _with_light_pyramid(model)
+    again.load_state_dict(load_safetensors(save_safetensors(light.state_dict())), strict=True)
+    buffer = io.BytesIO()
+    torch.save(light, buffer)
+    buffer.seek(0)
+    with torch.no_grad():
+        found = light(images)
+        for same in (again.eval(), copy.deepcopy(light), torch.load(buffer, weights_only=False)):
+            assert _same(same(images), found)
+    for one, other in ((model, light), (light, model)):
+        with pytest.raises(RuntimeError, match=r"lightened|full head"):
+            one.load_state_dict(other.state_dict(), strict=True)
+    losses = light.train()(images, _targets())
+    sum(losses.values()).backward()
+    assert [name for name, parameter in light.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_light_pyramid_gives_nearly_the_old_map(calibration: list[Tensor]) -> None:
+    model = _detector().eval()
+    both = [*calibration, *(image.flip(2) for image in calibration)]
+    old = head_inputs(model, both)[0]
+
+    def missed(light: Any) -> float:
+        return float((head_inputs(light, both)[0] - old).square().mean() / old.var())
+
+    blind = _with_light_pyramid(model)
+    solved, fitted = (_with_light_pyramid(model, images=calibration, fit_steps=steps) for steps in (0, 60))
+    assert missed(solved) < 0.5 * missed(blind)
+    assert missed(fitted) < missed(solved)
+    assert _losses(model, solved, both)[0] < 0.5 * _losses(model, blind, both)[0]
+
+
+def test_where_the_pyramid_cannot_be_light(make_detector: Callable[..., Any]) -> None:
+    with torch.device("meta"):
+        normed = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    keeps: Any = {"light_pyramid": True, "keep_pyramid": True}
+    second: Any = HeadPlan(cls={"P4": V3}, bbox={"P4": V3})
+    for model, to, settings, message in (
+        (normed, "lw-v3", {"light_pyramid": True}, r"layer_blocks\[0\] is one 3x3 convolution with a bias, without a norm; leave it out"),
+        (make_detector("v1"), "lw-v3", {"light_pyramid": True}, "light_pyramid is for R-CNNs; the RetinaNet's finest map is made anew"),
+        (_detector(), "lw-v3", keeps, "keep_pyramid and light_pyramid contradict each other"),
+        (_detector(), second, {"light_pyramid": True}, r"goes with a plan that makes the model's first map \(its P3\) light"),
+    ):
+        with pytest.raises(InputError, match=message):
+            lighten_torchvision(model, to, **settings)
+    with pytest.raises(InputError, match="light_pyramid is for torchvision's R-CNNs"):
+        lw.lighten("runs/mine", light_pyramid=True)
 
 
 def test_models_that_cannot_be_lightened_are_refused_and_stay_as_they_are() -> None:

@@ -7,6 +7,7 @@ whose sizes differ from level to level, shows which level a call belongs to.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class DetectorCost:
             before it if two levels have the same stride.
         branches: Branches of the head, ordered by level, then branch.
         num_classes: Number of classes as the model counts them; torchvision counts the background.
+        output_macs: MACs of the last convolution that makes the finest map, which torchvision's pyramids have; else 0.
         remarks: Sentences that a reader must know to understand the numbers.
     """
 
@@ -44,6 +46,7 @@ class DetectorCost:
     levels: Mapping[str, Size]
     branches: Sequence[LevelBranch]
     num_classes: int
+    output_macs: int = 0
     remarks: tuple[str, ...] = ()
 
     @property
@@ -91,6 +94,7 @@ class _Count:
         self.macs: dict[tuple[str, str], int] = {}
         self.params: dict[tuple[str, str], int] = {}
         self.claimed: set[int] = set()
+        self.output_macs = 0
         self.remarks: list[str] = []
 
     def result(self) -> DetectorCost:
@@ -109,6 +113,7 @@ class _Count:
             levels=levels,
             branches=branches,
             num_classes=self._num_classes(),
+            output_macs=self.output_macs,
             remarks=tuple(self.remarks),
         )
 
@@ -126,6 +131,8 @@ class _Count:
         for call, counted in zip(probe.calls, real.calls, strict=True):
             block = _backbone_block(call, pyramid, names, number_of_side) or block
             self._book(block, "", counted)
+            if pyramid is not None and ("layer_blocks", "0") in pairwise(call.path):
+                self.output_macs += counted.macs
         for name in names if pyramid is not None else []:
             self.macs.setdefault((f"P{name}", ""), 0)
         return names, _maps(real)

@@ -80,7 +80,7 @@ class Ranking:
             sentences.append(
                 f"Light blocks are not worth it here: the most that one of them can save is {first.saved_share:.1%} of the model."
             )
-        sentences += self._class_sentence() + self._elsewhere()
+        sentences += self._class_sentence() + self._pyramid_sentence() + self._elsewhere()
         return sentences
 
     def _class_sentence(self) -> list[str]:
@@ -95,6 +95,19 @@ class Ranking:
         if branch.predict_macs > branch.macs - branch.predict_macs and branch.kernel > 1 and not branch.is_own:
             return [f"{start}, more than the tower before it ({tower:.1%}): a block must lighten the prediction too."]
         return [f"{start}, the tower before it {tower:.1%}."]
+
+    def _pyramid_sentence(self) -> list[str]:
+        """A sentence about the convolution that makes the finest map of an R-CNN, if a light one is worth it."""
+        if self.cost.branches[0].branch != "rpn":
+            return []
+        level, size = next(iter(self.cost.levels.items()))
+        with device("meta"):
+            light = follow([PREDICTIONS["dw3x3+1x1"](size.channels, size.channels)], size)[0]
+        saved = (self.cost.output_macs - light) / self.cost.macs
+        if saved < _WORTH_IT:
+            return []
+        share = self.cost.output_macs / self.cost.macs
+        return [f"{level}'s own 3x3 convolution takes {share:.1%}, and a depthwise and a 1x1 convolution in its place save {saved:.1%}."]
 
     def _elsewhere(self) -> list[str]:
         """Sentences about R-CNN's second stage, for which this package has no blocks."""

@@ -11,7 +11,9 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from lw_retinanet.errors import InputError
 from lw_retinanet.interop.torchvision_head import HEADS, level_names, require_detector
-from lw_retinanet.lightening.towers import LevelPair
+from lw_retinanet.lightening.towers import LevelPair, convolutions
+from lw_retinanet.lightening.weight_transfer import fill_kernel
+from lw_retinanet.models.blocks import PREDICTIONS
 
 
 @contextmanager
@@ -144,6 +146,34 @@ def first_output_block(model: Any) -> nn.Module | None:
     side = conv.kernel_size[0]
     is_usual = conv.padding_mode == "zeros" and (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
     return block if is_usual and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2) else None
+
+
+def light_output(model: Any) -> nn.Module | None:
+    """What :func:`give_light_output` put into the model, if it did."""
+    block = model.backbone.fpn.layer_blocks[0] if isinstance(getattr(model.backbone, "fpn", None), FeaturePyramidNetwork) else None
+    return block if block is not None and [conv.groups > 1 for conv in convolutions(block)] == [True, False] else None
+
+
+def give_light_output(model: Any) -> nn.Module:
+    """Put a depthwise and a 1x1 convolution in the place of the one that makes P2 of an R-CNN, filled from its weights.
+
+    Raises:
+        InputError: if the model is no R-CNN, or P2 is made in another way; nothing is changed then.
+    """
+    if not isinstance(model, GeneralizedRCNN):
+        raise InputError(f"light_pyramid is for R-CNNs; the {type(model).__name__}'s finest map is made anew at no cost; leave it out")
+    old = first_output_block(model)
+    conv = next(iter(convolutions(old)), None) if old is not None else None
+    if conv is None or conv.kernel_size != (3, 3):
+        raise InputError(
+            f"light_pyramid needs a {type(model).__name__} whose backbone.fpn.layer_blocks[0] is one 3x3 convolution with a bias, without "
+            "a norm; leave it out"
+        )
+    new = PREDICTIONS["dw3x3+1x1"](conv.in_channels, conv.out_channels)
+    assert conv.bias is not None
+    fill_kernel(new, conv.weight.detach().float().cpu(), conv.bias.detach().float().cpu())
+    model.backbone.fpn.layer_blocks[0] = new.to(conv.weight).train(model.training)
+    return new
 
 
 def _parts(module: nn.Module) -> set[str]:

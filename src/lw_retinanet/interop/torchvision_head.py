@@ -201,7 +201,9 @@ def new_towers(model: nn.Module, light: nn.Module, level: str) -> list[BranchPai
     return [pair for pair in own_towers(light, level) if pair.branch not in before]
 
 
-def level_pair(model: nn.Module, light: nn.Module, level: str, *, output: nn.Module | None = None) -> LevelPair:
+def level_pair(
+    model: nn.Module, light: nn.Module, level: str, *, output: nn.Module | None = None, replaced: nn.Module | None = None
+) -> LevelPair:
     """Old and new layers of a level, for the closed form and the fit.
 
     Args:
@@ -209,7 +211,9 @@ def level_pair(model: nn.Module, light: nn.Module, level: str, *, output: nn.Mod
         light: What it returned.
         level: A level with at least one new tower.
         output: The convolution of ``light`` that makes this level's map, if only the new towers read that map
-            (:func:`~lw_retinanet.interop.torchvision_features.finest_output`).
+            (:func:`~lw_retinanet.interop.torchvision_features.finest_output`), or if it is a light one
+            (:func:`~lw_retinanet.interop.torchvision_features.give_light_output`).
+        replaced: The convolution of ``model`` that a light one replaces.
 
     Raises:
         InputError: if the class branch cannot be divided into layers; its scores decide how much each cell counts.
@@ -231,8 +235,9 @@ def level_pair(model: nn.Module, light: nn.Module, level: str, *, output: nn.Mod
         old=old,
         pairs=new_towers(model, light, level),
         num_anchors=int(_anchor_generator(light).num_anchors_per_location()[level_names(light).index(level)]),
-        old_output=copy.deepcopy(output),
+        old_output=copy.deepcopy(replaced or output),
         output=output,
+        output_is_read=replaced is not None,
     )
 
 

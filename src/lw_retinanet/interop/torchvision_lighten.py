@@ -16,7 +16,14 @@ from lw_retinanet.counting.imbalance import predict_kernel, units_at_depth
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan, plan_of
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
-from lw_retinanet.interop.torchvision_features import evaluating, finest_output, first_output_block, level_inputs
+from lw_retinanet.interop.torchvision_features import (
+    evaluating,
+    finest_output,
+    first_output_block,
+    give_light_output,
+    level_inputs,
+    light_output,
+)
 from lw_retinanet.interop.torchvision_head import (
     HEADS,
     TOWER,
@@ -57,6 +64,7 @@ def lighten_torchvision(
     images: "Images | None" = None,
     fit_steps: int | None = None,
     keep_pyramid: bool = False,
+    light_pyramid: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ModelT:
@@ -75,6 +83,12 @@ def lighten_torchvision(
     found = [] if images is None else find_calibration_images(images, channels=_image_channels(model), seed=seed)
     light = light_copy(model, plan)
     new = [pair for level in level_names(model) for pair in new_towers(model, light, level)]
+    if light_pyramid:
+        if keep_pyramid:
+            raise InputError("keep_pyramid and light_pyramid contradict each other; leave one of them out")
+        if new[0].level != level_names(model)[0]:
+            raise InputError("light_pyramid goes with a plan that makes the model's first map (its P3) light; name it, or leave this out")
+        give_light_output(light)
     if isinstance(to, str):
         old_macs, new_macs = (sum(_macs_per_cell(getattr(pair, side)) for pair in new) for side in ("teacher", "student"))
         if new_macs >= old_macs:
@@ -105,11 +119,14 @@ def _fill(
     others = {parameter.dtype for parameter in light.parameters()} - {torch.float32}
     if others:
         raise InputError(f"fitting to images needs float32 weights, the model has {others.pop()}; lighten model.float(), then convert back")
-    has_own_output = settings.own_output and finest_output(model, image_tensor(images[0])) is not None
+    output, replaced = light_output(light), first_output_block(model)
+    if output is None or replaced is None:  # the convolution is as it was, or was light before
+        has_own_output = settings.own_output and finest_output(model, image_tensor(images[0])) is not None
+        output, replaced = first_output_block(light) if has_own_output else None, None
     pairs = []
     for level in levels:
         both_are_new = level == level_names(model)[0] and len(new_towers(model, light, level)) == len(branches_of(model))
-        pairs.append(level_pair(model, light, level, output=first_output_block(light) if has_own_output and both_are_new else None))
+        pairs.append(level_pair(model, light, level, output=output, replaced=replaced) if both_are_new else level_pair(model, light, level))
 
     def inputs(level: LevelPair, mirrored: bool) -> Iterator[Tensor]:
         tensors = map(image_tensor, images)

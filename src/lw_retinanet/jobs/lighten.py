@@ -62,6 +62,7 @@ def lighten_model(
     images: "Images | None" = None,
     fit_steps: int | None = None,
     keep_pyramid: bool = False,
+    light_pyramid: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Detector | nn.Module:
@@ -69,9 +70,12 @@ def lighten_model(
     if isinstance(model, RetinaNet):
         raise InputError("a bare network has no classes to answer with; give its model file or the Detector that lw_retinanet.load returns")
     if isinstance(model, nn.Module):
-        return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, keep_pyramid=keep_pyramid, seed=seed, progress=progress)
+        pyramid = {"keep_pyramid": keep_pyramid, "light_pyramid": light_pyramid}
+        return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, seed=seed, progress=progress, **pyramid)
     if not isinstance(model, Detector | str | Path):
         raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
+    if light_pyramid:
+        raise InputError("light_pyramid is for torchvision's R-CNNs; the finest map of this model is made anew at no cost; leave it out")
     plan = to if isinstance(to, HeadPlan) else plan_of(to)
     steps = checked_steps(fit_steps, has_images=images is not None)
     found = [] if images is None else find_calibration_images(images, seed=seed)

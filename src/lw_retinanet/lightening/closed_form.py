@@ -75,7 +75,9 @@ def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims:
     weights: dict[DenseBranch, Tensor] = {"cls": by_class, "bbox": cells.importance * (_BOX_FLOOR + best), "rpn": by_class}
     # The box of an anchor counts by the score of this anchor.
     sure = cells.importance * (_BOX_FLOOR / 10 + scores.unflatten(0, (level.num_anchors, -1)).amax(dim=1))
-    if level.output is not None:
+    if level.output is not None and level.output_is_read:
+        _imitate_output(level, maps, cells, by_class)
+    elif level.output is not None:
         _fit_output(level, maps, cells, aims, weights)
     errors: dict[DenseBranch, float] = {}
     for pair in level.pairs:
@@ -198,6 +200,15 @@ def _layers(tower: Tower, features: Tensor) -> tuple[list[Tensor], Tensor]:
         befores.append(before[0])
         features = F.relu(before) if ends_in_relu(unit) else before
     return befores, torch.cat([predict(features)[0] for predict in tower.predictions.values()])
+
+
+def _imitate_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, weight: Tensor) -> None:
+    """Fill a light output convolution so that it gives nearly the map of the old one, which is linear."""
+    assert level.output is not None
+    assert level.old_output is not None
+    (conv,) = convolutions(level.old_output)
+    assert conv.bias is not None
+    _fill(level.output, cells.columns(maps, conv.kernel_size[0]), torch.cat([conv.weight.flatten(1).T, conv.bias[None]]).double(), weight)
 
 
 def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _Aims, weights: dict[DenseBranch, Tensor]) -> None:

@@ -28,6 +28,7 @@ from lw_retinanet.training.step import autocast
 
 CENTRENESS = "bbox_ctrness"  # torchvision's name for the third output of FCOS
 _LOG_EVERY = 50
+_OUTPUT_WEIGHT = 10.0  # of a level's map that others read too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +203,12 @@ def _losses(level: LevelPair, cached: Sequence[CachedFeatures], device: torch.de
     (old_logits,) = wanted["cls"].values()
     old_logits = _rows(old_logits, old_logits.shape[1] // level.num_anchors)
     losses = [torch.zeros((), device=device), torch.zeros((), device=device)]
+    if level.output_is_read:
+        old = level.old_maps(maps.float())
+        losses[0] = _OUTPUT_WEIGHT * F.mse_loss(features.float(), old) / old.var()
     if "cls" in answers:
         (logits,) = answers["cls"].values()
-        losses[0] = class_distillation(_rows(logits, old_logits.shape[2]), old_logits)
+        losses[0] = losses[0] + class_distillation(_rows(logits, old_logits.shape[2]), old_logits)
     if "bbox" in answers:
         for key, value in answers["bbox"].items():
             goal = wanted["bbox"][key]

@@ -73,6 +73,8 @@ class LevelPair:
         num_anchors: Number of anchors in a cell; 1 for FCOS.
         old_output: The old convolution that makes the level's map; None if the input is the level's map itself.
         output: The new convolution in its place, which only the new towers read; None keeps the level's map.
+        output_is_read: Whether others read the level's map, too, as R-CNN's second stage does. The new convolution, which is then a light
+            one, must give nearly the old map.
     """
 
     level: str
@@ -81,6 +83,7 @@ class LevelPair:
     num_anchors: int
     old_output: nn.Module | None = None
     output: nn.Module | None = None
+    output_is_read: bool = False
 
     def logits(self, outputs: Mapping[DenseBranch, Tensor]) -> Tensor:
         """The class logits among (channels, ...) outputs of the old towers; a proposal network's objectness is one logit an anchor."""

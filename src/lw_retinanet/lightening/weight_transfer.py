@@ -36,7 +36,7 @@ def transfer_weights(pair: BranchPair) -> None:
         if place + 1 < len(units):
             strength = strength * layers[place + 1 - num_extra][0].transpose(0, 1).flatten(1).norm(dim=1)
         kept = strength.topk(min(width, len(kernel))).indices.sort().values
-        _fill(unit, _on_new(kernel[kept], decode), offset[kept])
+        fill_kernel(unit, _on_new(kernel[kept], decode), offset[kept])
         decode = F.one_hot(kept, len(kernel)).T.float()
         if width > len(kept):
             decode = F.pad(decode, (0, width - len(kept)))
@@ -44,7 +44,7 @@ def transfer_weights(pair: BranchPair) -> None:
         old = pair.teacher.predictions[name]
         if predict is not old:
             kernel, offset = _as_one(old)
-            _fill(predict, _on_new(kernel, decode), offset)
+            fill_kernel(predict, _on_new(kernel, decode), offset)
 
 
 def _counterparts(tower: Tower, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -84,19 +84,20 @@ def _pass_on(unit: nn.Module, decode: Tensor, kernel: Tensor) -> Tensor:
     """Fill a layer so that its output determines its input; returns the new ``decode``."""
     width = convolutions(unit)[-1].out_channels
     if not ends_in_relu(unit):
-        _fill(unit, torch.eye(width, decode.shape[1])[:, :, None, None], torch.zeros(width))
+        fill_kernel(unit, torch.eye(width, decode.shape[1])[:, :, None, None], torch.zeros(width))
         return decode[:, :width]
     # ReLU keeps one sign, so every direction is passed on twice, with both signs.
     mapped = _on_new(kernel, decode)
     directions = torch.linalg.svd(mapped.transpose(1, 3).flatten(0, 2), full_matrices=False).Vh[: width // 2]
     rows = torch.cat([directions, -directions])
     rows = F.pad(rows, (0, 0, 0, width - len(rows)))
-    _fill(unit, rows[:, :, None, None], torch.zeros(width))
+    fill_kernel(unit, rows[:, :, None, None], torch.zeros(width))
     back = torch.cat([directions.T, -directions.T], dim=1)
     return decode @ F.pad(back, (0, width - back.shape[1]))
 
 
-def _fill(module: nn.Module, kernel: Tensor, offset: Tensor) -> None:
+@torch.no_grad()
+def fill_kernel(module: nn.Module, kernel: Tensor, offset: Tensor) -> None:
     """Write a (outputs, inputs, k, k) kernel into a unit or prediction, as closely as its form allows. Outputs left over are zero."""
     convs = convolutions(module)
     last = convs[-1]
