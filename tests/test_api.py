@@ -177,7 +177,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
 # Python's own: nested settings, and a caller's bar.
 PYTHON_ONLY = {"train": {"train", "progress"}, "evaluate": {"progress"}, "predict": set(), "compare": {"progress"}, "export": {"progress"}}
 OF_LISTS = {"manifest", "shard", "processes", "ray", "chunk", "merge", "coco"}
-COMMAND_ONLY = {"predict": {"every", "json", *OF_LISTS}, "train": {"settings", "dry_run", "processes", "measure", "json"}}
+COMMAND_ONLY = {"predict": {"every", "json", *OF_LISTS}, "train": {"classes", "settings", "dry_run", "processes", "measure", "json"}}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

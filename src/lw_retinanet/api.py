@@ -178,6 +178,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     split: str | None = None,
+    classes: Sequence[str] = (),
     ground_truth: str | Path | None = None,
     detections: str | Path | None = None,
     out: str | Path | None = None,
@@ -197,13 +198,12 @@ def evaluate(
     Args:
         model: A model file, run folder or exported file, or a detector.
         data, split: The data set, and a split of it; None takes ``val`` if the data set has splits.
-        ground_truth: An annotation file, which goes with ``detections`` in place of ``model`` and ``data``.
-        detections: A COCO results file to score, or the ``predictions.json`` of :func:`predict`.
+        classes: Names of the only classes that count; () is all.
+        ground_truth, detections: In place of ``model`` and ``data``, an annotation file and what is scored: COCO results, or a folder.
         out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
-        head, precision, device, max_pixels: As for :func:`predict`.
+        head, precision, device, max_pixels, tile, overlap, whole_image: As for :func:`predict`.
         batch_size: The number of images that go through the network at a time; with ``tile``, the number of tiles of one image.
         max_detections: How many detections of an image and class are scored, best first; COCO's limit is 100.
-        tile, overlap, whole_image: Cut every image into tiles, as :func:`predict` does.
         progress: Wraps the batches, for instance to show a bar.
 
     Raises:
@@ -221,6 +221,7 @@ def evaluate(
         model,
         _path(data),
         split=split,
+        classes=classes,
         ground_truth=_path(ground_truth),
         detections=_path(detections),
         out=_path(out),
@@ -424,6 +425,7 @@ def compare(
     data: str | Path,
     *,
     split: str | None = None,
+    classes: Sequence[str] = (),
     draws: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -437,6 +439,7 @@ def compare(
         detections_b: The COCO results file of the second detector.
         data: The data set that both were run on, with at least 20 images.
         split: The split of the data set; None takes ``val`` if the data set has splits.
+        classes: Names of the only classes that count; () is all.
         draws: How often images are drawn, at least 100.
         seed: Seed for the draws.
         progress: Wraps the draws, for instance to show a bar.
@@ -454,7 +457,9 @@ def compare(
         >>> comparison.as_dict()["difference"], comparison.images
         (0.0, 24)
     """
-    return run_comparison(Path(detections_a), Path(detections_b), Path(data), split=split, draws=draws, seed=seed, progress=progress)
+    return run_comparison(
+        Path(detections_a), Path(detections_b), Path(data), split=split, classes=classes, draws=draws, seed=seed, progress=progress
+    )
 
 
 def export(

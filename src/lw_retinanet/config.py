@@ -105,6 +105,7 @@ class DataConfig(_Settings):
     augment: Literal["none", "flip", "jitter", "full"] | None = None
     jitter: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.33)
     group_by_shape: bool = True
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
     @field_validator("jitter")
     @classmethod

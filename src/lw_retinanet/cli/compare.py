@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, say, with_bar
+from lw_retinanet.cli.console import names, print_json, say, with_bar
 
 
 def compare_command(
@@ -14,6 +14,7 @@ def compare_command(
     detections_b: Path = typer.Argument(..., help="The same of the second detector."),
     data: Path = typer.Option(..., help="Data set that both were run on."),
     split: str | None = typer.Option(None, help="Split of the data set [default: val, if there are splits]."),
+    classes: str | None = typer.Option(None, help="Names of the only classes that count, separated by commas [default: all]."),
     draws: int = typer.Option(1000, min=100, max=1_000_000, help="How often the images are drawn anew."),
     seed: int = typer.Option(0, min=0, help="Seed for the draws."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
@@ -21,7 +22,9 @@ def compare_command(
     """Say how much better B is than A: the difference of AP, with a 95 % interval from drawing the same images for both."""
     from lw_retinanet.jobs.compare import run_comparison
 
-    comparison = run_comparison(detections_a, detections_b, data, split=split, draws=draws, seed=seed, progress=with_bar)
+    comparison = run_comparison(
+        detections_a, detections_b, data, split=split, classes=names(classes), draws=draws, seed=seed, progress=with_bar
+    )
     if json:
         print_json(comparison.as_dict())
     else:

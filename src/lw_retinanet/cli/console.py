@@ -19,6 +19,11 @@ SECONDS_BETWEEN_LINES = 15.0
 log = logging.getLogger(__name__)
 
 
+def names(text: str | None) -> tuple[str, ...]:
+    """Names separated by commas; none without a text."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def say(text: str) -> None:
     """Print lines on standard output, without the control characters that names of files and classes may hold."""
     print(printable_lines(text))

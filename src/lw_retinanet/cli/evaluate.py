@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import checked_precision, print_json, say, with_bar
+from lw_retinanet.cli.console import checked_precision, names, print_json, say, with_bar
 from lw_retinanet.detection.tiling import Tiling
 
 
@@ -13,6 +13,7 @@ def evaluate_command(
     model: Path | None = typer.Argument(None, help="Model file, run folder, exported file or torchvision:NAME."),
     data: Path | None = typer.Argument(None, help="Data set."),
     split: str | None = typer.Option(None, help="Split of the data set [default: val, if there are splits]."),
+    classes: str | None = typer.Option(None, help="Names of the only classes that count, separated by commas [default: all]."),
     ground_truth: Path | None = typer.Option(None, help="Annotation file, for --detections."),
     detections: Path | None = typer.Option(None, help="COCO results file, or what predict wrote, to score instead of a model."),
     out: Path | None = typer.Option(None, help="Folder for detections.json, metrics.json and figures."),
@@ -39,6 +40,7 @@ def evaluate_command(
         model,
         data,
         split=split,
+        classes=names(classes),
         ground_truth=ground_truth,
         detections=detections,
         out=out,

@@ -1,11 +1,12 @@
 """``lw-retinanet train``."""
 
 import os
+from json import dumps
 from pathlib import Path
 
 import typer
 
-from lw_retinanet.cli.console import print_json, say, with_bar
+from lw_retinanet.cli.console import names, print_json, say, with_bar
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import presets_in_words
 
@@ -19,6 +20,9 @@ def train_command(
     ),
     config: Path | None = typer.Option(None, help="YAML file with settings."),
     settings: list[str] = typer.Option([], "--set", help="A setting, for example train.epochs=12; may be repeated."),
+    classes: str | None = typer.Option(
+        None, help="Names of the only classes to learn, separated by commas; sets data.classes [default: all]."
+    ),
     out: Path | None = typer.Option(None, help="New run folder [default: runs/MODEL-DATA-NUMBER]."),
     resume: Path | None = typer.Option(None, help="Run folder to continue."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
@@ -33,7 +37,8 @@ def train_command(
     from lw_retinanet.jobs.run_request import checked_request
 
     _check_options(dry_run, resume, {"--processes": processes is not None, "--measure": measure, "--json": json})
-    request = checked_request(data, model=model, config=config, settings=settings, out=out, resume=resume)
+    chosen = [f"data.classes={dumps(names(classes))}"] if classes else []
+    request = checked_request(data, model=model, config=config, settings=[*settings, *chosen], out=out, resume=resume)
     if dry_run:
         from lw_retinanet.devices import choose_device
         from lw_retinanet.jobs.dry_run import plan_training

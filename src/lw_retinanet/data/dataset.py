@@ -37,18 +37,19 @@ class Dataset:
     parts: Mapping[str, Part]
 
     @classmethod
-    def open(cls, path: Path) -> "Dataset":
+    def open(cls, path: Path, *, classes: Sequence[str] = ()) -> "Dataset":
         """Recognise a data set by its content.
 
         Args:
             path: A folder (ours: ``train.json``, ``val.json``, ``images/``; COCO's own; Roboflow's; VOC's; YOLO's) or an annotation file.
+            classes: Names of the only classes that will be read; () reads all. What is left out of a split is said when it is read.
 
         Raises:
             DataError: if the path does not exist or holds no known annotation format.
         """
         parts: dict[str, Part] = {}
         for name, part in _recognise(path).items():
-            parts.setdefault(_ALIASES.get(name, name), part)
+            parts.setdefault(_ALIASES.get(name, name), replace(part, classes=tuple(classes)))
         return cls(path=path, parts=parts)
 
     @property

@@ -116,6 +116,9 @@ KINDS: Mapping[str, Kind] = {
     "label_without_image": Kind(
         "warning", "label files without an image", "they are not read", "note", "label files have no image and are not read"
     ),
+    "other_class": Kind(
+        "warning", "boxes of other classes than those asked for", "they are left out", "note", "boxes of other classes are left out"
+    ),
     "empty_box": Kind("warning", "boxes of zero size", "training drops them"),
     "tiny_box": Kind("warning", "boxes narrower or lower than 1 px", "training drops them"),
     "outside_box": Kind("warning", "boxes outside their image", "training drops them"),

@@ -1,5 +1,6 @@
 """Compare the detections of two detectors on one data set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lw_retinanet.data.box_quality import require_boxes
@@ -16,6 +17,7 @@ def run_comparison(
     data: Path,
     *,
     split: str | None = None,
+    classes: Sequence[str] = (),
     draws: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -23,7 +25,7 @@ def run_comparison(
     """Subtract the metrics of A from those of B, with 95 % intervals; the parameters are those of :func:`lw_retinanet.compare`."""
     existing(detections_a, "detections file")
     existing(detections_b, "detections file")
-    dataset = Dataset.open(existing(data, "data set"))
+    dataset = Dataset.open(existing(data, "data set"), classes=classes)
     records = dataset.read(split or dataset.or_whole("val"), joined=False, scoring=True)
     require_boxes(records, data)
     tables = [read_detections(file, records) for file in (detections_a, detections_b)]

@@ -1,6 +1,6 @@
 """Look at a data set before training on it: check it, draw it, convert it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +47,20 @@ class DataCheck:
 
 
 def check_data(
-    data: Path, *, split: str | None = None, image_size: int = 640, quick: bool = False, progress: Progress | None = None
+    data: Path,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] = (),
+    image_size: int = 640,
+    quick: bool = False,
+    progress: Progress | None = None,
 ) -> DataCheck:
     """List the problems of a data set.
 
     Args:
         data: The data set.
         split: The only split to check; None checks all.
+        classes: Names of the only classes that are read; () reads all.
         image_size: The longer side of the resized images in pixels, for the anchor recall.
         quick: Whether only the headers of the images are read; else every image is decoded.
         progress: Wraps the images, for instance to show a bar.
@@ -61,7 +68,7 @@ def check_data(
     Raises:
         DataError: if there is no such data set or split. Other problems are in the report.
     """
-    dataset = Dataset.open(existing(data, "data set"))
+    dataset = Dataset.open(existing(data, "data set"), classes=classes)
     found = look_at(dataset, split, quick=quick, progress=progress)
     recalls: dict[str | None, AnchorRecall] = {}
     for name, one in found.items():
@@ -71,33 +78,48 @@ def check_data(
     return DataCheck(report=report_on(dataset, found), anchor_recall=recalls)
 
 
-def preview_data(data: Path, out: Path, *, split: str | None = None, count: int = 16, seed: int = 0) -> list[Path]:
+def preview_data(
+    data: Path, out: Path, *, split: str | None = None, classes: Sequence[str] = (), count: int = 16, seed: int = 0
+) -> list[Path]:
     """Draw the boxes of some images, with every class among them if ``count`` allows.
 
     Args:
         data: The data set.
         out: The folder for the figures.
         split: The split to draw; None takes the first one.
+        classes: As for :func:`check_data`.
         count: The number of images.
         seed: Seed for the choice of images.
 
     Returns:
         The figures; the last one shows all images on one sheet.
     """
-    dataset = Dataset.open(existing(data, "data set"))
+    dataset = Dataset.open(existing(data, "data set"), classes=classes)
     return preview(dataset.read(split or next(iter(dataset.splits), None)), out, count=count, seed=seed)
 
 
-def convert_data(data: Path, out: Path, *, to: str, copy_images: bool = True, turned: Turned | None = None) -> DataConversion:
-    """Write a data set in another annotation format; parameters and errors as :func:`lw_retinanet.data.convert.convert`."""
+def convert_data(
+    data: Path, out: Path, *, to: str, classes: Sequence[str] = (), copy_images: bool = True, turned: Turned | None = None
+) -> DataConversion:
+    """Write a data set in another annotation format; parameters and errors as :func:`lw_retinanet.data.convert.convert`.
+
+    ``classes`` are the names of the only classes that are read; () reads all.
+    """
     load_format(to)  # an unknown format is the first thing to be told
-    dataset = Dataset.open(existing(data, "data set"))
+    dataset = Dataset.open(existing(data, "data set"), classes=classes)
     records = {split: dataset.read(split) for split in dataset.splits} or dataset.read()
     return convert(records, to, out, copy_images=copy_images, turned=turned)
 
 
 def split_data(
-    data: str | Path, out: str | Path, *, val: float = 0.2, group: str | None = None, seed: int = 0, copy_images: bool = True
+    data: str | Path,
+    out: str | Path,
+    *,
+    val: float = 0.2,
+    group: str | None = None,
+    seed: int = 0,
+    copy_images: bool = True,
+    classes: Sequence[str] = (),
 ) -> DataConversion:
     """Divide a data set that has no validation split, by images, and write it as COCO files.
 
@@ -108,6 +130,7 @@ def split_data(
         group: Regular expression, searched in each file name; images with the same match stay together, for instance frames of one video.
         seed: Seed for the choice of images.
         copy_images: Whether to copy the images, too.
+        classes: Names of the only classes that are read; () reads all.
 
     Returns:
         What was written.
@@ -122,7 +145,7 @@ def split_data(
         8
         >>> lw.train(divided.out, out="runs/divided", config={"train": {"steps": 1}})  # doctest: +SKIP
     """
-    dataset = Dataset.open(existing(Path(data), "data set"))
+    dataset = Dataset.open(existing(Path(data), "data set"), classes=classes)
     if "val" in dataset.splits:
         raise DataError(f"{data}: has a split val already; pass the training annotations alone to divide them anew")
     whole = dataset.read("train" if dataset.splits else None)

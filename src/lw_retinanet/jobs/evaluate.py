@@ -1,5 +1,6 @@
 """Score a detector, or a file of detections, with the COCO metrics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lw_retinanet.config import MAX_PIXELS
@@ -31,6 +32,7 @@ def run_evaluation(
     data: Path | None = None,
     *,
     split: str | None = None,
+    classes: Sequence[str] = (),
     ground_truth: Path | None = None,
     detections: Path | None = None,
     out: Path | None = None,
@@ -54,7 +56,7 @@ def run_evaluation(
         if out:
             output_folder(out)
         detector = _giving(open_detector(model, head=head, device=device, precision=precision), max_detections)
-        dataset = Dataset.open(data)
+        dataset = Dataset.open(data, classes=classes)
         records = dataset.ready(split or dataset.or_whole("val"), classes=detector.categories, max_pixels=max_pixels)
         metrics = evaluate_into(
             out, detector, records, progress=progress, batch_size=batch_size, max_detections=max_detections, tiling=tiling
@@ -65,15 +67,16 @@ def run_evaluation(
     if tiling is not None and model is None:
         raise InputError("tile is for a model and a data set; detections have been made already")
     if ground_truth is not None and detections is not None and model is None and data is None:
-        return _score_file(ground_truth, detections, split, out, max_detections)
+        return _score_file(ground_truth, detections, split, classes, out, max_detections)
     raise InputError("give either a model and a data set, or the files ground_truth and detections")
 
 
-def _score_file(ground_truth: Path, detections: Path, split: str | None, out: Path | None, most: int) -> Metrics:
+def _score_file(ground_truth: Path, detections: Path, split: str | None, classes: Sequence[str], out: Path | None, most: int) -> Metrics:
     existing(detections, "detections file")
     if out:
         output_folder(out)
-    records = Dataset.open(existing(ground_truth, "annotation file")).read(split, joined=False, scoring=True)
+    dataset = Dataset.open(existing(ground_truth, "annotation file"), classes=classes)
+    records = dataset.read(split, joined=False, scoring=True)
     require_boxes(records, ground_truth)
     metrics = evaluate(records, read_detections(detections, records), max_detections=(1, 10, most))
     if out:

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ def open_parts(config: Config, source: Path, open_network: Callable[[Records], L
     Raises:
         InputError: for settings or data with which no run starts.
     """
-    records, held_out = opened or open_training_data(source, max_pixels=config.data.max_pixels)
+    records, held_out = opened or open_training_data(source, max_pixels=config.data.max_pixels, classes=config.data.classes)
     start = open_network(records)
     teacher = open_teacher(config, start.record)
     require_statistics(start.model, config)
@@ -211,14 +211,19 @@ def with_chosen_precision(config: Config, world: World, resumed: Path | None) ->
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
-def open_training_data(source: Path, *, max_pixels: int | None = None) -> tuple[Records, Records | None]:
+def open_training_data(source: Path, *, max_pixels: int | None = None, classes: Sequence[str] = ()) -> tuple[Records, Records | None]:
     """Read the training split and, if there is one, the validation split, with the sizes of all images.
+
+    Args:
+        source: The data set.
+        max_pixels: Most pixels of an image; None is the decoder's own limit.
+        classes: Names of the only classes that are read; () reads all.
 
     Raises:
         DataError: if the data cannot be used, has no box to learn from or to find, or if ``val`` has none of the training classes.
         ImageError: if an image is missing, or its header cannot be read or tells another size than the annotations.
     """
-    dataset = Dataset.open(source)
+    dataset = Dataset.open(source, classes=classes)
     records = dataset.ready(dataset.or_whole("train"), max_pixels=max_pixels)
     if dataset.held_out is None:
         log.warning("%s has no val split, so nothing measures the model; `lw-retinanet data split` makes one", source)

@@ -74,7 +74,7 @@ def open_data(experiment: Experiment) -> ExperimentData:
         DataError: if the data cannot be used, or there are too few images for an interval.
     """
     settings = experiment.config(experiment.baseline, experiment.seeds[0]).data
-    records, held_out = open_training_data(Path(experiment.data), max_pixels=settings.max_pixels)
+    records, held_out = open_training_data(Path(experiment.data), max_pixels=settings.max_pixels, classes=settings.classes)
     if held_out is None:
         raise DataError(f"{experiment.data} has no val split to measure AP on; make one")
     whole = join_splits(records, held_out) if experiment.folds else held_out

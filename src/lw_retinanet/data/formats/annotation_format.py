@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_retinanet.data.box_quality import are_corners
+from lw_retinanet.data.chosen_classes import only_classes
 from lw_retinanet.data.image_files import is_file
 from lw_retinanet.data.problems import NUM_EXAMPLES, Problems
 from lw_retinanet.data.records import MAX_COORDINATE, Records
@@ -46,16 +47,30 @@ class Part:
         path: What the reader opens.
         root: The image folder, where the layout says it.
         split: The reader's own name of the split, None where the file or folder has none.
+        classes: Names of the only classes that are read; () reads all.
     """
 
     format: "AnnotationFormat"
     path: Path
     root: Path | None = None
     split: str | None = None
+    classes: tuple[str, ...] = ()
 
     def read(self, problems: Problems | None = None) -> Records:
-        """Read the annotations, see `AnnotationFormat.read`."""
-        return self.format.read(self.path, root=self.root, split=self.split, problems=problems)
+        """Read the annotations, see `AnnotationFormat.read`; boxes of other classes are left out, and counted.
+
+        Raises:
+            DataError: if the annotations cannot be read, or have none of a class that is asked for.
+        """
+        records = self.format.read(self.path, root=self.root, split=self.split, problems=problems)
+        if not self.classes:
+            return records
+        records, left_out = only_classes(records, self.classes, self.path)
+        if left_out.count == 0:
+            return records
+        if problems is not None:
+            problems.merge([left_out])
+        return replace(records, remarks=(*records.remarks, left_out))
 
 
 Parts = Mapping[str, Part]  # by the layout's own name of the split; the only key is `WHOLE` where there are no splits
