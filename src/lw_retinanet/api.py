@@ -197,8 +197,7 @@ def evaluate(
 
     Args:
         model: A model file, run folder or exported file, or a detector.
-        data, split: The data set, and a split of it; None takes ``val`` if the data set has splits.
-        classes: Names of the only classes that count; () is all.
+        data, split, classes: The data set, a split (None: ``val`` if it has splits), and names of the only classes that count (() is all).
         ground_truth, detections: In place of ``model`` and ``data``, an annotation file and what is scored: COCO results, or a folder.
         out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
         head, precision, device, max_pixels, tile, overlap, whole_image: As for :func:`predict`.
