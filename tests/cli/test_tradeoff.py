@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lw_retinanet.weights.model_file import load_model, save_model
+
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -114,6 +116,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "choose another output folder" in cli.refuses("tradeoff", longer, "--out", done[0], unchanged=done[0])
     assert "too few" in cli.refuses("tradeoff", edited("few", data=str(data)), "--out", out, unchanged=tmp_path)
     assert "does not exist" in cli.refuses("tradeoff", tmp_path / "none.yaml", "--out", out, unchanged=tmp_path)
+    loaded = load_model(Path(values["trunk"]))
+    classes = tuple(one.model_copy(update={"name": f"other {one.name}"}) for one in loaded.record.classes)
+    save_model(tmp_path / "strange.safetensors", loaded.model, loaded.record.model_copy(update={"classes": classes}))
+    rule = loaded.record.conventions.input.model_copy(update={"size": 96})
+    larger = loaded.record.model_copy(update={"conventions": loaded.record.conventions.model_copy(update={"input": rule})})
+    save_model(tmp_path / "larger.safetensors", loaded.model, larger)
+    strange = cli.refuses("tradeoff", experiment, "--trunk", tmp_path / "strange.safetensors", "--out", done[0], unchanged=done[0])
+    assert "has other classes than" in strange
+    two = ("--trunk", values["trunk"], "--trunk", tmp_path / "larger.safetensors")
+    assert "are of different sizes" in cli.refuses("tradeoff", experiment, *two, "--out", done[0], unchanged=done[0])
     broken = tmp_path / "broken.yaml"
     broken.write_text("lines: [")
     assert ": not valid YAML" in cli.refuses("tradeoff", broken, "--out", out, unchanged=tmp_path)

@@ -200,6 +200,11 @@ class Experiment(_Part):
         ]
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether rows are of several regimes, so that their labels must say which."""
+        return len({line.regime for line in self.lines}) > 1
+
+    @property
     def baseline(self) -> Cell:
         """The row that the others are compared with: the variant of the first line at its largest scale."""
         return self.cells()[0]

@@ -116,7 +116,7 @@ def _row(
         line=cell.line,
         role=_role(runner, cell),
         regime=cell.regime,
-        variant=cell.variant.label,
+        variant=cell.variant.label + (f", {cell.regime}" if runner.experiment.is_mixed else ""),
         preset=cell.variant.preset,
         scale=cell.scale,
         size_hw=cost.size_hw,
@@ -192,4 +192,5 @@ def facts(runner: Runner) -> Facts:
         made = measured["made_with"]
         latency = f"network only, one image, {measured['precision']}, {LATENCY_ROUNDS} interleaved rounds, {made['processor']}"
         latency += f", {made['threads']} threads"
-    return Facts(data=Path(experiment.data).name, images=runner.held_out.num_images, draws=experiment.draws, latency=latency, more=more)
+    data = Path(experiment.data).name + (", train and val" if experiment.folds else "")
+    return Facts(data=data, images=runner.held_out.num_images, draws=experiment.draws, latency=latency, more=more)
