@@ -26,6 +26,7 @@ FOUNDATION = {
     "structures",
     "boxes",
     "files",
+    "locks",
     "stopping",
     "yaml_file",
     "devices",

@@ -45,6 +45,10 @@ class RunFolderError(InputError):
     """A run folder is in use, already holds a run, or does not hold one."""
 
 
+class InUseError(RunFolderError):
+    """Another process works in the place."""
+
+
 class MissingExtraError(InputError):
     """A feature needs an optional dependency that is not installed; the message names the extra."""
 

@@ -137,7 +137,7 @@ def test_parts_of_another_prediction_are_refused(
     assert "(list " in cli.refuses("predict", lively, *again, *SCORE, unchanged=out)
     make_list(*images[:2])
     with FileLock(out / ".shard-00000-of-00001.lock"):
-        assert "another process works on shard 0/1" in cli.refuses("predict", lively, *again, *SCORE, unchanged=out)
+        assert "is in use by another process" in cli.refuses("predict", lively, *again, *SCORE, unchanged=out)
     # A part that came from elsewhere, beside the right records.
     other = tmp_path / "other"
     assert cli("predict", lively, "--manifest", listed, "--out", other).code == 0

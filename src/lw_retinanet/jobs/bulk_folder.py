@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.table import PredictedRow, predictions_table
-from lw_retinanet.errors import DataError, InputError, RunFolderError, printable
-from lw_retinanet.files import not_written, replacing, write_text
+from lw_retinanet.errors import DataError, InputError, printable
+from lw_retinanet.files import replacing, write_text
+from lw_retinanet.locks import lock_file
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -57,28 +56,17 @@ class BulkFolder:
         """No other process works on the shard; what a killed one left half-written is removed.
 
         Raises:
-            RunFolderError: If another process does, or the folder cannot be written to.
+            InUseError: If another process does.
+            OutputError: If the folder cannot be written to.
             InputError: If parts of another model, list or settings are there.
         """
         for file in sorted(self.path.glob("shard-*.json")):
             self.require_same(read_record(file)["record"], file)
-        lock = FileLock(self.path / f".shard-{self.name}.lock", timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise RunFolderError(
-                f"{self.path}: another process works on shard {self.shard}/{self.shards}; wait for it, or work on another shard"
-            ) from None
-        except OSError as error:
-            raise not_written(self.path, error) from None
-        try:
+        with lock_file(self.path / f".shard-{self.name}.lock", where=f"shard {self.shard}/{self.shards} of {self.path}"):
             for leftover in self.path.glob(f".part-{self.name}-*.part.parquet"):
                 leftover.unlink(missing_ok=True)
             self._check_parts()
             yield
-        finally:
-            lock.release()
 
     def _check_parts(self) -> None:
         for part in sorted(self.path.glob(f"part-{self.name}-*.parquet")):

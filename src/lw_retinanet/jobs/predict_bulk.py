@@ -110,7 +110,7 @@ def predict_bulk(settings: BulkSettings, *, processes: int = 1, ray: str | None 
 
     Raises:
         InputError: If the list cannot be used, or the folder holds parts of another model, list or settings.
-        RunFolderError: If another process works on the shard.
+        InUseError: If another process works on the shard.
         MissingExtraError: If pyarrow is not installed.
         DiskFullError: If the disk is full. The parts until then stay.
     """

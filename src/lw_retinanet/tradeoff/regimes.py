@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from lw_retinanet.config import Config, ModelConfig, load_run_config, parse_config
 from lw_retinanet.data.records import Records
@@ -26,6 +25,7 @@ from lw_retinanet.lightening.calibration_images import MAX_FILES
 from lw_retinanet.lightening.filling import LighteningSettings
 from lw_retinanet.lightening.fitting import FitSettings
 from lw_retinanet.lightening.stages import lighten_detector
+from lw_retinanet.locks import lock_file
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.tradeoff.experiment import Cell
@@ -150,8 +150,7 @@ def _train_head(task: RowTask, trunk: Trunk) -> Outcome:
 def _maps(task: RowTask, trunk: Trunk, records: Records, split: str, views: tuple[str, ...]) -> FeatureMaps:
     scale = task.cell.scale
     folder = task.features / f"{split}-{scale}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # another process that needs the same maps waits for them
+    with lock_file(folder / ".lock", where=f"the folder {folder}", waits=True):  # another process is computing the same maps
         return compute_feature_maps(
             trunk.model.to(task.device).to(memory_format=torch.channels_last),
             records,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torchvision
 import yaml
-from filelock import FileLock, Timeout
 
 from lw_retinanet import __version__
 from lw_retinanet.config import NO_INFLUENCE, Config, TrainConfig, load_config
@@ -22,11 +21,12 @@ from lw_retinanet.data.data_use import write_data_use
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import cpu_name, multiplies_in_bf16
-from lw_retinanet.errors import ConfigError, RunFolderError
+from lw_retinanet.errors import ConfigError, InUseError, RunFolderError
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, concatenate
 from lw_retinanet.evaluation.packed_detections import PACKED_FILE, pack_detections, read_detections
 from lw_retinanet.files import write_text
+from lw_retinanet.locks import lock_file
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.tradeoff.experiment import Cell, Experiment
@@ -137,13 +137,12 @@ class Runner:
 
     def _once(self, run: SeedRun, folder: Path, said: str, work: Callable[[], dict[str, Any]]) -> None:
         """Do some work unless it is done, or another process is at it; the folder then holds its result."""
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder / ".lock", timeout=0):
+            with lock_file(folder / ".lock", where=f"the folder {folder}"):
                 if not self._is_done(run, folder):
                     result = work()
                     log.info("%s: AP %.4f (%.0f s)", said, result["AP"], result["seconds"])
-        except Timeout:
+        except InUseError:
             log.info("%s: another process is doing it", said)
 
     def result(self, run: SeedRun) -> dict[str, Any] | None:

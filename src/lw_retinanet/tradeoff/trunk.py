@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from lw_retinanet.config import Config
 from lw_retinanet.conventions import Conventions
@@ -15,6 +14,7 @@ from lw_retinanet.errors import InputError
 from lw_retinanet.files import sha256
 from lw_retinanet.heads import plan_of
 from lw_retinanet.jobs.train import run_training
+from lw_retinanet.locks import lock_file
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.tradeoff.experiment import Experiment
@@ -93,8 +93,7 @@ def train_trunk(experiment: Experiment, fold: Fold, folder: Path, *, config: Con
         config: Resolved settings.
         device: Device to train on.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with lock_file(folder.with_name(f"{folder.name}.lock"), where=f"the folder {folder}", waits=True):
         if not (folder / "metrics.json").is_file():  # written last
             log.info("training the trunk%s", fold.suffix.replace("-", " "))
             resume = (folder / "config.yaml").is_file()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from filelock import FileLock, Timeout
 
 from lw_retinanet.config import Config, load_run_config, parse_config
 from lw_retinanet.errors import OutputError, RunFolderError
 from lw_retinanet.files import leftovers, not_written, write_text
+from lw_retinanet.locks import lock_file
 
 log = logging.getLogger(__name__)
 
@@ -137,19 +137,10 @@ def locked(path: Path) -> Iterator[None]:
     """Keep other processes from working in a folder, and remove temporary files that a killed one has left.
 
     Raises:
-        RunFolderError: if another process works in it, or it cannot be written to.
+        InUseError: if another process works in it.
+        OutputError: if it cannot be written to.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise RunFolderError(f"{path} is in use by another process; wait for it or choose another folder") from None
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {path}: {error.strerror}; choose another folder") from None
-    try:
+    with lock_file(path / LOCK, where=f"the folder {path}"):
         for leftover in leftovers(path):
             leftover.unlink()
         yield
-    finally:
-        lock.release()
