@@ -109,3 +109,17 @@ def test_a_missing_package_for_a_kind_of_uri_is_named_rather_than_a_failure_of_e
     monkeypatch.setattr(fsspec, "open", missing)
     with pytest.raises(MissingExtraError, match="Install s3fs to access S3; pip install the package"):
         read_listed("s3://bucket/a.jpg", folders=[], max_pixels=100)
+
+
+@pytest.mark.parametrize("kind", ["pages", "text"])
+def test_a_parquet_list_whose_rows_are_damaged_is_refused(kind: str, tmp_path: Path) -> None:
+    """Its schema is whole, so that it shows only where rows are read."""
+    path = tmp_path / "list.parquet"
+    names = pa.array([b"a\xff.jpg"], pa.binary()).view(pa.string()) if kind == "text" else pa.array(FILES)
+    parquet.write_table(pa.table({"file": names}), path)
+    if kind == "pages":
+        content = path.read_bytes()
+        path.write_bytes(content[:4] + b"\xff" * 30 + content[34:])
+    images = ImageList.open(str(path))
+    with pytest.raises(DataError, match=r"damaged Parquet file \(.*; write it again"):
+        list(images.rows())

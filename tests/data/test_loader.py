@@ -1,5 +1,8 @@
+import multiprocessing
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -17,9 +20,9 @@ from lw_retinanet.config import DataConfig
 from lw_retinanet.conventions import InputRule
 from lw_retinanet.data.image_sizes import require_files, with_sizes
 from lw_retinanet.data.loader import Key, Sample, StepPlan, TrainingSet, collate, make_loader
-from lw_retinanet.data.read_batches import read_batches
+from lw_retinanet.data.read_batches import WorkerWatch, read_batches
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import DataError, ImageError, LwRetinaNetError
+from lw_retinanet.errors import DataError, ImageError, LwRetinaNetError, TrainingError
 from lw_retinanet.structures import Batch
 
 RULE = InputRule(size=64, pad_multiple=16)
@@ -235,3 +238,19 @@ def test_a_handler_of_the_program_stays_and_torchs_goes(records: Records, monkey
         assert handler_while_reading() is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), RuntimeError("lost")])
+def test_a_worker_whose_socket_closed_before_it_ended_is_a_killed_one(records: Records, error: Exception) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    worker.start()
+    assert worker.pid
+    watch = WorkerWatch(make_set(records), workers=1)
+    watch.processes[0], watch.reading[0] = worker.pid, 4
+
+    def broken() -> Batch:
+        threading.Timer(0.2, worker.kill).start()  # the system is still ending it when the reader notices
+        raise error
+
+    with pytest.raises(TrainingError, match=r"a loader worker was killed while it read .*picture 4\.png \(image 4\)"):
+        watch.next_of(iter(broken, None), timeout=60)

@@ -17,6 +17,7 @@ from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.detection.result import Result
 from lw_retinanet.errors import ConfigError, InputError, OutputError, WeightsError
+from lw_retinanet.exporting.graph import IMAGES, ExportGraph
 from lw_retinanet.exporting.opening import manifest_of
 from lw_retinanet.exporting.target import ExportedRuntime
 from lw_retinanet.structures import Predictions
@@ -265,3 +266,31 @@ def test_a_place_that_openvino_cannot_write_to_is_named(openvino_file: Path, tmp
     (tmp_path / "in the way").touch()
     with pytest.raises(OutputError, match="in the way cannot be written to"):
         OpenVinoRuntime.write(network, tmp_path / "in the way" / "small.xml")
+
+
+class _SumAfterGroupNorm(ExportGraph):
+    """What a block of a backbone with group norm ends with."""
+
+    inputs = (IMAGES,)
+    outputs = ("sum",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.GroupNorm(1, 3)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.norm(self.conv(images)) + images,)
+
+
+def test_openvino_adds_to_a_group_norm(openvino_file: Path) -> None:
+    """Compiling that for one shape ends the process with a segmentation fault."""
+    from lw_retinanet.exporting.openvino import OpenVinoRuntime
+
+    torch.manual_seed(0)
+    graph = _SumAfterGroupNorm().eval()
+    runtime = OpenVinoRuntime(OpenVinoRuntime.make(graph), manifest_of(lw.load(openvino_file)))
+    for shape in ((1, 3, 32, 64), (2, 3, 64, 32)):
+        images = torch.randn(shape)
+        with torch.no_grad():
+            np.testing.assert_allclose(runtime.run(images)[0], graph(images)[0].numpy(), atol=1e-5)
+    assert set(runtime._compiled) == {None}

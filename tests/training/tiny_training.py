@@ -1,7 +1,10 @@
 """A training of a second or two as a program of its own: for tests that kill it, and for torchrun.
 
 ``tiny_training.py run OUT DATA SETTINGS`` starts a run, or goes on with the one in OUT. ``tiny_training.py storm OUT DATA SETTINGS`` starts
-runs and kills them, again and again, until they are done; ``kill`` does so a given number of times.
+runs and kills them, again and again, until they are done; ``kill`` does so a given number of times, and ``combine`` once for each
+combination of settings. By hand, 200 kills in 10 runs, with a line for each run::
+
+    python tests/training/tiny_training.py kill OUT DATA '{"train": {"batch_size": 2, "epochs": 12, "save_every": 2}}' --kills 20 --runs 10
 """
 
 import argparse
@@ -10,19 +13,24 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lw_retinanet.config import Config
+from lw_retinanet.config import Config, load_run_config, parse_config
 from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.dataset import Dataset
+from lw_retinanet.errors import TrainingError
 from lw_retinanet.heads import PRESETS
 from lw_retinanet.models.backbone import Backbone
 from lw_retinanet.models.fpn import FPN
@@ -32,6 +40,8 @@ from lw_retinanet.training import checkpoint
 from lw_retinanet.training.distributed import World, joined_world
 from lw_retinanet.training.loop import train
 from lw_retinanet.training.run_folder import RunFolder
+from lw_retinanet.training.step import Teacher
+from lw_retinanet.training.trainer import Trainer
 
 WIDTH = 16
 
@@ -67,28 +77,39 @@ def make_model(*, seed: int, has_norm: bool) -> RetinaNet:
 
 
 def run(
-    out: Path, source: Path, settings: dict[str, Any], world: World, *, has_norm: bool, sabotage: Callable[[], None] = lambda: None
+    out: Path,
+    source: Path,
+    settings: dict[str, Any],
+    world: World,
+    *,
+    resume: bool,
+    has_norm: bool,
+    sabotage: Callable[[], None] = lambda: None,
+    is_taught: bool = False,
 ) -> None:
-    """Start a run, or go on with what is there."""
+    """Start a run, or go on with the one that is there."""
     torch.set_num_threads(1)
+    teacher = Teacher(model=make_model(seed=7, has_norm=has_norm).eval()) if is_taught else None
     records = Dataset.open(source).read("train")
     data = records
-    if (out / "config.yaml").exists():
+    if resume:
         # Other weights than at the start, so that what is not restored shows; but a run killed before its first save starts as it did.
         has_saved = bool(checkpoint.checkpoint_files(out / "checkpoints"))
         model = make_model(seed=os.getpid() if has_saved else 0, has_norm=has_norm)
-        with RunFolder.reopened(out) as (folder, config, _):
+        with RunFolder.reopened(out) if world.is_main else nullcontext((RunFolder(out), None, None)) as (folder, found, _):
+            config = found or parse_config(load_run_config(folder.config_file)[0])
             sabotage()
-            train(model, data, config=config, folder=folder, world=world, resume=True)
+            train(model, data, config=config, folder=folder, world=world, resume=True, teacher=teacher)
         return
     config = Config.model_validate(settings).resolved()
     model = make_model(seed=0, has_norm=has_norm)
     if not world.is_main:
-        train(model, data, config=config, folder=RunFolder(out), world=world)
+        sabotage()
+        train(model, data, config=config, folder=RunFolder(out), world=world, teacher=teacher)
         return
     with RunFolder.created(out, config, {}) as folder:
         sabotage()
-        train(model, data, config=config, folder=folder, world=world)
+        train(model, data, config=config, folder=folder, world=world, teacher=teacher)
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -139,27 +160,65 @@ def sabotages() -> dict[str, Callable[[], None]]:
     }
 
 
-def attempt(out: Path, source: Path, settings: dict[str, Any], sabotage: Callable[[], None], delay: float | None, *, lines: int = 0) -> int:
-    """One attempt in a process of its own, killed ``delay`` seconds after it has logged ``lines``; its exit status, -9 if it was killed."""
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """When and what is killed: ``delay`` seconds after the run has logged ``lines``, the ``victim``: its process, the whole group, or one
+    loader worker, without which the run ends by itself. Where there is no worker, the process is killed."""
+
+    delay: float
+    lines: int = 0
+    victim: str = "process"
+
+
+def attempt(out: Path, source: Path, settings: dict[str, Any], sabotage: Callable[[], None], kill: Kill | None) -> int:
+    """One attempt in processes of its own; its exit status, -9 if it was killed, 1 if it ended with an error."""
     child = os.fork()
     if child == 0:
+        os.setsid()
         status = 1
         try:
-            run(out, source, settings, World(), has_norm=True, sabotage=sabotage)
+            run(out, source, settings, World(), resume=is_begun(out), has_norm=True, sabotage=sabotage)
             status = 0
+        except TrainingError as error:
+            sys.stderr.write(f"{error}\n")
         except BaseException:
+            status = 2
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)
-    if delay is not None:
-        log = out / "log.jsonl"
-        wanted = lines + (len(log.read_text().splitlines()) if log.exists() else 0)
-        while lines and (not log.exists() or len(log.read_text().splitlines()) < wanted) and Path(f"/proc/{child}/fd").exists():
+    if kill is not None:
+        wanted = num_lines(out) + kill.lines
+        while num_lines(out) < wanted and Path(f"/proc/{child}/fd").exists():
             time.sleep(0.01)
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)  # one that is done already does not mind
+        time.sleep(kill.delay)
+        workers = [process for process in session(child) if process != child] if kill.victim == "worker" else []
+        with suppress(ProcessLookupError):  # one that is done already does not mind
+            if kill.victim == "group":
+                os.killpg(child, signal.SIGKILL)
+            else:
+                os.kill((workers or [child])[-1], signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def is_begun(out: Path) -> bool:
+    """Whether there is a run; one that was killed before it wrote its settings has not begun."""
+    return (out / "config.yaml").exists()
+
+
+def num_lines(out: Path) -> int:
+    log = out / "log.jsonl"
+    return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3]) == leader:
+                found.append(int(entry.name))
+    return sorted(found)
 
 
 def digest(out: Path) -> str:
@@ -173,19 +232,79 @@ def digest(out: Path) -> str:
     return sha.hexdigest()
 
 
-def kill_often(out: Path, source: Path, settings: dict[str, Any], kills: int) -> dict[str, Any]:
-    """One unbroken run, and one that is killed so many times at random moments, half of them while it goes on from the kill before."""
+def kill_often(out: Path, source: Path, settings: dict[str, Any], kills: int, seed: int = 1) -> dict[str, Any]:
+    """One unbroken run, and one that is killed so many times at random moments, many of them while it goes on from the kill before."""
     settings["data"]["workers"] = 0
     assert attempt(out / "unbroken", source, settings, lambda: None, None) == 0
     settings["data"]["workers"] = 2
-    dice = random.Random(1)
-    statuses = [
-        attempt(out / "killed", source, settings, lambda: None, dice.uniform(0, 0.1), lines=dice.choice((0, 1, 2)) if number < 10 else 0)
-        for number in range(kills)
-    ]
-    statuses.append(attempt(out / "killed", source, settings, lambda: None, None))
-    log = [json.loads(line)["step"] for line in (out / "killed" / "log.jsonl").read_text().splitlines()]
-    return {"statuses": statuses, "logged": log, "digests": [digest(out / "unbroken"), digest(out / "killed")]}
+    dice, killed, victims, statuses = random.Random(seed), out / "killed", [], []
+    for number in range(kills):
+        is_far = num_lines(out / "unbroken") - num_lines(killed) > 15  # a run that ended could not be killed any more
+        victims.append(("worker", "process", "group")[number % 3] if is_far else "process")
+        # A worker is there for certain once a step has been logged.
+        lines = max(dice.choice((0, 1, 2)), victims[-1] == "worker") if is_far else 0
+        kill = Kill(delay=dice.uniform(0, 0.05 if is_far else 0.02), lines=lines, victim=victims[-1])
+        statuses.append(attempt(killed, source, settings, lambda: None, kill))
+    statuses.append(attempt(killed, source, settings, lambda: None, None))
+    log = [json.loads(line)["step"] for line in (killed / "log.jsonl").read_text().splitlines()]
+    digests = [digest(out / "unbroken"), digest(killed)]
+    return {"victims": victims, "statuses": statuses, "logged": log, "digests": digests}
+
+
+def combine(out: Path, source: Path, combinations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each combination of settings the digests of an unbroken run, and of one whose processes all died in its fourth step."""
+    found = []
+    for number, chosen in enumerate(combinations):
+        whole, broken = out / f"{number} whole", out / f"{number} broken"
+        train = {name: chosen[name] for name in ("accumulate", "ema", "precision")}
+        train |= {"batch_size": 2, "steps": 6, "save_every": 2, "warmup_steps": 2}
+        settings = {"data": {"workers": chosen["workers"]}, "train": train}
+        how = {"processes": chosen["processes"], "is_taught": chosen["teacher"]}
+        statuses = [
+            *together(whole, source, settings, lambda: None, **how),
+            *together(broken, source, settings, die_in_fourth_step, **how),
+            *together(broken, source, settings, lambda: None, **how),
+        ]
+        logged = [json.loads(line) for line in (broken / "log.jsonl").read_text().splitlines()]
+        found.append({"statuses": statuses, "digests": [digest(whole), digest(broken)], "steps": [line["step"] for line in logged]})
+    return found
+
+
+def die_in_fourth_step() -> None:
+    step = Trainer.step
+
+    def deadly(trainer: Trainer, *args: Any, **options: Any) -> Any:
+        if trainer.done == 3:
+            die()
+        return step(trainer, *args, **options)
+
+    Trainer.step = deadly  # type: ignore[assignment, method-assign]
+
+
+def together(
+    out: Path, source: Path, settings: dict[str, Any], sabotage: Callable[[], None], *, processes: int, is_taught: bool
+) -> list[int]:
+    """The exit statuses of all processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    resume, children = is_begun(out), []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            try:
+                with joined_world(torch.device("cpu")) as world:
+                    run(out, source, settings, world, resume=resume, has_norm=True, sabotage=sabotage, is_taught=is_taught)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list[int]) -> dict[str, Any]:
@@ -200,13 +319,13 @@ def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list
         settings["data"]["workers"] = workers
         path, killed, is_done = out / f"workers {workers}", [], False
         # Early moments first, so that steps are left for the points of a save; of the last ones some may come after the end.
-        plan: list[tuple[str, Callable[[], None], float | None]]
-        plan = [("any moment", lambda: None, dice.uniform(0, duration * 0.15)) for _ in range(2)]
+        plan: list[tuple[str, Callable[[], None], Kill | None]]
+        plan = [("any moment", lambda: None, Kill(delay=dice.uniform(0, duration * 0.15))) for _ in range(2)]
         plan += [(*point, None) for point in sabotages().items()]
-        plan += [("any moment", lambda: None, dice.uniform(0, duration * 0.5)) for _ in range(3)]
+        plan += [("any moment", lambda: None, Kill(delay=dice.uniform(0, duration * 0.5))) for _ in range(3)]
         plan.append(("none", lambda: None, None))
-        for name, sabotage, delay in plan:
-            status = attempt(path, source, settings, sabotage, delay)
+        for name, sabotage, kill in plan:
+            status = attempt(path, source, settings, sabotage, kill)
             if status == 0:
                 is_done = True
                 break
@@ -231,19 +350,29 @@ def storm(out: Path, source: Path, settings: dict[str, Any], worker_counts: list
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["run", "storm", "kill"])
+    parser.add_argument("command", choices=["run", "storm", "kill", "combine"])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("settings", type=json.loads)
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=5, help="of each run")
+    parser.add_argument("--runs", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.command == "run":
+        resume = is_begun(arguments.out)  # before the first process can have begun it
         with joined_world(torch.device("cpu")) as world:
-            run(arguments.out, arguments.data, arguments.settings, world, has_norm=False)
+            run(arguments.out, arguments.data, arguments.settings, world, resume=resume, has_norm=False)
         return
+    report: Any
     if arguments.command == "kill":
-        report = kill_often(arguments.out, arguments.data, arguments.settings, arguments.kills)
+        report = list[dict[str, Any]]()
+        for number in range(arguments.runs):
+            settings = {"data": {}, **arguments.settings}
+            report.append(kill_often(arguments.out / str(number), arguments.data, settings, arguments.kills, seed=number))
+            is_same = len(set(report[-1]["digests"])) == 1
+            sys.stderr.write(f"run {number}: {dict(Counter(report[-1]['victims']))}, {'equal' if is_same else 'DIFFERENT'}\n")
+    elif arguments.command == "combine":
+        report = combine(arguments.out, arguments.data, arguments.settings)
     else:
         report = storm(arguments.out, arguments.data, arguments.settings, arguments.workers)
     (arguments.out / "report.json").write_text(json.dumps(report))

@@ -59,8 +59,7 @@ class ImageList:
         """What each row holds: a path or URI, nothing ("") or something that is not readable (None)."""
         with open_binary(self.where) as stream:
             if self.kind == "parquet":
-                for batch in _parquet(stream, self.where).iter_batches(columns=[COLUMN]):
-                    yield from (value or "" for value in batch.column(0).to_pylist())
+                yield from _parquet_column(stream, self.where)
                 return
             # Bytes that are not UTF-8 become surrogates, which no text has.
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="" if self.kind != "text" else "\n")
@@ -216,6 +215,20 @@ def _csv_column(text: io.TextIOWrapper, separator: str) -> Iterator[str | None]:
         yield row[place] if len(row) > place else None if any(row) else ""
 
 
+def _parquet_column(stream: IO[bytes], where: str) -> Iterator[str]:
+    from pyarrow import ArrowException
+
+    try:
+        for batch in _parquet(stream, where).iter_batches(columns=[COLUMN]):
+            yield from (value or "" for value in batch.column(0).to_pylist())
+    except (ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        raise _damaged(where, error) from None
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(f"{shown(where, most=300)}: damaged Parquet file ({printable(first_line(error))}); write it again")
+
+
 def _parquet(stream: IO[bytes], where: str) -> Any:
     need_pyarrow("a Parquet list")
     from pyarrow import ArrowException, types
@@ -224,7 +237,7 @@ def _parquet(stream: IO[bytes], where: str) -> Any:
     try:
         file = ParquetFile(stream)
     except (ArrowException, OSError) as error:
-        raise DataError(f"{shown(where, most=300)}: damaged Parquet file ({printable(first_line(error))}); write it again") from None
+        raise _damaged(where, error) from None
     columns = file.schema_arrow.names
     if COLUMN not in columns:
         raise DataError(f"{shown(where, most=300)} has no column {COLUMN} (it has {shown(', '.join(columns))}); name the column {COLUMN}")

@@ -19,6 +19,7 @@ from lw_retinanet.stopping import SIGNALS
 from lw_retinanet.structures import Batch
 
 _LOOK_EVERY_SECONDS = 2
+_DYING_SECONDS = 5.0
 _CHILD_ENDED = getattr(signal, "SIGCHLD", None)  # not on Windows
 
 
@@ -94,22 +95,32 @@ class WorkerWatch(Dataset["Sample | LwRetinaNetError"]):
         while True:
             try:
                 return next(batches, None)
-            except (RuntimeError, ConnectionError, FileNotFoundError) as error:  # torch's, and what a dead worker's queue gives
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # torch's, and what a dead worker's queue gives
                 if not self.processes.any():
                     raise
-                if dead := set(self.processes.tolist()) - {child.pid for child in multiprocessing.active_children()} - {0}:
+                has_timed_out = str(error).startswith("DataLoader timed out")
+                if dead := self._dead(0 if has_timed_out else _DYING_SECONDS):
                     rows = [row for row, process in enumerate(self.processes.tolist()) if process in dead]
                     raise TrainingError(
                         f"a loader worker was killed{self._while_reading(rows)}; "
                         "if memory ran out, set fewer data.workers, and resume the run"
                     ) from None
-                if not str(error).startswith("DataLoader timed out"):
+                if not has_timed_out:
                     raise
                 if time.monotonic() - started >= timeout:
                     raise TrainingError(
                         f"no loader worker has given a batch for {timeout:g} s{self._while_reading(range(len(self.reading)))}; "
                         "check that file and its disk, or raise data.read_timeout, and resume the run"
                     ) from None
+
+    def _dead(self, seconds: float) -> set[int]:
+        """The workers that have ended. If there is none, look again for some seconds: sockets close before the process ends."""
+        limit = time.monotonic() + seconds
+        while True:
+            dead = set(self.processes.tolist()) - {child.pid for child in multiprocessing.active_children()} - {0}
+            if dead or time.monotonic() >= limit:
+                return dead
+            time.sleep(0.02)
 
     def end(self) -> None:
         """Kill the workers that are left. They hold nothing that must be saved, and one that hangs would not end otherwise."""

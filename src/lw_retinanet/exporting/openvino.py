@@ -80,7 +80,7 @@ class OpenVinoRuntime(ExportedRuntime):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
         }
-        self._max_compiled = max_compiled
+        self._max_compiled = 0 if _crashes_for_one_shape(network) else max_compiled
         self._compiled: dict[tuple[int, ...] | None, Any] = {}
         self._lock = threading.Lock()
         self._requests = threading.local()
@@ -202,6 +202,15 @@ class OpenVinoRuntime(ExportedRuntime):
             return cls(path, manifest, precision="int8")
         wanted: Precision = "bf16" if "bf16" in (precision, manifest.precision) else precision
         return cls(path, manifest, precision=choose_precision(wanted, torch.device("cpu"), "inference"))
+
+
+def _crashes_for_one_shape(network: Any) -> bool:
+    """Whether a group norm's output is added to something.
+
+    Compiling such a network for one shape ends the process with a segmentation fault (OpenVINO 2026.4); for any shape it works.
+    """
+    norms = (operation for operation in network.get_ops() if operation.get_type_name() == "GroupNormalization")
+    return any(port.get_node().get_type_name() == "Add" for norm in norms for port in norm.output(0).get_target_inputs())
 
 
 def _read_manifest(path: Path) -> Manifest:
