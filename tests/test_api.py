@@ -158,7 +158,7 @@ def test_lighten_refuses_what_means_nothing(full: Path, arguments: dict[str, obj
 def test_lighten_says_what_it_takes(full: Path) -> None:
     with pytest.raises(lw.InputError, match="a bare network has no classes"):
         lw.lighten(tiny())
-    with pytest.raises(lw.InputError, match="cannot lighten a Linear: only torchvision's RetinaNet and FCOS"):
+    with pytest.raises(lw.InputError, match="cannot lighten a Linear: only torchvision's RetinaNet, FCOS and R-CNN"):
         lw.lighten(torch.nn.Linear(1, 1))
     with pytest.raises(lw.InputError, match="cannot lighten a int; give a torchvision detector"):
         lw.lighten(7)  # type: ignore[call-overload]
