@@ -11,12 +11,13 @@ from pydantic import TypeAdapter
 from tests.counting.hooked import count_blocks_hooked
 from torch import nn
 
-from lw_retinanet.conventions import LEVELS
+from lw_retinanet.conventions import LEVELS, Conventions
 from lw_retinanet.counting.macs import Cost, count_blocks
 from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import BRANCHES, D_BLOCKS, PRESETS, HeadPlan, block_tower, is_preset, light_blocks, plan_of, preset_names
 from lw_retinanet.models.build import build
 from lw_retinanet.models.head import Head
+from lw_retinanet.weights.create import ANCHORS
 
 FULL = "3x3 3x3 3x3 3x3 > 3x3"
 V3 = "1x1 1x1 1x1 1x1 > 1x1"
@@ -24,6 +25,8 @@ V2 = "1x1 3x3 1x1 3x3 > 3x3"
 V1 = "dw3x3 1x1 dw3x3 1x1 dw3x3 1x1 dw3x3 1x1 > dw3x3 1x1"
 NARROW = "1x1 3x3 3x3 3x3 3x3 > 1x1"
 DW5 = "dw5x5 1x1 1x1 1x1 1x1 > 1x1"
+SEPARABLE = "dw3x3 1x1 dw3x3 1x1 > 1x1"
+STEM = "1x1 3x3 3x3 > 1x1"
 
 D3 = {
     "retinanet": (FULL, FULL),
@@ -36,6 +39,9 @@ D3 = {
     "bbox-v3": (FULL, V3),
     "lw-narrow": (NARROW, NARROW),
     "lw-dw5": (DW5, DW5),
+    "lw-separable": (SEPARABLE, NARROW),
+    "lw-separable120": (SEPARABLE, NARROW),
+    "lw-stem": (STEM, STEM),
 }
 
 
@@ -146,6 +152,12 @@ def test_narrow_has_any_width_that_is_a_multiple_of_eight(width: int, branches: 
         ("cls-v1bn", "cls-v1-bn"),
         ("both-v364", "both-v3"),
         ("both-original", None),
+        ("lw-v33-p3p4", "lw-v3-p3p4"),
+        ("both-narrow100-p3p4-shared", "both-narrow96-p3p4-shared"),
+        ("lw-v3-p3p5", None),
+        ("retinanet-p3p4", None),
+        ("both-v3-bn-p3p4-shared", None),
+        ("lw-v3-p3p4-p3p4", None),
         ("", None),
     ],
 )
@@ -157,7 +169,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str | 
     assert "\n" not in message
     assert nearest is None or f"did you mean {nearest}?" in message
     assert "known presets: retinanet, lw-v1, " in message
-    assert "cls-, bbox- or both- with one of v1, v2, v3, narrow, dw5, v1-bn, v3-bn" in message
+    assert "cls-, bbox- or both- with one of v1, v2, v3, narrow, dw5, separable, v1-bn, v3-bn" in message
     assert not is_preset(name)
 
 
@@ -181,6 +193,7 @@ A_CELL = {
     "narrow64": (256 * 64 + 4 * 64 * 64 * 9, 64 * 720, 64 * 36),
     "narrow128": (256 * 128 + 4 * 128 * 128 * 9, 128 * 720, 128 * 36),
     "dw5": (256 * 25 + 4 * 256 * 256, 256 * 720, 256 * 36),
+    "separable": (2 * (256 * 9 + 256 * 256), 256 * 720, 256 * 36),
 }
 A_CELL |= {"v1-bn": A_CELL["v1"], "v3-bn": A_CELL["v3"]}  # norms fold away, and count for nothing before they do
 CELLS = 100 * 100
@@ -206,7 +219,9 @@ def test_cost_of_d3_by_hand(block: str) -> None:
         assert {name: cost.macs for name, cost in blocks.items()} == {name: cost.macs for name, cost in rest.items()}
 
 
-@pytest.mark.parametrize("preset", ["both-v1-bn", "both-v3-bn", "cls-narrow64", "bbox-dw5"])
+@pytest.mark.parametrize(
+    "preset", ["both-v1-bn", "both-v3-bn", "cls-narrow64", "bbox-dw5", "lw-separable", "lw-stem", "lw-v3-p3p4p5", "lw-stem-p3p4-shared"]
+)
 def test_torchs_own_counter_agrees(preset: str) -> None:
     with torch.device("meta"):
         model = build(plan_of(preset), num_classes=7, backbone="resnet18")
@@ -218,6 +233,63 @@ def test_torchs_own_counter_agrees(preset: str) -> None:
 def test_hand_counts_are_those_of_the_table(preset: str, macs: int) -> None:
     tower, cls, bbox = A_CELL[preset.removeprefix("lw-")]
     assert (2 * tower + cls + bbox) * CELLS == macs == _blocks(plan_of(preset))["D3"].macs
+
+
+def test_the_heads_at_the_cost_of_lw_v3_by_hand() -> None:
+    separable = 2 * (256 * 9 + 256 * 256)
+    boxes = 256 * 100 + 4 * 100 * 100 * 9 + 100 * 36
+    assert (separable + 256 * 720 + boxes) * CELLS == 7_092_000_000 == _blocks(plan_of("lw-separable"))["D3"].macs
+    # A 1x1 unit for both branches, two 3x3 units in each, 1x1 predictions.
+    stem = 256 * 128 + 4 * 128 * 128 * 9 + 128 * (720 + 36)
+    d3 = _blocks(plan_of("lw-stem"))["D3"]
+    assert stem * CELLS == 7_193_600_000 == d3.macs
+    assert d3.params == stem + 5 * 128 + 720 + 36  # weights and offsets
+    assert {name: part.macs for name, part in d3.parts.items()} == {
+        "cls_tower": (256 * 128 + 2 * 128 * 128 * 9) * CELLS,
+        "cls_predict": 128 * 720 * CELLS,
+        "bbox_tower": 2 * 128 * 128 * 9 * CELLS,
+        "bbox_predict": 128 * 36 * CELLS,
+    }
+    # One anchor a cell: 80 class outputs and 4 box outputs.
+    one = separable + 256 * 80 + 256 * 120 + 4 * 120 * 120 * 9 + 120 * 4
+    with torch.device("meta"):
+        model = build(plan_of("lw-separable120"), num_classes=80, backbone="resnet18", conventions=Conventions(anchors=ANCHORS["one"]))
+    assert one * CELLS == 7_057_600_000 == count_blocks(model, (800, 800))["D3"].macs
+
+
+def test_light_levels_of_a_light_backbone_by_hand() -> None:
+    def giga(name: str) -> tuple[float, float, float]:
+        with torch.device("meta"):
+            blocks = count_blocks(build(plan_of(name), num_classes=80, backbone="mobilenet_v2"), (800, 800))
+        total = sum(block.macs for block in blocks.values())
+        return round(total / 1e9, 1), round(blocks["D3"].macs / 1e9, 1), round(blocks["D4"].macs / 1e9, 1)
+
+    assert giga("retinanet") == (97.9, 64.6, 16.2)
+    assert giga("lw-v3") == (40.4, 7.2, 16.2)
+    assert giga("lw-v3-p3p4") == (26.1, 7.2, 1.8)  # 3.8 times fewer
+    assert giga("lw-v3-p3p4-shared") == (26.1, 7.2, 1.8)
+    tower, cls, bbox = A_CELL["narrow"]
+    blocks = _blocks(plan_of("lw-narrow-p3p4"))
+    assert blocks["D4"].macs == (2 * tower + cls + bbox) * 50 * 50
+    # One tower for both levels is counted once.
+    assert _blocks(plan_of("lw-narrow-p3p4-shared"))["D4"].params == 0
+    assert blocks["D4"].params == blocks["D3"].params
+
+
+@pytest.mark.parametrize("name", ["lw-v3-p3p4", "both-narrow64-p3p4p5p6p7-shared", "cls-v2-p3p4p5", "lw-stem-p3p4-shared"])
+def test_levels_by_name(name: str) -> None:
+    plan, base = plan_of(name), plan_of(name.split("-p3")[0])
+    levels = [f"P{digit}" for digit in name.split("-p3")[1] if digit.isdigit()]
+    for towers, of_base in ((plan.cls, base.cls), (plan.bbox, base.bbox)):
+        assert list(towers) == (["P3", *levels] if of_base else [])
+    with torch.device("meta"):
+        head = Head(in_channels=64, num_classes=2, num_anchors=1, plan=plan)
+    for branch in (head.cls, head.bbox):
+        units, predict = branch.layers("P3")
+        for level in levels:
+            assert (branch.layers(level)[0] == units) == (name.endswith("shared") or not branch.own_units)
+            assert (branch.layers(level)[1] is predict) == (name.endswith("shared") or not branch.own_units)
+    assert TypeAdapter(HeadPlan).validate_json(TypeAdapter(HeadPlan).dump_json(plan)) == plan
 
 
 def test_every_block_is_counted_by_hand() -> None:

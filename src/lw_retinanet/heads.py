@@ -20,6 +20,7 @@ BranchName = Literal["cls", "bbox"]
 Level = Literal["P3", "P4", "P5", "P6", "P7"]
 
 SHARED = "shared"
+OF_CLASSES = "cls"  # in a box tower: the class tower's unit, computed once for both
 ORIGINAL = "original"
 # What a tower and its prediction can be made of; models/blocks.py has one function for each of these names.
 UNIT_NAMES = ("3x3", "3x3-gn", "1x1", "dw3x3+1x1", "dw5x5", "1x1-bn", "dw3x3+1x1-bn")
@@ -67,6 +68,7 @@ D_BLOCKS: dict[str, DBlock] = {
     "v3": DBlock(units=("1x1",) * 4, predict="1x1", harm={"cls": 0.6, "bbox": 0.6}),
     "narrow": DBlock(units=("1x1",) + ("3x3",) * 4, predict="1x1", width=96, harm={"cls": 0.25, "bbox": 0.25}),
     "dw5": DBlock(units=("dw5x5",) + ("1x1",) * 4, predict="1x1"),
+    "separable": DBlock(units=("dw3x3+1x1",) * 2, predict="1x1"),
     "v1-bn": DBlock(units=("dw3x3+1x1-bn",) * 4, predict="dw3x3+1x1"),
     "v3-bn": DBlock(units=("1x1-bn",) * 4, predict="1x1"),
 }
@@ -82,10 +84,11 @@ class TowerPlan:
     """Tower and prediction of one branch on one level.
 
     Args:
-        units: Names from :data:`UNIT_NAMES`, from input to output. ``shared`` at place i means unit i of the branch's shared tower, with
-            its weights.
+        units: Names from :data:`UNIT_NAMES`, from input to output. Three others stand at place i for unit i of another tower, with its
+            weights: ``shared`` for the branch's shared tower; a level such as ``P3`` for this branch's own tower on that level; and
+            ``cls``, in the first places of a box tower, for the class tower of the same level, whose features both branches then use.
         width: Channels inside the tower; None keeps the pyramid's width.
-        predict: Kernel of the tower's own prediction, a name from :data:`PREDICTION_NAMES`; or ``shared``.
+        predict: Kernel of the tower's own prediction, a name from :data:`PREDICTION_NAMES`; or ``shared``, or a level, as in ``units``.
 
     Raises:
         ValueError: If the tower cannot be built.
@@ -100,10 +103,12 @@ class TowerPlan:
     def __post_init__(self) -> None:
         if not 1 <= len(self.units) <= MAX_UNITS:
             raise ValueError(f"a tower has 1 to {MAX_UNITS} units, got {len(self.units):,}")
-        for what, names, known in (("unit", self.units, UNIT_NAMES), ("prediction kernel", (self.predict,), PREDICTION_NAMES)):
+        others = (SHARED, *get_args(Level))
+        units, predictions = (*UNIT_NAMES, *others, OF_CLASSES), (*PREDICTION_NAMES, *others)
+        for what, names, known in (("unit", self.units, units), ("prediction kernel", (self.predict,), predictions)):
             for name in names:
-                if name not in known and name != SHARED:
-                    raise ValueError(f"unknown {what} {quoted(name)}; known: {', '.join([*known, SHARED])}")
+                if name not in known:
+                    raise ValueError(f"unknown {what} {quoted(name)}; known: {', '.join(known)}")
         if self.width is not None and not 1 <= self.width <= MAX_WIDTH:
             raise ValueError(f"the width of a tower must be 1 to {MAX_WIDTH:,}, got {shown(self.width)}")
         if self.width is not None and SHARED in (*self.units, self.predict):
@@ -152,6 +157,31 @@ class HeadPlan:
                     raise ValueError(f"unknown level {level!r} in {branch}; known: {', '.join(get_args(Level))}")
                 if SHARED in tower.units[len(self.shared.units) :]:
                     raise ValueError(f"{branch} {level} shares more units than the shared tower has ({len(self.shared.units)})")
+                self._require_lent(branch, level, tower)
+
+    def _require_lent(self, branch: str, level: Level, tower: TowerPlan) -> None:
+        """Check the layers that a tower takes from the class tower of its level or from another level."""
+        for place, name in enumerate((*tower.units, tower.predict)):
+            if name == OF_CLASSES and (branch == "cls" or {*tower.units[:place]} - {OF_CLASSES}):
+                raise ValueError(f"{branch} {level}: only the first units of a box tower can be those of the class tower ({OF_CLASSES})")
+            if name != OF_CLASSES and name not in get_args(Level):
+                continue
+            towers = self.cls if OF_CLASSES in (name, branch) else self.bbox
+            lender = towers.get(level if name == OF_CLASSES else name)  # type: ignore[call-overload]
+            is_unit = place < len(tower.units)
+            lent = None
+            if lender is not None:
+                lent = (lender.units[place] if place < len(lender.units) else None) if is_unit else lender.predict
+            further = get_args(Level) if name == OF_CLASSES else ()
+            if lender is None or lent not in (*(UNIT_NAMES if is_unit else PREDICTION_NAMES), *further):
+                what = f"unit {place}" if is_unit else "the prediction"
+                raise ValueError(f"{what} of {branch} {level} is taken from {name}, which has none of its own there")
+            if lender.width != tower.width:
+                raise ValueError(f"{branch} {level} takes layers from {name}, whose tower is not as wide; give both one width")
+            if lent in BATCH_NORM_UNITS and name != OF_CLASSES:
+                raise ValueError(
+                    f"{branch} {level} takes a unit with batch norm from {name}, whose statistics fit one level; give it one of its own"
+                )
 
 
 def d3_plan(cls: TowerPlan | None = None, bbox: TowerPlan | None = None) -> HeadPlan:
@@ -174,7 +204,16 @@ PRESETS: dict[str, HeadPlan] = {
         cls=block_tower("narrow"), bbox=block_tower("narrow")
     ),  # ours: 1.09 times the MACs of LW-v3's D3, a 9x9 field of view
     "lw-dw5": d3_plan(cls=block_tower("dw5"), bbox=block_tower("dw5")),  # ours: LW-v3 with one 5x5 depthwise convolution in each branch
+    # LW-v3's cost, most of it where boxes are found: their errors cost more AP than those of classes (YOLOv10, section 3.2.1).
+    "lw-separable": d3_plan(cls=block_tower("separable"), bbox=block_tower("narrow", width=100)),
+    "lw-separable120": d3_plan(cls=block_tower("separable"), bbox=block_tower("narrow", width=120)),  # LW-v3's cost with one anchor a cell
+    # One 1x1 unit that both branches read, then two 3x3 units in each, as in YOLOX's decoupled head.
+    "lw-stem": d3_plan(
+        cls=TowerPlan(units=("1x1", "3x3", "3x3"), width=128, predict="1x1"),
+        bbox=TowerPlan(units=(OF_CLASSES, "3x3", "3x3"), width=128, predict="1x1"),
+    ),
 }
+_ON_LEVELS = re.compile("(.+)-p3(p4(?:p5(?:p6(?:p7)?)?)?)(-shared)?")  # lw-v3-p3p4: the towers of D3 in D4, too
 
 
 def preset_names() -> list[str]:
@@ -185,7 +224,10 @@ def preset_names() -> list[str]:
 def presets_in_words() -> str:
     """All names as one phrase, for messages and help."""
     blocks = ", ".join(light_blocks())
-    return f"{', '.join(PRESETS)}, or cls-, bbox- or both- with one of {blocks} (narrow64 is 64 wide)"
+    return (
+        f"{', '.join(PRESETS)}, or cls-, bbox- or both- with one of {blocks} (narrow64 is 64 wide); "
+        "-p3p4, -p3p4p5 ... behind it: so on these levels (-p3p4-shared: with one tower for them)"
+    )
 
 
 def is_preset(name: str) -> bool:
@@ -198,7 +240,9 @@ def plan_of(name: str) -> HeadPlan:
 
     Args:
         name: A key of :data:`PRESETS`; or ``cls-``, ``bbox-`` or ``both-`` and the name of a D-block: ``cls-dw5``, ``both-v1-bn``. A number
-            behind a block that has a width of its own replaces that width by another multiple of 8 up to 512: ``both-narrow64``.
+            behind a block that has a width of its own replaces that width by another multiple of 8 up to 512: ``both-narrow64``. Any of
+            these that is light on P3, and ``-p3p4``, ``-p3p4p5``, ... : each of these levels has such towers of its own; with
+            ``-shared`` they all run those of P3.
 
     Raises:
         ConfigError: For any other name. The message offers the nearest known one.
@@ -211,17 +255,21 @@ def plan_of(name: str) -> HeadPlan:
 
 def known_presets(name: str) -> str:
     """What a message about an unknown preset ends with: the nearest known name, and all known ones."""
-    parts = _parts(name)
+    several = _ON_LEVELS.fullmatch(name)
+    parts = _parts(several[1] if several else name)
     similar = preset_names()
     if parts is not None and (wanted := parts[2]) is not None:
         similar = [f"{parts[0]}-{parts[1]}{min(_WIDTHS, key=lambda width: abs(width - wanted))}"]
+    if several:
+        similar = [each for base in similar if is_preset(each := base + name.removeprefix(several[1]))]
     return f"{nearest(name, similar)}; known presets: {presets_in_words()}"
 
 
 def contender_presets() -> list[str]:
     """What a benchmark compares unless told otherwise: RetinaNet, its light presets, and every other block in both branches."""
     # Left out are presets with a light box branch alone, and kinds of another preset or block that take the same time.
-    listed = [name for name, plan in PRESETS.items() if (plan.cls or not plan.bbox) and not name.endswith("-released")]
+    kinds = {tuple(tower.units for tower in (*plan.cls.values(), *plan.bbox.values())): name for name, plan in reversed(PRESETS.items())}
+    listed = [name for name in PRESETS if name in kinds.values() and (PRESETS[name].cls or not PRESETS[name].bbox)]
     used = [tower.units for plan in PRESETS.values() for tower in (*plan.cls.values(), *plan.bbox.values())]
     return listed + [f"both-{name}" for name in light_blocks() if not D_BLOCKS[name].has_batch_norm and D_BLOCKS[name].units not in used]
 
@@ -229,12 +277,29 @@ def contender_presets() -> list[str]:
 def _find(name: str) -> HeadPlan | None:
     if name in PRESETS:
         return PRESETS[name]
+    if several := _ON_LEVELS.fullmatch(name):
+        plan = _find(several[1])
+        return None if plan is None else _on_levels(plan, re.findall("P[4-7]", several[2].upper()), is_shared=bool(several[3]))
     parts = _parts(name)
     if parts is None or (parts[2] is not None and parts[2] not in _WIDTHS):
         return None
     branches, block, width = parts
     tower = block_tower(block, width=width)
     return d3_plan(**dict.fromkeys(BRANCHES[branches], tower))
+
+
+def _on_levels(plan: HeadPlan, levels: list[Level], *, is_shared: bool) -> HeadPlan | None:
+    """The plan with the towers of P3 on further levels; None if that cannot be."""
+    found: dict[str, dict[Level, TowerPlan]] = {}
+    for branch, towers in (("cls", plan.cls), ("bbox", plan.bbox)):
+        if len(towers) > 1 or any(unit in BATCH_NORM_UNITS for tower in towers.values() for unit in tower.units if is_shared):
+            return None
+        found[branch] = dict(towers)
+        for tower in towers.values():
+            units = tuple("P3" if is_shared and unit in UNIT_NAMES else unit for unit in tower.units)
+            predict = "P3" if is_shared and tower.predict in PREDICTION_NAMES else tower.predict
+            found[branch] |= dict.fromkeys(levels, TowerPlan(units=units, width=tower.width, predict=predict))
+    return HeadPlan(**found) if any(found.values()) else None
 
 
 def _parts(name: str) -> tuple[str, str, int | None] | None:

@@ -110,7 +110,9 @@ def _watch_branch(meter: _Meter, branch: Branch, name: str) -> None:
 
     branch.register_forward_pre_hook(enter)
     layers = [branch.layers(each) for each in LEVELS]
-    for unit in dict.fromkeys(unit for units, _ in layers for unit in units):
+    # What both branches read runs in the class branch.
+    own = [units[branch.num_common(each) :] for each, (units, _) in zip(LEVELS, layers, strict=True)]
+    for unit in dict.fromkeys(unit for units in own for unit in units):
         meter.watch(unit, place("tower"))
     for predict in dict.fromkeys(predict for _, predict in layers):
         meter.watch(predict, place("predict"))

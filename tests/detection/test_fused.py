@@ -31,7 +31,12 @@ def count(model: nn.Module, kind: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize(
     ("backbone", "plan", "norm", "blocks"),
-    [("resnet18", "lw-v3", "batch", 8), ("resnet50", "retinanet", "frozen", 16), ("mobilenet_v2", "lw-v1", "batch", 0)],
+    [
+        ("resnet18", "lw-v3", "batch", 8),
+        ("resnet50", "retinanet", "frozen", 16),
+        ("mobilenet_v2", "lw-v1", "batch", 0),
+        ("resnet18", "lw-stem-p3p4-shared", "batch", 8),
+    ],
 )
 @torch.inference_mode()
 def test_the_same_numbers_with_fewer_passes(backbone: str, plan: str, norm: str, blocks: int) -> None:

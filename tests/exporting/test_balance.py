@@ -26,9 +26,21 @@ def network_of(preset: str) -> RetinaNet:
     return network.double()  # so that rounding cannot hide a mistake
 
 
-# Linear units, 1x1 and 3x3 ones, a depthwise one that reads, a layer that stays shared, and one light branch only, which leaves P3 alone.
+# Linear units, 1x1 and 3x3 ones, a depthwise one that reads, a layer that stays shared, one light branch only, which leaves P3 alone,
+# a unit that both branches read, two light levels, and one tower for them, before which neither level can be scaled.
 @pytest.mark.parametrize(
-    ("preset", "tensors"), [("lw-v3", 9), ("both-narrow16", 11), ("both-dw5", 11), ("both-v1", 9), ("bbox-v3", 4), ("lw-v1", None)]
+    ("preset", "tensors"),
+    [
+        ("lw-v3", 9),
+        ("both-narrow16", 11),
+        ("both-dw5", 11),
+        ("both-v1", 9),
+        ("bbox-v3", 4),
+        ("lw-v1", None),
+        ("lw-stem", 6),
+        ("lw-v3-p3p4", 18),
+        ("lw-v3-p3p4-shared", 8),
+    ],
 )
 def test_the_outputs_stay(preset: str, tensors: int | None) -> None:
     network = network_of(preset)

@@ -11,6 +11,7 @@ from torch import nn
 
 from lw_retinanet.counting.detector_cost import count_detector
 from lw_retinanet.counting.macs import count_blocks
+from lw_retinanet.counting.profile import with_head
 from lw_retinanet.counting.torchvision_model import torchvision_detector
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.heads import D_BLOCKS, HeadPlan, TowerPlan, block_tower
@@ -94,6 +95,16 @@ def _least(model: nn.Module) -> int:
         except InputError:
             low = middle + 1
     return low
+
+
+def test_a_budget_that_d3_alone_cannot_reach() -> None:
+    with torch.device("meta"):
+        model = build(HeadPlan(), num_classes=80, backbone="mobilenet_v2")
+    size = (800, 800)
+    assert {step.level for step in propose(model, size, 42 * 10**9).steps} == {"P3"}
+    both = propose(model, size, 28 * 10**9)  # 3.5 times fewer than 97.9
+    assert {step.level for step in both.steps} == {"P3", "P4"}
+    assert count_detector(with_head(model, both.plan), size).macs == both.macs <= 28 * 10**9
 
 
 def test_a_budget_that_is_met_changes_nothing() -> None:

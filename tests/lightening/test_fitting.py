@@ -136,7 +136,7 @@ def test_bf16() -> None:
 def test_a_batch_has_maps_of_one_shape_and_a_round_has_each_once() -> None:
     level = both()
     taught = examples(level, 4) + examples(level, 3, size_hw=(8, 12))
-    batches = fitting._batches(taught, FitSettings(batch_size=2))
+    batches = fitting._batches([(level, example) for example in taught], FitSettings(batch_size=2))
     one_round = [next(batches) for _ in range(3)]
     assert sorted(len(batch) for batch in one_round) == [2, 2, 2]
     assert all(len({taught[index].maps.shape for index in batch}) == 1 for batch in one_round)

@@ -3,15 +3,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.lightening.tower_pairs import ANCHORS, WIDTH, trained_like
 from torch import Tensor
 
+from lw_retinanet.conventions import Conventions, InputRule
 from lw_retinanet.data.records import Category
+from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower
+from lw_retinanet.heads import PRESETS, HeadPlan, Level, TowerPlan, block_tower, plan_of
+from lw_retinanet.lightening.calibration_images import calibration_inputs
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import with_answers
+from lw_retinanet.lightening.filling import LighteningSettings
 from lw_retinanet.lightening.fitting import FitSettings, fit
+from lw_retinanet.lightening.stages import lighten_detector
 from lw_retinanet.lightening.surgery import is_switchable, level_input, lighten_copy
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.model_file import load_model, make_record, save_model
@@ -19,6 +25,7 @@ from lw_retinanet.weights.model_file import load_model, make_record, save_model
 SIZE_HW = (96, 64)
 P3, P4 = 12 * 8 * ANCHORS, 6 * 4 * ANCHORS  # anchors of the two finest levels
 LIGHT = [name for name in PRESETS if name != "retinanet"]
+SEVERAL = ["lw-v3-p3p4", "lw-narrow-p3p4-shared", "lw-stem-p3p4-shared", "bbox-v3-p3p4"]
 V3_AT_P4 = HeadPlan(cls={"P4": block_tower("v3")}, bbox={"P4": block_tower("v3")})
 HALF_SHARED = HeadPlan(cls={"P3": TowerPlan(units=("1x1", "1x1", "shared", "shared"), predict="shared")})
 EVERY: tuple[Level, ...] = ("P3", "P4", "P5", "P6", "P7")
@@ -37,6 +44,18 @@ def assert_same_elsewhere(model: RetinaNet, light: RetinaNet, level: str = "P3")
         assert torch.equal(old[:, :start], new[:, :start])
         assert torch.equal(old[:, stop:], new[:, stop:])
         assert torch.equal(old, again)
+
+
+def detector_of(model: RetinaNet, preset: str) -> Detector:
+    model.conventions = Conventions(input=InputRule(size=96))
+    names = tuple(Category(id=number, name=f"class {number}") for number in range(2))
+    plan = model.head.plan
+    record = make_record(model, preset=preset, backbone="resnet18", width=WIDTH, norm="frozen", plan=plan, categories=names, notes={})
+    return Detector.of_model(model, names, record=record)
+
+
+def calibration_like(model: RetinaNet, files: list[Path]) -> Tensor:
+    return torch.cat(list(calibration_inputs(files, model.conventions.input, mirrored=False)))
 
 
 @pytest.mark.parametrize(("preset", "own_output"), [*((name, True) for name in LIGHT), ("lw-v3", False)])
@@ -86,6 +105,63 @@ def test_several_levels_at_once() -> None:
         old, new = model(images()), light(images())
     assert torch.equal(old.logits[:, P3 + P4 :], new.logits[:, P3 + P4 :])
     assert torch.equal(old.deltas[:, P3:], new.deltas[:, P3:])
+
+
+@pytest.mark.parametrize("preset", SEVERAL)
+def test_light_levels_with_towers_of_their_own_or_one_for_all(preset: str, tmp_path: Path) -> None:
+    model, plan = trained_like(), plan_of(preset)
+    detector = detector_of(model, "retinanet")
+    files = []
+    for seed in range(3):
+        files.append(tmp_path / f"{seed}.png")
+        pixels = torch.randint(0, 255, (64, 96, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(files[-1])
+    settings = LighteningSettings(fit=FitSettings(steps=20, rate=1e-3, batch_size=2))
+    made = lighten_detector(detector, plan, name=preset, files=files, settings=settings)
+    light = made.detector.model
+    both = len(plan.cls) > 0
+    assert set(light.fpn.full_convolutions()) == ({"P3", "P4"} if both else set())
+    with torch.no_grad():
+        old, new, full = model(images()), light(images()), light(images(), full_head=True)
+    for before, after, again in zip(old, new, full, strict=True):
+        assert torch.equal(before[:, P3 + P4 :], after[:, P3 + P4 :])
+        assert torch.equal(before, again)
+    assert list(made.curve) == (["P3+P4"] if "shared" in preset else ["P3", "P4"])
+    misses = {}
+    for stage in made.stages[1:]:
+        with torch.no_grad():
+            found = stage.model(calibration_like(model, files)).deltas
+            wanted = model(calibration_like(model, files)).deltas
+        for name, part in (("P3", slice(0, P3)), ("P4", slice(P3, P3 + P4))):
+            misses[stage.name, name] = float((found - wanted)[:, part].square().sum())
+    assert all(misses["closed form", level] < 0.7 * misses["surgery", level] for level in ("P3", "P4"))
+    save_model(tmp_path / "light.safetensors", light, made.record)
+    loaded = load_model(tmp_path / "light.safetensors")
+    assert loaded.record.full_outputs == (("P3", "P4") if both else ())
+    with torch.no_grad():
+        for full_head in (False, True):
+            for expected, found in zip(light(images(), full_head=full_head), loaded.model(images(), full_head=full_head), strict=True):
+                # A detector lays its weights out in memory as suits it, which changes the order of sums.
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_model_that_is_light_on_p3_can_be_made_light_on_p4() -> None:
+    model, _ = lighten_copy(trained_like(), PRESETS["lw-v3"])
+    light, levels = lighten_copy(model, plan_of("lw-v3-p3p4"))
+    assert [level.level for level in levels] == ["P4"]
+    assert set(light.fpn.full_convolutions()) == {"P3", "P4"}
+    with torch.no_grad():
+        for before, after in zip(model(images()), light(images()), strict=True):
+            assert torch.equal(before[:, :P3], after[:, :P3])
+            assert torch.equal(before[:, P3 + P4 :], after[:, P3 + P4 :])
+
+
+def test_levels_that_share_part_of_their_new_layers_are_refused(tmp_path: Path) -> None:
+    tower = block_tower("v3")
+    plan = HeadPlan(cls={"P3": tower, "P4": TowerPlan(units=("P3", "1x1"), predict="1x1")})
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    with pytest.raises(InputError, match=r"^the plan lets P3 and P4 share some of their new layers; let them share all, or none$"):
+        lighten_detector(detector_of(trained_like(), "retinanet"), plan, name="mine", files=[tmp_path / "0.png"])
 
 
 @pytest.mark.parametrize("first", ["lw-v3", "lw-v3-released", "bbox-v1", "lw-narrow", "lw-dw5"])

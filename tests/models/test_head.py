@@ -61,6 +61,29 @@ def test_predictions_are_ordered_by_level_row_column_and_anchor() -> None:
     torch.testing.assert_close(deltas[1, place], box_maps[1, anchor * 4 : (anchor + 1) * 4, row, column], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("preset", ["lw-stem", "lw-stem-p3p4-shared", "lw-narrow-p3p4"])
+def test_layers_that_towers_have_in_common(preset: str) -> None:
+    head = _head(plan_of(preset))
+    pyramid, calls = _pyramid(), 0
+
+    def note(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    _units(head.cls, "P3")[0].register_forward_hook(note)
+    with torch.no_grad():
+        logits, deltas = head(pyramid)
+    assert calls == (2 if preset.endswith("shared") else 1)  # a unit that both branches read runs once
+    for branch, found, values in ((head.cls, logits, CLASSES), (head.bbox, deltas, 4)):
+        rows = []
+        for level in LEVELS:
+            units, predict = branch.layers(level)
+            with torch.no_grad():
+                maps = predict(nn.Sequential(*units)(pyramid[level]))
+            rows.append(maps.permute(0, 2, 3, 1).reshape(2, -1, values))
+        torch.testing.assert_close(found, torch.cat(rows, dim=1), rtol=0, atol=0)
+
+
 def test_released_codes_own_first_unit_at_every_level_can_be_planned() -> None:
     first_own = TowerPlan(units=("3x3", "shared", "shared", "shared"), predict="shared")
     levels: tuple[Level, ...] = ("P4", "P5", "P6", "P7")
@@ -89,7 +112,7 @@ def test_layers_that_no_level_shares_are_not_built() -> None:
     assert head.bbox.shared_predict is not None
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "both-v1-bn", "both-v3-bn"])
+@pytest.mark.parametrize("preset", [*PRESETS, "both-v1-bn", "both-v3-bn", "lw-stem-p3p4p5p6p7-shared"])
 def test_every_parameter_gets_a_gradient(preset: str) -> None:
     torch.manual_seed(0)
     model = build(plan_of(preset), num_classes=2, backbone="resnet18", width=16, norm="batch")
@@ -231,6 +254,22 @@ def test_head_plans_that_cannot_be_built_are_refused() -> None:
         HeadPlan(shared=TowerPlan(units=("3x3", "shared")))
     with pytest.raises(ValueError, match=r"bbox P5 shares more units than the shared tower has \(4\)"):
         HeadPlan(bbox={"P5": TowerPlan(units=("3x3",) * 4 + ("shared",))})
+    both = {"units": ("cls", "1x1"), "predict": "1x1"}
+    for fields, message in (
+        ({"cls": {"P3": both}}, "cls P3: only the first units of a box tower can be those of the class tower"),
+        ({"cls": {"P3": block_tower("v3")}, "bbox": {"P3": TowerPlan(units=("1x1", "cls"))}}, "bbox P3: only the first units"),
+        ({"bbox": {"P3": both}}, "unit 0 of bbox P3 is taken from cls, which has none of its own there"),
+        ({"cls": {"P3": block_tower("narrow")}, "bbox": {"P3": both}}, "bbox P3 takes layers from cls, whose tower is not as wide"),
+        ({"cls": {"P4": TowerPlan(units=("P3",), predict="1x1")}}, "unit 0 of cls P4 is taken from P3, which has none"),
+        ({"cls": {"P3": block_tower("v3"), "P4": TowerPlan(units=("1x1",) * 4 + ("P3",))}}, "unit 4 of cls P4 is taken from P3"),
+        (
+            {"cls": {"P3": block_tower("v3", predict="shared"), "P4": TowerPlan(units=("P3",) * 4, predict="P3")}},
+            "the prediction of cls P4",
+        ),
+        ({"cls": {"P3": block_tower("v3-bn"), "P4": TowerPlan(units=("P3",) * 4)}}, "a unit with batch norm from P3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TypeAdapter(HeadPlan).validate_python(fields)
     with pytest.raises(ValidationError, match="P2"):
         TypeAdapter(HeadPlan).validate_python({"cls": {"P2": {"units": ["1x1"]}}})
 

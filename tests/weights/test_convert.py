@@ -324,7 +324,7 @@ def test_the_written_file_is_the_model(tmp_path: Path) -> None:
 def test_a_model_with_two_heads_keeps_both_under_other_conventions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plan = HeadPlan(cls={"P3": block_tower("v3")}, bbox={"P3": block_tower("v3")})
-    model = build(plan, num_classes=2, backbone="resnet18", width=16, full_output=True).eval()
+    model = build(plan, num_classes=2, backbone="resnet18", width=16, full_output=("P3",)).eval()
     names = (Category(id=1, name="a"), Category(id=2, name="b"))
     record = make_record(model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=plan, categories=names, notes={})
     save_model(tmp_path / "light.safetensors", model, record.model_copy(update={"switchable": True, "full_output": True}))

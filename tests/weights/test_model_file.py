@@ -13,7 +13,7 @@ from lw_retinanet.config import ModelConfig
 from lw_retinanet.conventions import AnchorRule, Conventions, InputRule
 from lw_retinanet.data.records import Category
 from lw_retinanet.errors import WeightsError
-from lw_retinanet.heads import PRESETS
+from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import KEY, find_model_file, load_model, make_record, save_model
@@ -24,7 +24,7 @@ Edit = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
 
 def write(path: Path, preset: str = "lw-v3", conventions: Conventions | None = None) -> torch.nn.Module:
     torch.manual_seed(1)
-    model = build(PRESETS[preset], num_classes=3, backbone="mobilenet_v2", width=16, norm="batch", conventions=conventions or Conventions())
+    model = build(plan_of(preset), num_classes=3, backbone="mobilenet_v2", width=16, norm="batch", conventions=conventions or Conventions())
     # Statistics that are not those of a new model: they must travel too.
     model.train()
     model(torch.randn(2, 3, 64, 64))
@@ -34,7 +34,7 @@ def write(path: Path, preset: str = "lw-v3", conventions: Conventions | None = N
         backbone="mobilenet_v2",
         width=16,
         norm="batch",
-        plan=PRESETS[preset],
+        plan=plan_of(preset),
         categories=CATEGORIES,
         notes={"data": "fish", "epochs": 2},
     )
@@ -49,7 +49,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("preset", ["retinanet", "lw-v3-released", "lw-narrow"])
+@pytest.mark.parametrize("preset", ["retinanet", "lw-v3-released", "lw-narrow", "lw-stem", "lw-stem-p3p4p5-shared"])
 def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
     conventions = Conventions(input=InputRule(size=96, mean=(0.1, 0.2, 0.3)), anchors=AnchorRule(octave_scales=(1.0, 1.5)), p7_relu=False)
     model = write(tmp_path / "run" / "model.safetensors", preset, conventions)
@@ -61,7 +61,7 @@ def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
     assert torch.equal(found.deltas, expected.deltas)
     assert loaded.model.conventions == conventions
     assert loaded.record.categories == CATEGORIES
-    assert (loaded.record.preset, loaded.record.plan) == (preset, PRESETS[preset])
+    assert (loaded.record.preset, loaded.record.plan) == (preset, plan_of(preset))
     assert loaded.record.notes == {"data": "fish", "epochs": 2}
     assert not loaded.model.training
     assert not any(tensor.is_meta for tensor in [*loaded.model.parameters(), *loaded.model.buffers()])
@@ -70,8 +70,8 @@ def test_a_model_comes_back_as_it_went(preset: str, tmp_path: Path) -> None:
 def switchable(path: Path) -> torch.nn.Module:
     """Write a light model that keeps its full head and the convolution that makes the full head's P3."""
     torch.manual_seed(1)
-    plan = PRESETS["lw-v3"]
-    model = build(plan, num_classes=3, backbone="resnet18", width=16, full_output=True).eval()
+    plan = plan_of("lw-v3")
+    model = build(plan, num_classes=3, backbone="resnet18", width=16, full_output=("P3",)).eval()
     record = make_record(
         model, preset="lw-v3", backbone="resnet18", width=16, norm="frozen", plan=plan, categories=CATEGORIES, notes={}
     ).model_copy(update={"switchable": True, "full_output": True})
@@ -282,7 +282,7 @@ def test_as_many_names_as_classes() -> None:
     model = create_model(ModelConfig(backbone="mobilenet_v2", head_width=16), num_classes=2)
     with pytest.raises(WeightsError, match="has 2 classes, 3 names"):
         make_record(
-            model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=PRESETS["lw-v3"], categories=CATEGORIES, notes={}
+            model, preset="lw-v3", backbone="mobilenet_v2", width=16, norm="batch", plan=plan_of("lw-v3"), categories=CATEGORIES, notes={}
         )
 
 

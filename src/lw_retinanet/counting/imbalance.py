@@ -16,6 +16,7 @@ from lw_retinanet.tables import aligned
 
 _USUAL_DEPTH = len(D_BLOCKS[ORIGINAL].units)
 _WORTH_IT = 0.02  # share of the model below which nobody notices a saving
+_WORTH_GOING_ON = 0.2  # share of what is left behind a light level that the next one must save
 _BRANCH_WORDS: dict[DenseBranch, str] = {"cls": "class branch", "bbox": "box branch", "rpn": "proposal branch"}
 
 
@@ -76,12 +77,28 @@ class Ranking:
             both = sum(row.saved_share for row in self.rows if row.level == first.level)
             more = f"; light in both branches, {level} saves {both:.1%}." if first.branch != "rpn" else "."
             sentences.append(f"{sentence}saves {first.saved_share:.1%}{more}")
+            sentences += self._next_level(first)
         else:
             sentences.append(
                 f"Light blocks are not worth it here: the most that one of them can save is {first.saved_share:.1%} of the model."
             )
         sentences += self._class_sentence() + self._pyramid_sentence() + self._elsewhere()
         return sentences
+
+    def _next_level(self, first: RankedBranch) -> list[str]:
+        """A sentence about a second level, which a light backbone makes worthwhile."""
+        saved: dict[str, int] = {}
+        for row in self.rows:
+            saved[row.level] = saved.get(row.level, 0) + row.saved
+        left = self.cost.macs - saved.pop(first.level)
+        level = max(saved, key=lambda name: saved[name], default=None)
+        if level is None or first.branch == "rpn" or saved[level] < _WORTH_GOING_ON * left:
+            return []
+        share = sum(row.macs for row in self.rows if row.level == level) / left
+        return [
+            f"Go on with D{level[1:]}, which takes {share:.1%} of what is left then: "
+            f"light on both levels, the model takes {(left - saved[level]) / 1e9:.1f} instead of {self.cost.macs / 1e9:.1f} GMACs."
+        ]
 
     def _class_sentence(self) -> list[str]:
         """A sentence about the class prediction, which grows with the number of classes."""

@@ -195,6 +195,7 @@ def _count_head(head: Head, maps: Mapping[str, Size], seen: set[int]) -> dict[st
         for name, branch in (("cls", head.cls), ("bbox", head.bbox)):
             units, predict = branch.layers(level)
             macs, size = follow(units, maps[level])
+            macs -= follow(units[: branch.num_common(level)], maps[level])[0]  # computed once, in the class tower
             parts[f"{name}_tower"] = Cost(macs=macs, params=_new_params(units, seen))
             macs, _ = follow([predict], size)
             parts[f"{name}_predict"] = Cost(macs=macs, params=_new_params([predict], seen))

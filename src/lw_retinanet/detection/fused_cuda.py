@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.devices import has_triton
-from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.fpn import FPN, OUTPUTS_APART
 
 log = logging.getLogger(__name__)
 Way = Callable[[Tensor, Tensor | None], Tensor]
@@ -182,8 +182,7 @@ class CudaFPN(nn.Module):
         sums: list[Tensor] = []
         for block, features in zip(reversed(list(fpn.inner_blocks)), reversed(given), strict=True):
             sums.insert(0, block[0](features, sums[0] if sums else None))
-        output = fpn.full_output if full and fpn.full_output is not None else fpn.layer_blocks[0]
-        levels = [output(sums[0]), *(fpn.layer_blocks[place](sums[place]) for place in (1, 2))]
+        levels = [*(fpn.output(name, full=full)(sums[place]) for place, name in enumerate(OUTPUTS_APART)), fpn.layer_blocks[2](sums[2])]
         assert fpn.extra_blocks is not None
         levels, _ = fpn.extra_blocks(levels, given, ["P3", "P4", "P5"])
         return dict(zip(LEVELS, levels, strict=True))

@@ -1,14 +1,15 @@
 """Balanced channels inside a light head, made before int8, which has one step between numbers for all channels of a tensor."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from lw_retinanet.conventions import LEVELS
 from lw_retinanet.lightening.towers import convolutions, ends_in_relu, has_norm
-from lw_retinanet.models.head import Branch
+from lw_retinanet.models.fpn import OUTPUTS_APART
 from lw_retinanet.models.retinanet import RetinaNet
 
 NUM_IMAGES = 16
@@ -48,7 +49,7 @@ def balance_channels(network: RetinaNet, inputs: Iterable[Tensor]) -> int:
     Source: Xiao et al., SmoothQuant (2022), equation 4 with alpha = 0.5, for convolutions. The factors cost nothing here, because a
         convolution before takes them over.
     """
-    links = [*_pyramid_links(network), *_tower_links(network.head.cls), *_tower_links(network.head.bbox)]
+    links = _links(network)
     if not links:
         return 0
     for link, largest in zip(links, _ranges(network, links, inputs), strict=True):
@@ -71,25 +72,27 @@ def _relative(values: Tensor) -> Tensor:
     return (values / values.max().clamp(min=1e-30)).clamp(min=_SMALLEST)
 
 
-def _tower_links(branch: Branch) -> Iterator[_Link]:
-    """Between the own layers of a level, of which neither has a norm."""
-    for level, plan in branch.plans.items():
-        if plan is None:
-            continue
-        units, predict = branch.layers(level)
-        own = {id(module) for modules in (branch.own_units[level], branch.own_predict) for module in modules.modules()}
-        for unit, following in pairwise([*units, predict]):
-            is_linear = ends_in_relu(unit) or isinstance(unit, nn.Conv2d)
-            if is_linear and {id(unit), id(following)} <= own and not has_norm(unit):
-                yield _Link(output=unit, writer=convolutions(unit)[-1], readers=(convolutions(following)[0],))
-
-
-def _pyramid_links(network: RetinaNet) -> Iterator[_Link]:
-    """P3, where its convolution serves new towers only."""
-    first = [(branch, branch.layers("P3")[0][0]) for branch in (network.head.cls, network.head.bbox)]
-    if all(branch.plans["P3"] is not None and unit in branch.own_units["P3"].children() for branch, unit in first):
-        output = network.fpn.layer_blocks[0]
-        yield _Link(output=output, writer=convolutions(output)[0], readers=tuple(convolutions(unit)[0] for _, unit in first))
+def _links(network: RetinaNet) -> list[_Link]:
+    """Behind new layers, and behind P3 and P4. What reads such a tensor must read no other one, and not be part of the full head."""
+    writers: dict[nn.Module, set[nn.Module]] = {}
+    readers: dict[nn.Module, dict[nn.Module, None]] = {}
+    branches = (network.head.cls, network.head.bbox)
+    for level in LEVELS:
+        output = network.fpn.output(level) if level in OUTPUTS_APART else network.fpn
+        for branch in branches:
+            units, predict = branch.layers(level)
+            for one, following in pairwise([output, *units, predict]):
+                writers.setdefault(following, set()).add(one)
+                readers.setdefault(one, {})[following] = None
+    own = {layer for branch in branches for units in branch.own_units.values() for layer in units.children()}
+    old = {layer for branch in branches for layer in (*branch.shared_units.children(), branch.shared_predict)}
+    links = []
+    for one, following in readers.items():
+        is_output = one in network.fpn.layer_blocks.children()
+        is_linear = is_output or (one in own and (ends_in_relu(one) or isinstance(one, nn.Conv2d)) and not has_norm(one))
+        if is_linear and all(writers[each] == {one} and each not in old for each in following):
+            links.append(_Link(output=one, writer=convolutions(one)[-1], readers=tuple(convolutions(each)[0] for each in following)))
+    return links
 
 
 def _ranges(network: RetinaNet, links: list[_Link], inputs: Iterable[Tensor]) -> list[Tensor]:

@@ -95,8 +95,8 @@ class EndToEnd(ExportGraph):
         deltas."""
         rule, anchor_rule, head = self.conventions.output, self.conventions.anchors, self.network.head
         num_classes, number, num_anchors = head.num_classes, rule.candidates_per_level, anchor_rule.num_anchors
-        logits = _by_anchor(head.cls(features, level, full=self.full_head), num_classes)
-        deltas = _by_anchor(head.bbox(features, level, full=self.full_head), 4)
+        of_cls, of_bbox = head.maps(features, level, full=self.full_head)
+        logits, deltas = _by_anchor(of_cls, num_classes), _by_anchor(of_bbox, 4)
         height, width = features.shape[2], features.shape[3]
         logits = torch.where(logits.isnan(), _NOTHING, logits)
         # Padding makes at least as many rows as are asked for, whatever the size, so that their number is a constant.

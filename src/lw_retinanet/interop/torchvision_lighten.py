@@ -14,7 +14,7 @@ from lw_retinanet.conventions import LEVELS
 from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.counting.imbalance import predict_kernel, units_at_depth
 from lw_retinanet.errors import ConfigError, InputError
-from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan, plan_of
+from lw_retinanet.heads import PREDICTION_NAMES, SHARED, UNIT_NAMES, HeadPlan, TowerPlan, plan_of
 from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
 from lw_retinanet.interop.torchvision_features import (
     evaluating,
@@ -236,9 +236,9 @@ def _require_free(model: nn.Module, branch: DenseBranch, level: str) -> None:
 
 def _own_layers(head: nn.Module, plan: TowerPlan, *, branch: DenseBranch, level: str) -> dict[str, nn.Module]:
     """New layers for a level, under the names that the head uses for its own."""
-    if SHARED in plan.units:
+    if not {*plan.units} <= {*UNIT_NAMES} or plan.predict not in (*PREDICTION_NAMES, SHARED):
         raise InputError(
-            f"{branch} {level} of the plan shares units with the other levels, which a torchvision head cannot; "
+            f"{branch} {level} of the plan shares units with other towers, which a torchvision head cannot; "
             "give it units of its own (its prediction may be shared)"
         )
     channels = in_channels(head)

@@ -12,6 +12,7 @@ Three ideas make it work; docs/lightening.md has what each of them gains:
 In this module a column is the patch of features around one cell, and n is the number of cells that were chosen from all images.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
 from lw_retinanet.lightening.batch_norm import fixed_statistics, set_offset, settle
-from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm
+from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower, convolutions, ends_in_relu, has_norm, num_common
 from lw_retinanet.progress import Progress, tracked
 
 RIDGE = 1e-4  # relative to the mean variance of the inputs
@@ -49,43 +50,78 @@ class ClosedForm:
 
 
 @torch.no_grad()
-def solve_closed_form(level: LevelPair, maps: Sequence[Tensor], *, seed: int = 0, progress: Progress | None = None) -> ClosedForm:
+def solve_closed_form(
+    level: LevelPair,
+    maps: Sequence[Tensor],
+    *,
+    beside: Sequence[tuple[LevelPair, Sequence[Tensor]]] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ClosedForm:
     """Fill new towers, and the level's new output convolution if there is one.
 
     Args:
         level: Old and new layers. The new ones are written to, except units with a norm that is not a batch norm.
         maps: (1, C, H, W) maps that enter ``level.old_output``, or the level's maps if there is none; one for each calibration image.
+        beside: Other levels that run the same new towers, with their maps. The towers then suit all these levels.
         seed: Seed for the choice of cells.
         progress: Passes on the maps, for instance to show a bar.
 
     Raises:
         InputError: without maps, or for a map that the level cannot take or that is not finite; nothing is written then.
     """
-    if not maps:
-        raise InputError(f"the closed form of {level.level} needs feature maps, got none; give at least one calibration image")
-    with fixed_statistics(level):
-        return _fill_level(level, maps, *_look(level, maps, seed, progress))
+    parts = [(level, maps), *beside]
+    for each, given in parts:
+        if not given:
+            raise InputError(f"the closed form of {each.level} needs feature maps, got none; give at least one calibration image")
+    with contextlib.ExitStack() as stack:
+        for each, _ in parts:
+            stack.enter_context(fixed_statistics(each))
+        looks = [_look(each, given, seed, progress, most=MAX_CELLS // len(parts)) for each, given in parts]
+        for (each, given), (cells, aims) in zip(parts, looks, strict=True):
+            weights = _weights(each, cells, aims)
+            if each.output is not None and each.output_is_read:
+                _imitate_output(each, given, cells, weights["cls"])
+            elif each.output is not None:
+                _fit_output(each, given, cells, aims, weights)
+        cells, aims = _joined(looks)
+        device = cells.importance.device
+        return _fill_towers(level, [each.new_maps(item.to(device).float()) for each, given in parts for item in given], cells, aims)
 
 
-def _fill_level(level: LevelPair, maps: Sequence[Tensor], cells: "_Cells", aims: "_Aims") -> ClosedForm:
-    scores = level.logits(aims.outputs).sigmoid()
-    best = scores.amax(dim=0)
+def _weights(level: LevelPair, cells: "_Cells", aims: "_Aims") -> dict[DenseBranch, Tensor]:
+    """(n,) How much each cell counts in each branch."""
+    best = level.logits(aims.outputs).sigmoid().amax(dim=0)
     by_class = cells.importance * (1 + _CLS_SURENESS * best)
     # A proposal network's one tower is for both, and most of what it must get right is the objectness of every cell.
-    weights: dict[DenseBranch, Tensor] = {"cls": by_class, "bbox": cells.importance * (_BOX_FLOOR + best), "rpn": by_class}
+    return {"cls": by_class, "bbox": cells.importance * (_BOX_FLOOR + best), "rpn": by_class}
+
+
+def _joined(looks: Sequence[tuple["_Cells", "_Aims"]]) -> tuple["_Cells", "_Aims"]:
+    """The cells of several levels as one."""
+    if len(looks) == 1:
+        return looks[0]
+    cells, aims = zip(*looks, strict=True)
+    first = aims[0]
+    layers = {name: [torch.cat(depth, dim=1) for depth in zip(*(each.layers[name] for each in aims), strict=True)] for name in first.layers}
+    outputs = {name: torch.cat([each.outputs[name] for each in aims], dim=1) for name in first.outputs}
+    places = [place for each in cells for place in each.places]
+    return _Cells(places=places, importance=torch.cat([each.importance for each in cells])), _Aims(layers=layers, outputs=outputs)
+
+
+def _fill_towers(level: LevelPair, maps: list[Tensor], cells: "_Cells", aims: "_Aims") -> ClosedForm:
+    scores, weights = level.logits(aims.outputs).sigmoid(), _weights(level, cells, aims)
     # The box of an anchor counts by the score of this anchor.
     sure = cells.importance * (_BOX_FLOOR / 10 + scores.unflatten(0, (level.num_anchors, -1)).amax(dim=1))
-    if level.output is not None and level.output_is_read:
-        _imitate_output(level, maps, cells, by_class)
-    elif level.output is not None:
-        _fit_output(level, maps, cells, aims, weights)
-    errors: dict[DenseBranch, float] = {}
+    branch_aims = []
     for pair in level.pairs:
         outputs = aims.outputs[pair.branch]
-        parts = _parts(pair.branch, len(outputs), by_class, sure)
-        aim = _Aim(layers=aims.layers[pair.branch], outputs=outputs, weight=weights[pair.branch], parts=parts)
-        device = cells.importance.device
-        errors[pair.branch] = _fit_tower(pair, [level.new_maps(item.to(device).float()) for item in maps], cells, aim)
+        parts = _parts(pair.branch, len(outputs), weights["cls"], sure)
+        branch_aims.append(_Aim(layers=aims.layers[pair.branch], outputs=outputs, weight=weights[pair.branch], parts=parts))
+    common = num_common(level.pairs)
+    if common:
+        maps = _fit_common(level, common, maps, cells, branch_aims)
+    errors = {pair.branch: _fit_tower(pair, common, maps, cells, aim) for pair, aim in zip(level.pairs, branch_aims, strict=True)}
     return ClosedForm(errors=errors, cells=len(cells.importance))
 
 
@@ -149,11 +185,11 @@ class _Aim:
         return float(missed / ((self.outputs - mean) ** 2 * self.weight).sum().clamp(min=1e-12))
 
 
-def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progress | None) -> tuple[_Cells, _Aims]:
+def _look(level: LevelPair, maps: Sequence[Tensor], seed: int, progress: Progress | None, *, most: int) -> tuple[_Cells, _Aims]:
     """Run the old head, choose cells, and keep what it computes there."""
     generator = torch.Generator().manual_seed(seed)
     device = next(parameter.device for tower in level.old.values() for layer in tower.layers for parameter in layer.parameters())
-    per_image = max(16, MAX_CELLS // len(maps))
+    per_image = max(16, most // len(maps))
     places, importance = [], []
     layers: dict[DenseBranch, list[list[Tensor]]] = {name: [[] for _ in tower.units] for name, tower in level.old.items()}
     outputs: dict[DenseBranch, list[Tensor]] = {name: [] for name in level.old}
@@ -230,22 +266,30 @@ def _fit_output(level: LevelPair, maps: Sequence[Tensor], cells: _Cells, aims: _
     _write(conv, conv, F.pad(found, (0, conv.out_channels - found.shape[1], 0, 1)))
 
 
-def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -> float:
-    """Fill a tower from its first layer to its last; returns the error of its outputs."""
+def _fit_common(level: LevelPair, count: int, maps: list[Tensor], cells: _Cells, aims: Sequence[_Aim]) -> list[Tensor]:
+    """Fill the units that both branches read, each with an equal share of the channels; returns the features behind them."""
+    units = level.pairs[0].student.units
+    for place, unit in enumerate(units[:count]):
+        if not has_norm(unit):
+            parts = [(aim, _features_to_imitate(pair, place, aim)) for pair, aim in zip(level.pairs, aims, strict=True)]
+            _fit_unit(unit, units[place + 1], maps, cells, parts)
+            settle(unit, maps)
+        maps = [unit(item) for item in maps]
+    return maps
+
+
+def _fit_tower(pair: BranchPair, first: int, maps: list[Tensor], cells: _Cells, aim: _Aim) -> float:
+    """Fill a tower from unit number ``first``, which the maps enter, to its last layer; returns the error of its outputs."""
     units, predictions = list(pair.student.units), list(pair.student.predictions.values())
     own_predictions = [predict for predict in predictions if not pair.is_shared(predict)]
-    with_relu = [unit for unit in units if ends_in_relu(unit)]
-    for place, unit in enumerate(units):
+    for place, unit in list(enumerate(units))[first:]:
         following = units[place + 1] if place + 1 < len(units) else predictions[0]
         if not pair.is_shared(unit) and not has_norm(unit):
-            behind = unit if ends_in_relu(unit) else following  # a linear unit has the target of the one behind it
-            extra = len(with_relu) - len(aim.layers)
-            depth = with_relu.index(behind) if behind in with_relu else len(with_relu) - 1
-            features = aim.layers[min(max(0, depth - extra), len(aim.layers) - 1)]
+            features = _features_to_imitate(pair, place, aim)
             imitates = pair.is_shared(following)
             if imitates:  # The old layer needs the features that it has always read.
                 features = aim.layers[pair.teacher.layers.index(following) - 1] if following in pair.teacher.units else aim.layers[-1]
-            _fit_unit(unit, following, maps, cells, aim, features, imitates=imitates)
+            _fit_unit(unit, following, maps, cells, [(aim, features)], imitates=imitates)
             settle(unit, maps)
         maps = [unit(item) for item in maps]
     if own_predictions:
@@ -259,23 +303,52 @@ def _fit_tower(pair: BranchPair, maps: list[Tensor], cells: _Cells, aim: _Aim) -
     return aim.error(torch.cat([values[:, places] for values, places in zip(outputs, cells.places, strict=True)], dim=1))
 
 
+def _features_to_imitate(pair: BranchPair, place: int, aim: _Aim) -> Tensor:
+    """The outputs of the old unit that a new one stands for. The last new units stand for the last old ones."""
+    units = list(pair.student.units)
+    with_relu = [unit for unit in units if ends_in_relu(unit)]
+    behind = next((unit for unit in units[place : place + 2] if ends_in_relu(unit)), None)  # a linear unit has the target of the next one
+    depth = with_relu.index(behind) if behind is not None else len(with_relu) - 1
+    return aim.layers[min(max(0, depth - len(with_relu) + len(aim.layers)), len(aim.layers) - 1)]
+
+
 def _fit_unit(
-    unit: nn.Module, following: nn.Module, maps: list[Tensor], cells: _Cells, aim: _Aim, features: Tensor, *, imitates: bool
+    unit: nn.Module,
+    following: nn.Module,
+    maps: list[Tensor],
+    cells: _Cells,
+    parts: Sequence[tuple[_Aim, Tensor]],
+    *,
+    imitates: bool = False,
 ) -> None:
-    """Fill one layer: some channels carry the estimate, the others imitate ``features``; all of them do if an old layer reads them."""
+    """Fill one layer: some channels carry the estimate, the others imitate features; all of them do if an old layer reads them.
+
+    Args:
+        unit: The layer.
+        following: The layer that reads it.
+        maps: What enters the layer.
+        cells: The chosen cells.
+        parts: The aims with the features to imitate; each gets an equal share of the channels.
+        imitates: Carry no estimate.
+    """
     kernel = 3 if _is_depthwise(unit) else _kernel(unit)
     columns = cells.columns(maps, kernel)
     width = convolutions(following if _is_depthwise(unit) else unit)[-1].out_channels
-    if imitates:
-        wanted = _ridge(columns, features, aim.weight)
-    else:
+    found: list[Tensor] = []
+    for aim, features in parts:
+        if imitates:
+            found.append(_ridge(columns, features, aim.weight))
+            continue
+        share = width // len(parts)
         estimate = aim.readout(columns, kernel)
-        carried = _carried(estimate, columns, aim.weight, math.floor(width * CARRIED))
-        busiest = _variance(F.relu(features)).topk(min(width - carried.shape[1], len(features))).indices
-        wanted = torch.cat([carried, _ridge(columns, features[busiest], aim.weight)], dim=1)
-        if wanted.shape[1] < width:  # The layer is wider than the old one and the estimate together.
-            wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), width - wanted.shape[1])], dim=1)
-    _fill(unit, columns, wanted, aim.weight)
+        carried = _carried(estimate, columns, aim.weight, math.floor(share * CARRIED))
+        busiest = _variance(F.relu(features)).topk(min(share - carried.shape[1], len(features))).indices
+        found += [carried, _ridge(columns, features[busiest], aim.weight)]
+    wanted = torch.cat(found, dim=1)
+    if wanted.shape[1] < width:  # The layer is wider than the old ones and the estimates together.
+        wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), width - wanted.shape[1])], dim=1)
+    weight = parts[0][0].weight if len(parts) == 1 else sum((aim.weight / aim.weight.sum() for aim, _ in parts), torch.zeros(()))
+    _fill(unit, columns, wanted, weight)
 
 
 def _carried(estimate: Tensor, columns: Tensor, weight: Tensor, most: int) -> Tensor:

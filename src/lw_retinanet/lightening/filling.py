@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.detection.precision import choose_precision
@@ -85,7 +85,7 @@ def fill_levels(
         settings: Length of the fit, memory and seeds.
         device: Device of the model.
         solve_on: Device for the closed form; None takes ``device``.
-        after_closed_form: Called when the closed form of the last level is done, before its fit.
+        after_closed_form: Called when the closed form of all levels is done, before the fit.
         progress: Passes on images, feature maps and steps, for instance to show a bar.
 
     Raises:
@@ -93,21 +93,53 @@ def fill_levels(
         ImageError: for an image that cannot be read.
         TrainingError: if the loss of the fit is not finite.
     """
-    filled = []
-    for level in levels if num_images else ():
+    works = []
+    for group in _groups(levels) if num_images else ():
         started = time.monotonic()
-        cached = _cache(level, inputs, num_images, settings, device, progress)
-        level.to(solve_on or device)
-        solved = solve_closed_form(level, [each.maps for each in cached[:num_images]], seed=settings.seed, progress=progress)
-        level.to(device)
-        seconds = time.monotonic() - started
-        if level is levels[-1] and after_closed_form is not None:
-            after_closed_form()
+        cached = [
+            (level, _cache(level, inputs, num_images, settings, _share(level, levels, settings), device, progress)) for level in group
+        ]
+        for level in group:
+            level.to(solve_on or device)
+        (first, maps), *beside = [(level, [each.maps for each in found[:num_images]]) for level, found in cached]
+        solved = solve_closed_form(first, maps, beside=beside, seed=settings.seed, progress=progress)
+        for level in group:
+            level.to(device)
+        works.append((cached, solved, time.monotonic() - started))
+    if works and after_closed_form is not None:
+        after_closed_form()
+    filled = []
+    for cached, solved, seconds in works:
         curve = None
         if settings.fit.steps:
-            curve = fit(level, cached, settings.fit, device=device, use_bf16=_use_bf16(settings, device), progress=progress)
-        filled.append(FilledLevel(level=level.level, errors=solved.errors, num_maps=len(cached), seconds=seconds, curve=curve))
+            (first, found), *others = cached
+            curve = fit(first, found, settings.fit, beside=others, device=device, use_bf16=_use_bf16(settings, device), progress=progress)
+        name, num_maps = "+".join(level.level for level, _ in cached), sum(len(found) for _, found in cached)
+        filled.append(FilledLevel(level=name, errors=solved.errors, num_maps=num_maps, seconds=seconds, curve=curve))
     return filled
+
+
+def _groups(levels: Sequence[LevelPair]) -> list[list[LevelPair]]:
+    """The levels, those that run the same new layers together."""
+    groups: list[list[LevelPair]] = []
+    for level in levels:
+        joined = [group for group in groups if any(_new_layers(level) & _new_layers(each) for each in group)]
+        together = [*(each for group in joined for each in group), level]
+        apart = [each.level for each in together if _new_layers(each) != _new_layers(level)]
+        if apart:
+            raise InputError(f"the plan lets {apart[0]} and {level.level} share some of their new layers; let them share all, or none")
+        groups = [group for group in groups if group not in joined] + [together]
+    return groups
+
+
+def _new_layers(level: LevelPair) -> set[nn.Module]:
+    return {layer for pair in level.pairs for layer in pair.student.layers if not pair.is_shared(layer)}
+
+
+def _share(level: LevelPair, levels: Sequence[LevelPair], settings: LighteningSettings) -> int:
+    """The part of the memory limit for a level: each coarser one has a quarter of the cells."""
+    parts = {each.level: 4.0 ** -int(each.level[1:]) for each in levels}
+    return int(settings.max_bytes * parts[level.level] / sum(parts.values()))
 
 
 def checked_steps(fit_steps: int | None, *, has_images: bool) -> int:
@@ -130,14 +162,20 @@ def _use_bf16(settings: LighteningSettings, device: torch.device) -> bool:
 
 
 def _cache(
-    level: LevelPair, inputs: LevelInputs, num_images: int, settings: LighteningSettings, device: torch.device, progress: Progress | None
+    level: LevelPair,
+    inputs: LevelInputs,
+    num_images: int,
+    settings: LighteningSettings,
+    max_bytes: int,
+    device: torch.device,
+    progress: Progress | None,
 ) -> list[CachedFeatures]:
     """Features of all images; for a fit also those of the mirrored images, and the answers of the old towers."""
     fits = settings.fit.steps > 0
     total = 2 * num_images if fits else num_images
     maps = chain(inputs(level, False), inputs(level, True)) if fits else inputs(level, False)
     shown = tracked(maps, total, f"look at images for {level.level}", progress)
-    cached = cache_features(level, shown, needs_answers=fits, use_bf16=_use_bf16(settings, device), max_bytes=settings.max_bytes)
+    cached = cache_features(level, shown, needs_answers=fits, use_bf16=_use_bf16(settings, device), max_bytes=max_bytes)
     if len(cached) < total:
-        log.info("the features of %d of %d images fit into %.1f GiB", len(cached), total, settings.max_bytes / 2**30)
+        log.info("the features of %d of %d images fit into %.1f GiB", len(cached), total, max_bytes / 2**30)
     return cached

@@ -87,6 +87,7 @@ def fit(
     cached: Sequence[CachedFeatures],
     settings: FitSettings = FitSettings(),
     *,
+    beside: Sequence[tuple[LevelPair, Sequence[CachedFeatures]]] = (),
     device: torch.device | None = None,
     use_bf16: bool = False,
     progress: Progress | None = None,
@@ -99,6 +100,7 @@ def fit(
         level: Old and new layers, on ``device``.
         cached: Features with answers (:func:`~lw_retinanet.lightening.feature_cache.with_answers`).
         settings: How long and how fast.
+        beside: Other levels that run the same new towers, with their features. A step takes maps of one level.
         device: Device to compute on; None is the CPU.
         use_bf16: Run forward and backward passes under autocast.
         progress: Passes on the steps, for instance to show a bar.
@@ -107,18 +109,23 @@ def fit(
         InputError: without features, or if the level has no new layers.
         TrainingError: if the loss is not finite; the layers then are as they were before.
     """
+    levels = [level, *(each for each, _ in beside)]
+    samples = [(each, one) for each, given in ((level, cached), *beside) for one in given]
     if not cached:
         raise InputError(f"the fit of {level.level} needs feature maps, got none; give at least one calibration image")
-    learned = level.parameters()
+    learned = list(dict.fromkeys(parameter for each in levels for parameter in each.parameters()))
     if not learned:
         raise InputError(f"{level.level} has no layers of its own to fit; name it in the plan")
     started = time.monotonic()
     if not settings.steps:
         return FitCurve(seconds=0.0)
     before = [parameter.detach().clone() for parameter in learned]
-    with _learning(learned, level.old_parameters()), fixed_statistics(level):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_learning(learned, [parameter for each in levels for parameter in each.old_parameters()]))
+        for each in levels:
+            stack.enter_context(fixed_statistics(each))
         try:
-            average, logged = _descend(level, learned, cached, settings, device or torch.device("cpu"), use_bf16, progress)
+            average, logged = _descend(learned, samples, settings, device or torch.device("cpu"), use_bf16, progress)
         except BaseException:
             _set(learned, before)
             raise
@@ -153,9 +160,8 @@ def _set(parameters: Sequence[nn.Parameter], values: Iterable[Tensor]) -> None:
 
 
 def _descend(
-    level: LevelPair,
     learned: list[nn.Parameter],
-    cached: Sequence[CachedFeatures],
+    samples: Sequence[tuple[LevelPair, CachedFeatures]],
     settings: FitSettings,
     device: torch.device,
     use_bf16: bool,
@@ -169,21 +175,20 @@ def _descend(
     holder = nn.ParameterList(learned)
     average = AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
     optimisation = Optimisation(holder, optimiser, set_rate=lambda step: schedule.step() if step else None, clip=10.0, average=average)
-    batches = _batches(cached, settings)
+    batches, name = _batches(samples, settings), samples[0][0].level
 
     def backward() -> Tensor:
-        losses = _losses(level, [cached[index] for index in next(batches)], device, use_bf16)
+        chosen = [samples[index] for index in next(batches)]
+        losses = _losses(chosen[0][0], [each for _, each in chosen], device, use_bf16)
         (losses[0] + BOX_WEIGHT * losses[1]).backward()
         return losses
 
     logged: list[tuple[int, float, float]] = []
-    steps = tracked(range(settings.steps), settings.steps, f"fit {level.level}", progress)
+    steps = tracked(range(settings.steps), settings.steps, f"fit {name}", progress)
     for stretch in small_loop(optimisation, backward, steps=steps, total_steps=settings.steps, report_every=_LOG_EVERY):
         cls, bbox = (reduce(torch.add, stretch.losses) / len(stretch.losses)).tolist()
         if not math.isfinite(cls + bbox):
-            raise TrainingError(
-                f"the fit of {level.level} has a loss that is not finite by step {stretch.step}; lower its rate ({settings.rate})"
-            )
+            raise TrainingError(f"the fit of {name} has a loss that is not finite by step {stretch.step}; lower its rate ({settings.rate})")
         logged.append((stretch.step, cls, bbox))
     return list(average.module.parameters()), logged
 
@@ -240,11 +245,14 @@ def _rows(maps: Tensor, values: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, values)
 
 
-def _batches(cached: Sequence[CachedFeatures], settings: FitSettings) -> Iterator[list[int]]:
-    """Yield batches of maps of one shape without end. A round shows every map once, except those left over from the last full batch."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, each in enumerate(cached):
-        groups[tuple(each.maps.shape[2:])].append(index)
+def _batches(samples: Sequence[tuple[LevelPair, CachedFeatures]], settings: FitSettings) -> Iterator[list[int]]:
+    """Yield batches of maps of one level and shape without end.
+
+    A round shows every map once, except those left over from the last full batch.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+    for index, (level, each) in enumerate(samples):
+        groups[level.level, tuple(each.maps.shape[2:])].append(index)
     generator = np.random.default_rng(settings.seed)
     while True:
         batches: list[list[int]] = []

@@ -125,11 +125,12 @@ def lighten_detector(
 def _light_record(detector: Detector, light: RetinaNet, plan: HeadPlan, name: str) -> ModelRecord:
     if detector.record is None:
         raise WeightsError("the detector does not know its own record; open it with lw_retinanet.load")
+    outputs = tuple(light.fpn.full_convolutions())
     return detector.record.model_copy(
         update={
             "preset": name,
             "plan": light.head.plan,
             "switchable": is_switchable(detector.model, plan),
-            "full_output": light.fpn.full_output is not None,
+            "full_output": outputs if {*outputs} - {"P3"} else bool(outputs),
         }
     )

@@ -8,10 +8,10 @@ import torch
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
-from lw_retinanet.heads import SHARED, BranchName, HeadPlan
+from lw_retinanet.heads import OF_CLASSES, SHARED, BranchName, HeadPlan
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
 from lw_retinanet.lightening.weight_transfer import transfer_weights
-from lw_retinanet.models.fpn import FPN
+from lw_retinanet.models.fpn import FPN, OUTPUTS_APART
 from lw_retinanet.models.head import Branch, Head
 from lw_retinanet.models.retinanet import RetinaNet
 
@@ -21,14 +21,15 @@ _BRANCHES: tuple[BranchName, ...] = get_args(BranchName)
 def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -> tuple[RetinaNet, list[LevelPair]]:
     """Copy a model, give the copy the plan's towers, and fill these from the old weights.
 
-    Backbone, pyramid and all towers that the plan does not name have the same weights, so the outputs of P4 to P7 are the same to the bit.
+    Backbone, pyramid and all towers that the plan does not name have the same weights, so the outputs of all other levels stay the same to
+    the bit.
 
     Args:
         model: A trained model; it is not changed.
         plan: Own towers by level. Its ``shared`` tower is ignored, because the model has one. Levels of the model that are light already
             keep their towers unless the plan names them.
         own_output: If both branches of P3 are new, let the convolution that makes P3 be new too (:class:`LevelPair`), and keep the old one
-            for the full head.
+            for the full head; the same for P4.
 
     Returns:
         The light model, and the old and new layers of each level that changes.
@@ -40,23 +41,30 @@ def lighten_copy(model: RetinaNet, plan: HeadPlan, *, own_output: bool = True) -
     new = joined_plan(model.head, plan)
     if new == old_plan:
         raise InputError("the plan gives no level a tower that it does not have, so nothing would change; choose another")
-    # If D3 of the model is light already, other towers than the shared ones read P3, so its convolution stays.
-    own_output = own_output and "P3" in plan.cls and "P3" in plan.bbox and "P3" not in {*old_plan.cls, *old_plan.bbox}
+    changed = {level: [name for name in _BRANCHES if _differs(old_plan, new, name, level)] for level in LEVELS}
+    # If a level of the model is light already, other towers than the shared ones read its map, so its convolution stays.
+    were_light = {*old_plan.cls, *old_plan.bbox}
+    outputs = [level for level in OUTPUTS_APART if own_output and len(changed[level]) == len(_BRANCHES) and level not in were_light]
     light = RetinaNet(
         backbone=copy.deepcopy(model.backbone),
-        fpn=_pyramid(model.fpn, full_output=own_output),
+        fpn=_pyramid(model.fpn, outputs),
         head=_head(model.head, new),
         conventions=model.conventions,
     )
     light.train(model.training)
-    levels = []
-    for level in LEVELS:
-        changed = [name for name in _BRANCHES if level in getattr(plan, name)]
-        if changed:
-            levels.append(_level_pair(model, light, level, changed, own_output=own_output and level == "P3"))
-            for pair in levels[-1].pairs:
-                transfer_weights(pair)
+    levels = [_level_pair(model, light, level, names, own_output=level in outputs) for level, names in changed.items() if names]
+    for each in levels:
+        transfer_weights(*each.pairs)
     return light, levels
+
+
+def _differs(old: HeadPlan, new: HeadPlan, branch: BranchName, level: str) -> bool:
+    """Whether a level gets another tower in a branch, or takes layers from a tower that is another one."""
+    before, after = getattr(old, branch).get(level), getattr(new, branch).get(level)
+    if before != after or after is None:
+        return bool(before != after)
+    lenders = [(branch, name) for name in after.units if name in LEVELS] + [("cls", level)] * (OF_CLASSES in after.units)
+    return any(_differs(old, new, *lender) for lender in lenders)
 
 
 def is_switchable(model: RetinaNet, plan: HeadPlan) -> bool:
@@ -65,10 +73,10 @@ def is_switchable(model: RetinaNet, plan: HeadPlan) -> bool:
     return not old.cls and not old.bbox and all(len(getattr(plan, name)) < len(LEVELS) for name in _BRANCHES)
 
 
-def _pyramid(fpn: FPN, *, full_output: bool) -> FPN:
+def _pyramid(fpn: FPN, outputs: list[str]) -> FPN:
     fpn = copy.deepcopy(fpn)
-    if full_output:
-        fpn.full_output = copy.deepcopy(fpn.layer_blocks[0][0])
+    for level in outputs:
+        fpn.give_full_output(level, copy.deepcopy(fpn.layer_blocks[OUTPUTS_APART.index(level)][0]))
     return fpn
 
 
@@ -105,7 +113,7 @@ def _head(head: Head, plan: HeadPlan) -> Head:
     kept = head.state_dict()
     for name in _BRANCHES:
         for level in getattr(plan, name):
-            if getattr(head.plan, name).get(level) != getattr(plan, name)[level]:
+            if _differs(head.plan, plan, name, level):
                 kept = {key: value for key, value in kept.items() if f"{name}.own_" not in key or f".{level}." not in key}
     wanted = light.state_dict()
     light.to(next(head.parameters()))  # device and precision
@@ -137,8 +145,8 @@ def _level_pair(model: RetinaNet, light: RetinaNet, level: str, changed: list[Br
         old=old,
         pairs=pairs,
         num_anchors=light.head.num_anchors,
-        old_output=(light.fpn.full_output if own_output else light.fpn.layer_blocks[0]) if level == "P3" else None,
-        output=light.fpn.layer_blocks[0] if own_output else None,
+        old_output=light.fpn.output(level, full=own_output) if level in OUTPUTS_APART else None,
+        output=light.fpn.output(level) if own_output else None,
     )
 
 
@@ -154,7 +162,7 @@ def _old_tower(before: Branch, after: Branch, level: str) -> Tower:
 
 @torch.no_grad()
 def level_input(model: RetinaNet, images: torch.Tensor, level: str) -> torch.Tensor:
-    """The input of a level's :class:`LevelPair`: for P3 the map before its convolution, for the others the level's map.
+    """The input of a level's :class:`LevelPair`: for P3 and P4 the map before its convolution, for the others the level's map.
 
     Raises:
         InputError: for an unknown level.

@@ -136,6 +136,14 @@ class LevelPair:
             raise InputError(f"a map of {self.level} has values that are not finite; look for a damaged image or model file")
 
 
+def num_common(pairs: Sequence[BranchPair]) -> int:
+    """How many of the first new units are the same in the students of two branches."""
+    if len(pairs) < 2:
+        return 0
+    alike = [one is other and not pairs[0].is_shared(one) for one, other in zip(*(pair.student.units for pair in pairs), strict=False)]
+    return [*alike, False].index(False)
+
+
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     """The convolutions of a unit or prediction, in order: one, or a depthwise one and a 1x1 one behind it."""
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]

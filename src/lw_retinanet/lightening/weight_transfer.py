@@ -11,18 +11,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lw_retinanet.lightening.batch_norm import as_affine, set_offset
-from lw_retinanet.lightening.towers import BranchPair, Tower, convolutions, ends_in_relu, has_norm
+from lw_retinanet.lightening.towers import BranchPair, Tower, convolutions, ends_in_relu, has_norm, num_common
 
 
 @torch.no_grad()
-def transfer_weights(pair: BranchPair) -> None:
-    """Fill the student's new layers from the teacher's weights, except units with a norm that is not a batch norm."""
-    units = list(pair.student.units)
+def transfer_weights(*pairs: BranchPair) -> None:
+    """Fill the students' new layers from the teachers' weights, except units with a norm that is not a batch norm.
+
+    Args:
+        pairs: A branch of a level, or both branches; both if their students have units in common.
+    """
+    common = num_common(pairs)
+    decode = None
+    if common:
+        # Units that both branches read pass on what either of them needs.
+        kernel = torch.cat([_counterparts(pair.teacher, 1)[0][0] for pair in pairs])
+        decode = torch.eye(kernel.shape[1])
+        for unit in pairs[0].student.units[:common]:
+            decode = torch.eye(convolutions(unit)[-1].out_channels) if has_norm(unit) else _pass_on(unit, decode, kernel)
+    for pair in pairs:
+        _fill_student(pair, common, decode)
+
+
+def _fill_student(pair: BranchPair, first: int, decode: Tensor | None) -> None:
+    """Fill the units from number ``first`` on, whose input gives that of the tower by ``decode``, and the predictions."""
+    units = list(pair.student.units)[first:]
     layers = _counterparts(pair.teacher, len(units))
     num_extra = len(units) - len(layers)
     kernel, _ = layers[0]
     # (old channels, new channels): computes the features of the old layer from those of the new one.
-    decode = torch.eye(kernel.shape[1])
+    decode = torch.eye(kernel.shape[1]) if decode is None else decode
     for place, unit in enumerate(units):
         width = convolutions(unit)[-1].out_channels
         if pair.is_shared(unit) or has_norm(unit):

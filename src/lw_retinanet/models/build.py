@@ -1,6 +1,7 @@
 """Building a network from names and numbers, and copying one without its numbers."""
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -25,7 +26,7 @@ def build(
     norm: Norm = "frozen",
     init: Init = "fan_in_light",
     conventions: Conventions = Conventions(),
-    full_output: bool = False,
+    full_output: Sequence[str] = (),
 ) -> RetinaNet:
     """Build a detector with random weights.
 
@@ -37,7 +38,7 @@ def build(
         norm: Normalisation of the backbone.
         init: Initialisation of the head.
         conventions: Stride, norm epsilon, P6, P7 and the number of anchors. The network carries the rest along.
-        full_output: Add a second convolution that makes P3, for the full head of a lightened model.
+        full_output: Levels with a second convolution that makes their map, for the full head of a lightened model.
 
     Raises:
         ConfigError: For a backbone that does not exist or does not go with the conventions.

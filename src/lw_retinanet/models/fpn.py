@@ -12,6 +12,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from lw_retinanet.conventions import LEVELS
 
+OUTPUTS_APART = ("P3", "P4")  # levels whose output convolutions run last, because nothing but the head reads what they make
+
 
 class P6P7(ExtraFPNBlock):
     """P6 is a convolution of stride 2 of C5 or P5, P7 another one of P6. torchvision's own block has a fixed source and ReLU."""
@@ -55,30 +57,50 @@ class FPN(FeaturePyramidNetwork):
         channels: Channels of every level.
         p6_source: ``C5`` or ``P5``.
         p7_relu: Apply a ReLU between P6 and P7.
-        full_output: Keep a second convolution that makes P3, the one that the full head was trained with. Only D3 reads P3, so a light D3
-            can have its own at no cost, and everything else stays as it was.
+        full_output: Levels, of P3 and P4, with a second convolution that makes the level's map, the one that the full head was trained
+            with. Only D3 reads P3 and only D4 reads P4, so a light D3 can have a convolution of its own at no cost, and everything else
+            stays as it was.
     """
 
     def __init__(
-        self, *, in_channels: Sequence[int], channels: int, p6_source: Literal["C5", "P5"], p7_relu: bool, full_output: bool = False
+        self, *, in_channels: Sequence[int], channels: int, p6_source: Literal["C5", "P5"], p7_relu: bool, full_output: Sequence[str] = ()
     ) -> None:
         extra = P6P7(c5_channels=in_channels[-1], channels=channels, source=p6_source, relu=p7_relu)
         super().__init__(list(in_channels), channels, extra_blocks=extra)
         self.out_channels = channels
-        self.full_output = nn.Conv2d(channels, channels, 3, padding=1) if full_output else None
+        self.full_output = nn.Conv2d(channels, channels, 3, padding=1) if "P3" in full_output else None  # named as in files of 0.1.0
+        self.full_outputs = nn.ModuleDict({name: nn.Conv2d(channels, channels, 3, padding=1) for name in full_output if name != "P3"})
 
     def forward(self, stages: Mapping[str, Tensor], *, full: bool = False) -> dict[str, Tensor]:
-        """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``. ``full`` uses the full head's own convolution for P3, if there is one."""
+        """Maps by ``C3``..``C5`` -> maps by ``P3``..``P7``. ``full`` uses the full head's own convolutions, where there are some."""
         pyramid = self.merged(stages)
-        convolution = self.full_output if full and self.full_output is not None else self.layer_blocks[0]
-        return {**pyramid, "P3": convolution(pyramid["P3"])}
+        return {**pyramid, **{level: self.output(level, full=full)(pyramid[level]) for level in OUTPUTS_APART}}
 
     def merged(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All levels, with P3 as it is before its output convolution."""
+        """All levels, with P3 and P4 as they are before their output convolutions."""
         named = OrderedDict((f"P{name[1:]}", stages[name]) for name in ("C3", "C4", "C5"))
         pyramid = super().forward(named)
         return {level: pyramid[level] for level in LEVELS}
 
+    def output(self, level: str, *, full: bool = False) -> nn.Module:
+        """The convolution that makes the map of P3 or P4."""
+        return (self.full_convolutions().get(level) if full else None) or self.layer_blocks[OUTPUTS_APART.index(level)]
+
+    def full_convolutions(self) -> dict[str, nn.Module]:
+        """The full head's own convolutions, by level."""
+        return ({} if self.full_output is None else {"P3": self.full_output}) | dict(self.full_outputs.items())
+
+    def give_full_output(self, level: str, convolution: nn.Module) -> None:
+        """Keep a level's convolution for the full head."""
+        if level == "P3":
+            self.full_output = convolution  # type: ignore[assignment]
+        else:
+            self.full_outputs[level] = convolution
+
+    def drop_full_outputs(self) -> None:
+        """Remove the full head's own convolutions."""
+        self.full_output, self.full_outputs = None, nn.ModuleDict()
+
     def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
-        """Apply the output convolution of a level; torchvision calls this method. P3 gets its convolution in :meth:`forward`."""
-        return x if idx == 0 else self.layer_blocks[idx](x)
+        """Apply the output convolution of a level; torchvision calls this method, with -1 for P5. P3 and P4 get theirs in :meth:`forward`."""
+        return x if 0 <= idx < len(OUTPUTS_APART) else self.layer_blocks[idx](x)

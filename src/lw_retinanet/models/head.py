@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.conventions import LEVELS
-from lw_retinanet.heads import SHARED, HeadPlan, TowerPlan
+from lw_retinanet.heads import OF_CLASSES, SHARED, HeadPlan, TowerPlan
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.structures import Predictions
 
@@ -24,11 +24,21 @@ class Branch(nn.Module):
         out_channels: Channels of the prediction: anchors of a cell times classes, or times 4.
         own: Own towers by level.
         shared: The tower of the levels that own nothing, and of layers marked ``shared``.
+        class_branch: The branch that lends the units marked ``cls``.
     """
 
-    def __init__(self, *, in_channels: int, out_channels: int, own: Mapping[str, TowerPlan], shared: TowerPlan) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        own: Mapping[str, TowerPlan],
+        shared: TowerPlan,
+        class_branch: "Branch | None" = None,
+    ) -> None:
         super().__init__()
         self.plans = {level: own.get(level) for level in LEVELS}
+        self._class_branch = (class_branch,)  # in a tuple, so that its parameters are not listed twice
         # A shared layer that no level uses would get no gradient, which is an error in distributed training.
         sharing_all = any(plan is None for plan in self.plans.values())
         plans = [plan for plan in self.plans.values() if plan is not None]
@@ -45,8 +55,8 @@ class Branch(nn.Module):
         for level, plan in self.plans.items():
             if plan is None:
                 continue
-            self.own_units[level] = _units(plan, in_channels, keep={i for i, unit in enumerate(plan.units) if unit != SHARED})
-            if plan.predict != SHARED:
+            self.own_units[level] = _units(plan, in_channels, keep={i for i, unit in enumerate(plan.units) if unit in UNITS})
+            if plan.predict in PREDICTIONS:
                 self.own_predict[level] = PREDICTIONS[plan.predict](plan.width or in_channels, out_channels)
 
     def layers(self, level: str, *, full: bool = False) -> tuple[list[nn.Module], nn.Module]:
@@ -55,26 +65,44 @@ class Branch(nn.Module):
         if plan is None:
             assert self.shared_predict is not None
             return [self.shared_units[str(i)] for i in range(self.num_shared_units)], self.shared_predict
-        own = self.own_units[level]
-        assert isinstance(own, nn.ModuleDict)
-        units = [(self.shared_units if unit == SHARED else own)[str(i)] for i, unit in enumerate(plan.units)]
-        predict = self.own_predict[level] if plan.predict != SHARED else self.shared_predict
+        predict = self.shared_predict if plan.predict == SHARED else self.own_predict[plan.predict if plan.predict in LEVELS else level]
         assert predict is not None
-        return units, predict
+        return [self._unit(level, i) for i in range(len(plan.units))], predict
 
-    def forward(self, features: Tensor, level: str, *, full: bool = False) -> Tensor:
-        """Features (N, C, H, W) of one level -> predictions (N, out_channels, H, W)."""
+    def _unit(self, level: str, place: int) -> nn.Module:
+        plan = self.plans[level]
+        assert plan is not None
+        name = plan.units[place]
+        if name == SHARED:
+            return self.shared_units[str(place)]
+        if name == OF_CLASSES:
+            (lender,) = self._class_branch
+            assert lender is not None
+            return lender._unit(level, place)
+        own = self.own_units[name if name in LEVELS else level]
+        assert isinstance(own, nn.ModuleDict)
+        return own[str(place)]
+
+    def num_common(self, level: str) -> int:
+        """How many of a level's first units are those of the class tower."""
+        plan = self.plans[level]
+        return 0 if plan is None else plan.units.count(OF_CLASSES)
+
+    def forward(self, features: Tensor, level: str, *, full: bool = False, first: int = 0, stop: int | None = None) -> Tensor:
+        """Features (N, C, H, W) of one level -> predictions (N, out_channels, H, W).
+
+        With ``first``, the features are already those of the units before it. With ``stop``, the result is the features of the units
+        before that one.
+        """
         units, predict = self.layers(level, full=full)
-        for unit in units:
+        for unit in units[first:stop]:
             features = unit(features)
-        return predict(features)
+        return predict(features) if stop is None else features
 
 
 def _units(plan: TowerPlan, in_channels: int, keep: set[int]) -> nn.ModuleDict:
     width = plan.width or in_channels
-    return nn.ModuleDict(
-        {str(i): UNITS[unit](in_channels if i == 0 else width, width) for i, unit in enumerate(plan.units) if i in keep and unit != SHARED}
-    )
+    return nn.ModuleDict({str(i): UNITS[unit](in_channels if i == 0 else width, width) for i, unit in enumerate(plan.units) if i in keep})
 
 
 class Head(nn.Module):
@@ -102,7 +130,11 @@ class Head(nn.Module):
             shared=plan.shared,
         )
         self.bbox = Branch(
-            in_channels=in_channels, out_channels=num_anchors * 4, own={str(k): v for k, v in plan.bbox.items()}, shared=plan.shared
+            in_channels=in_channels,
+            out_channels=num_anchors * 4,
+            own={str(k): v for k, v in plan.bbox.items()},
+            shared=plan.shared,
+            class_branch=self.cls,
         )
         self.reset_parameters(init)
 
@@ -136,9 +168,17 @@ class Head(nn.Module):
 
         ``full`` uses the shared towers on every level, even on levels that have their own.
         """
-        logits = [_flatten(self.cls(pyramid[level], level, full=full), self.num_classes) for level in LEVELS]
-        deltas = [_flatten(self.bbox(pyramid[level], level, full=full), 4) for level in LEVELS]
+        maps = [self.maps(pyramid[level], level, full=full) for level in LEVELS]
+        logits = [_flatten(of_cls, self.num_classes) for of_cls, _ in maps]
+        deltas = [_flatten(of_bbox, 4) for _, of_bbox in maps]
         return Predictions(torch.cat(logits, dim=1), torch.cat(deltas, dim=1))
+
+    def maps(self, features: Tensor, level: str, *, full: bool = False) -> tuple[Tensor, Tensor]:
+        """Features (N, C, H, W) of one level -> maps of the class and the box branch, (N, anchors * values, H, W) each."""
+        common = 0 if full else self.bbox.num_common(level)
+        if common:
+            features = self.cls(features, level, stop=common)
+        return self.cls(features, level, full=full, first=common), self.bbox(features, level, full=full, first=common)
 
 
 def _flatten(maps: Tensor, values: int) -> Tensor:

@@ -44,7 +44,7 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
         classes: Names and original ids of the classes, in the order of the labels.
         conventions: Rules for anchors, boxes, input and output.
         switchable: Whether a lightened model still has its full head, see :meth:`RetinaNet.forward`.
-        full_output: Whether the full head has a convolution of its own that makes P3.
+        full_output: Whether the full head has a convolution of its own that makes P3; or, if other levels have one, too, all their names.
         notes: Where the weights come from: data, settings, metrics.
     """
 
@@ -58,8 +58,13 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
     classes: tuple[_ClassRecord, ...] = Field(min_length=1, max_length=100_000)
     conventions: Conventions
     switchable: bool = False
-    full_output: bool = False
+    full_output: bool | tuple[Literal["P3", "P4"], ...] = False
     notes: dict[str, Any] = {}
+
+    @property
+    def full_outputs(self) -> tuple[str, ...]:
+        """The levels whose map the full head has a convolution of its own for."""
+        return self.full_output if isinstance(self.full_output, tuple) else ("P3",) * self.full_output
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -127,7 +132,7 @@ def build_network(record: ModelRecord, *, num_classes: int | None = None, conven
                 width=record.width,
                 norm=record.norm,
                 conventions=conventions or record.conventions,
-                full_output=record.full_output,
+                full_output=record.full_outputs,
             )
     except ValueError as error:  # a unit that does not fit these widths
         raise ConfigError(str(error)) from None

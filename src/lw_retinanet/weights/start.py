@@ -102,6 +102,6 @@ def start_from_file(
 
 
 def _without_full_head(loaded: LoadedModel) -> LoadedModel:
-    """The model without the convolution that only its full head uses, which would get no gradient."""
-    loaded.model.fpn.full_output = None
+    """The model without the convolutions that only its full head uses, which would get no gradient."""
+    loaded.model.fpn.drop_full_outputs()
     return LoadedModel(model=loaded.model, record=loaded.record.model_copy(update={"switchable": False, "full_output": False}))

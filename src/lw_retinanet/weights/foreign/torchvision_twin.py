@@ -169,10 +169,10 @@ def _build(
 def _torchvision_tensors(model: RetinaNet) -> dict[str, Tensor]:
     """The tensors of our model's backbone, pyramid and full head under torchvision's names."""
     names = tensor_names()
-    full_output = "fpn.full_output."
     tensors = model.state_dict()
-    for key in [key for key in tensors if key.startswith(full_output)]:
-        tensors[f"fpn.layer_blocks.0.0.{key.removeprefix(full_output)}"] = tensors.pop(key)
+    for place, start in enumerate(("fpn.full_output.", "fpn.full_outputs.P4.")):
+        for key in [key for key in tensors if key.startswith(start)]:
+            tensors[f"fpn.layer_blocks.{place}.0.{key.removeprefix(start)}"] = tensors.pop(key)
     shared = {key: tensor for key, tensor in tensors.items() if ".own_units." not in key and ".own_predict." not in key}
     renamed = {names(key): tensor for key, tensor in shared.items()}
     assert None not in renamed
