@@ -669,7 +669,7 @@ def lighten(
             weights alone, which costs much accuracy until the model is trained again.
         fit_steps: Number of steps of distillation after the closed form. None means 1500, which take minutes on two cores, or 0 if there
             are no images.
-        keep_pyramid: Leave the convolution that makes the finest map as it is. By default it is fitted too if both branches are new,
+        keep_pyramid: Leave the convolution that makes the finest map (and P4) as it is. By default it is fitted too if both branches are new,
             because then only they read its map. This costs no arithmetic.
         light_pyramid: For torchvision's R-CNNs: put a depthwise and a 1x1 convolution in the place of the 3x3 one that makes P2, fitted to
             give the old map. The second stage reads that map, so its answers change a little.

@@ -299,7 +299,7 @@ def _on_levels(plan: HeadPlan, levels: list[Level], *, is_shared: bool) -> HeadP
             units = tuple("P3" if is_shared and unit in UNIT_NAMES else unit for unit in tower.units)
             predict = "P3" if is_shared and tower.predict in PREDICTION_NAMES else tower.predict
             found[branch] |= dict.fromkeys(levels, TowerPlan(units=units, width=tower.width, predict=predict))
-    return HeadPlan(**found) if any(found.values()) else None
+    return HeadPlan(cls=found["cls"], bbox=found["bbox"]) if any(found.values()) else None
 
 
 def _parts(name: str) -> tuple[str, str, int | None] | None:

@@ -31,7 +31,7 @@ def with_statistics(model: RetinaNet) -> RetinaNet:
     return model
 
 
-def make(plan: str = "both-v1-bn", *, backbone: str = "resnet18", norm: Norm = "batch", full_output: bool = False) -> RetinaNet:
+def make(plan: str = "both-v1-bn", *, backbone: str = "resnet18", norm: Norm = "batch", full_output: tuple[str, ...] = ()) -> RetinaNet:
     torch.manual_seed(0)
     model = build(plan_of(plan), num_classes=2, backbone=backbone, width=16, norm=norm, init="fan_in", full_output=full_output)
     return with_statistics(model)
@@ -97,7 +97,7 @@ def test_a_folded_tower_is_the_plain_blocks() -> None:
 
 
 def test_the_full_head_is_folded_with_the_light_one() -> None:
-    model = make(full_output=True)
+    model = make(full_output=("P3",))
     found = folded(model)
     assert_same_answers(model, found, 1e-4, full_head=True)
     assert_same_answers(model, found, 1e-4)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import FeaturePyramidNetwork
 
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.heads import PRESETS
@@ -10,7 +11,7 @@ from lw_retinanet.models.fpn import FPN
 WIDTH = 8
 
 
-def pyramid_network(*, full_output: bool) -> FPN:
+def pyramid_network(*, full_output: tuple[str, ...]) -> FPN:
     torch.manual_seed(0)
     return FPN(in_channels=(4, 6, 10), channels=WIDTH, p6_source="C5", p7_relu=True, full_output=full_output)
 
@@ -21,22 +22,29 @@ def stages() -> dict[str, Tensor]:
     return {name: torch.randn(1, *size, generator=generator) for name, size in sizes.items()}
 
 
-def test_the_full_heads_p3_has_its_own_convolution_and_nothing_else_has() -> None:
-    network = pyramid_network(full_output=True)
-    assert network.full_output is not None
+@pytest.mark.parametrize("levels", [("P3",), ("P3", "P4")])
+def test_levels_of_the_full_head_have_their_own_convolutions_and_nothing_else_has(levels: tuple[str, ...]) -> None:
+    network = pyramid_network(full_output=levels)
     with torch.no_grad():
         light, full, merged = network(stages()), network(stages(), full=True), network.merged(stages())
-        assert torch.equal(full["P3"], network.full_output(merged["P3"]))
-        assert torch.equal(light["P3"], network.layer_blocks[0](merged["P3"]))
-    assert not torch.equal(full["P3"], light["P3"])
+        for level, place in (("P3", 0), ("P4", 1)):
+            assert torch.equal(light[level], network.layer_blocks[place](merged[level]))
+            assert torch.equal(full[level], network.output(level, full=True)(merged[level]))
+            assert torch.equal(full[level], light[level]) == (level not in levels)
     assert tuple(light) == tuple(full) == tuple(merged) == LEVELS
-    assert all(torch.equal(light[level], full[level]) and torch.equal(light[level], merged[level]) for level in LEVELS[1:])
+    assert all(torch.equal(light[level], full[level]) and torch.equal(light[level], merged[level]) for level in LEVELS[2:])
+    # torchvision's own order of work gives the same maps.
+    named = {f"P{name[1:]}": maps for name, maps in stages().items()}
+    network.get_result_from_layer_blocks = lambda x, idx: network.layer_blocks[idx](x)  # type: ignore[method-assign]
+    with torch.no_grad():
+        plain = FeaturePyramidNetwork.forward(network, named)
+    assert all(torch.equal(plain[level], light[level]) for level in LEVELS)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_small_maps_have_a_gradient_in_bf16(size: tuple[int, int]) -> None:
     # PyTorch's own bf16 gradient of these weights is uninitialised memory where a map is one cell wide (AVX512-BF16 without AMX).
-    network = pyramid_network(full_output=False).to(memory_format=torch.channels_last)
+    network = pyramid_network(full_output=()).to(memory_format=torch.channels_last)
     convs = network.extra_blocks.p6, network.extra_blocks.p7
     sides = {name: tuple(side * scale for side in size) for name, scale in (("C3", 4), ("C4", 2), ("C5", 1))}
     maps = {name: torch.randn(2, channels, *sides[name]) for name, channels in (("C3", 4), ("C4", 6), ("C5", 10))}
@@ -53,7 +61,7 @@ def test_small_maps_have_a_gradient_in_bf16(size: tuple[int, int]) -> None:
 
 
 def test_without_one_the_full_head_reads_the_same_p3() -> None:
-    network = pyramid_network(full_output=False)
+    network = pyramid_network(full_output=())
     assert not [name for name in network.state_dict() if "full" in name]
     with torch.no_grad():
         light, full = network(stages()), network(stages(), full=True)
@@ -62,7 +70,7 @@ def test_without_one_the_full_head_reads_the_same_p3() -> None:
 
 def test_a_network_with_both_heads_runs_either() -> None:
     torch.manual_seed(0)
-    model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=WIDTH, full_output=True).eval()
+    model = build(PRESETS["lw-v3"], num_classes=2, backbone="resnet18", width=WIDTH, full_output=("P3",)).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert model.fpn.full_output is not None

@@ -19,7 +19,7 @@ def lighten_command(
     images: int = typer.Option(512, min=1, help="Number of calibration images; from more, that many are drawn at random."),
     fit_steps: int = typer.Option(1500, min=0, help="Steps of the fit; 0 stops after the closed form."),
     rate: float = typer.Option(3e-5, min=1e-7, max=1.0, help="Learning rate of the fit."),
-    keep_pyramid: bool = typer.Option(False, help="Leave the convolution that makes P3 as it is, although only D3 reads it."),
+    keep_pyramid: bool = typer.Option(False, help="Leave the convolution that makes P3 (and P4) as it is, although only D3 (D4) reads it."),
     latency: bool = typer.Option(True, help="Measure milliseconds of the full and the light head."),
     seed: int = typer.Option(0, min=0, help="Seed for the choice of images and cells and for the order of the fit."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),

@@ -77,16 +77,16 @@ class Ranking:
             both = sum(row.saved_share for row in self.rows if row.level == first.level)
             more = f"; light in both branches, {level} saves {both:.1%}." if first.branch != "rpn" else "."
             sentences.append(f"{sentence}saves {first.saved_share:.1%}{more}")
-            sentences += self._next_level(first)
         else:
             sentences.append(
                 f"Light blocks are not worth it here: the most that one of them can save is {first.saved_share:.1%} of the model."
             )
-        sentences += self._class_sentence() + self._pyramid_sentence() + self._elsewhere()
+        sentences += self._class_sentence() + self._next_level() + self._pyramid_sentence() + self._elsewhere()
         return sentences
 
-    def _next_level(self, first: RankedBranch) -> list[str]:
+    def _next_level(self) -> list[str]:
         """A sentence about a second level, which a light backbone makes worthwhile."""
+        first = self.rows[0]
         saved: dict[str, int] = {}
         for row in self.rows:
             saved[row.level] = saved.get(row.level, 0) + row.saved

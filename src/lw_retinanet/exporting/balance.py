@@ -87,11 +87,11 @@ def _links(network: RetinaNet) -> list[_Link]:
     own = {layer for branch in branches for units in branch.own_units.values() for layer in units.children()}
     old = {layer for branch in branches for layer in (*branch.shared_units.children(), branch.shared_predict)}
     links = []
-    for one, following in readers.items():
+    for one, read in readers.items():
         is_output = one in network.fpn.layer_blocks.children()
         is_linear = is_output or (one in own and (ends_in_relu(one) or isinstance(one, nn.Conv2d)) and not has_norm(one))
-        if is_linear and all(writers[each] == {one} and each not in old for each in following):
-            links.append(_Link(output=one, writer=convolutions(one)[-1], readers=tuple(convolutions(each)[0] for each in following)))
+        if is_linear and all(writers[each] == {one} and each not in old for each in read):
+            links.append(_Link(output=one, writer=convolutions(one)[-1], readers=tuple(convolutions(each)[0] for each in read)))
     return links
 
 

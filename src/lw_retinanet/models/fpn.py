@@ -102,5 +102,8 @@ class FPN(FeaturePyramidNetwork):
         self.full_output, self.full_outputs = None, nn.ModuleDict()
 
     def get_result_from_layer_blocks(self, x: Tensor, idx: int) -> Tensor:
-        """Apply the output convolution of a level; torchvision calls this method, with -1 for P5. P3 and P4 get theirs in :meth:`forward`."""
+        """Apply the output convolution of a level. P3 and P4 get theirs in :meth:`forward`.
+
+        torchvision calls this method, with -1 for P5.
+        """
         return x if 0 <= idx < len(OUTPUTS_APART) else self.layer_blocks[idx](x)
