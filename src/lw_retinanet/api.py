@@ -641,50 +641,50 @@ def lighten(
 ) -> Detector | nn.Module:
     """Make a trained detector cheaper: its finest level gets light towers, fitted to give the answers of the old ones.
 
-        All weights that the plan does not name stay as they are, and so do the answers of the levels P4 to P7. The given model is not changed.
+    All weights that the plan does not name stay as they are, and so do the answers of the levels P4 to P7. The given model is not changed.
 
-        A torchvision detector, here a very small one, stays what it is:
+    A torchvision detector, here a very small one, stays what it is:
 
-        >>> import torch, lw_retinanet as lw
-        >>> from torchvision.models.detection import RetinaNet
-        >>> from torchvision.models.detection.anchor_utils import AnchorGenerator
-        >>> backbone = torch.nn.Conv2d(3, 128, kernel_size=8, stride=8)
-        >>> anchors = AnchorGenerator(sizes=((16, 32),), aspect_ratios=((1.0,),))
-        >>> model = RetinaNet(backbone, num_classes=3, anchor_generator=anchors, min_size=64, max_size=64)
-        >>> images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
-        >>> light = lw.lighten(model, images=images, fit_steps=2)
-        >>> type(light) is type(model)
-        True
-        >>> sorted(light.eval()(images)[0])
-        ['boxes', 'labels', 'scores']
+    >>> import torch, lw_retinanet as lw
+    >>> from torchvision.models.detection import RetinaNet
+    >>> from torchvision.models.detection.anchor_utils import AnchorGenerator
+    >>> backbone = torch.nn.Conv2d(3, 128, kernel_size=8, stride=8)
+    >>> anchors = AnchorGenerator(sizes=((16, 32),), aspect_ratios=((1.0,),))
+    >>> model = RetinaNet(backbone, num_classes=3, anchor_generator=anchors, min_size=64, max_size=64)
+    >>> images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    >>> light = lw.lighten(model, images=images, fit_steps=2)
+    >>> type(light) is type(model)
+    True
+    >>> sorted(light.eval()(images)[0])
+    ['boxes', 'labels', 'scores']
 
-        Args:
-            model: torchvision's ``RetinaNet`` or ``FCOS``, or its ``FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN`` with a feature pyramid (of
-                which the proposal network becomes light on P2); or a subclass of these; or a
-                :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
-            to: A preset such as ``lw-narrow``, ``lw-v3`` or ``both-v3-bn`` (:func:`lw_retinanet.heads.plan_of`), or a plan.
-            images: Calibration images, which should be like those that the model will see; labels are not read. A folder, a data set (at most
-                512 images of its training split are drawn), or a list of files. For a torchvision model the list may also hold PIL images,
-                (H, W, 3) uint8 arrays, and (3, H, W) float tensors as the model takes them. Without images the towers are filled from the old
-                weights alone, which costs much accuracy until the model is trained again.
-            fit_steps: Number of steps of distillation after the closed form. None means 1500, which take minutes on two cores, or 0 if there
-                are no images.
-            keep_pyramid: Leave the convolution that makes the finest map (and P4) as it is. By default it is fitted too if both branches are
+    Args:
+        model: torchvision's ``RetinaNet`` or ``FCOS``, or its ``FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN`` with a feature pyramid (of
+            which the proposal network becomes light on P2); or a subclass of these; or a
+            :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
+        to: A preset such as ``lw-narrow``, ``lw-v3`` or ``both-v3-bn`` (:func:`lw_retinanet.heads.plan_of`), or a plan.
+        images: Calibration images, which should be like those that the model will see; labels are not read. A folder, a data set (at most
+            512 images of its training split are drawn), or a list of files. For a torchvision model the list may also hold PIL images,
+            (H, W, 3) uint8 arrays, and (3, H, W) float tensors as the model takes them. Without images the towers are filled from the old
+            weights alone, which costs much accuracy until the model is trained again.
+        fit_steps: Number of steps of distillation after the closed form. None means 1500, which take minutes on two cores, or 0 if there
+            are no images.
+        keep_pyramid: Leave the convolution that makes the finest map (and P4) as it is. By default it is fitted too if both branches are
             new, because then only they read its map. This costs no arithmetic.
         light_pyramid: For torchvision's R-CNNs: put a depthwise and a 1x1 convolution in the place of the 3x3 one that makes P2, fitted to
             give the old map. The second stage reads that map, so its answers change a little.
-            seed: Seed for everything that is drawn at random.
-            progress: Passes on images, feature maps and steps, for instance to show a bar.
+        seed: Seed for everything that is drawn at random.
+        progress: Passes on images, feature maps and steps, for instance to show a bar.
 
-        Returns:
-            For a torchvision model, a model of the same class, in the same mode and on the same device, for the same training code; otherwise
-            a detector that has both heads.
+    Returns:
+        For a torchvision model, a model of the same class, in the same mode and on the same device, for the same training code; otherwise
+        a detector that has both heads.
 
-        Raises:
-            InputError: if this model cannot be lightened, or the images cannot be used; the message says why.
-            ImageError: for an image that cannot be read.
-            ConfigError: for an unknown preset, with the nearest known one.
-            WeightsError: if a model file cannot be used.
+    Raises:
+        InputError: if this model cannot be lightened, or the images cannot be used; the message says why.
+        ImageError: for an image that cannot be read.
+        ConfigError: for an unknown preset, with the nearest known one.
+        WeightsError: if a model file cannot be used.
     """
     pyramid = {"keep_pyramid": keep_pyramid, "light_pyramid": light_pyramid}
     return lighten_model(model, to, images=images, fit_steps=fit_steps, seed=seed, progress=progress, **pyramid)
