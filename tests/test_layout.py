@@ -30,6 +30,7 @@ FOUNDATION = {
     "stopping",
     "yaml_file",
     "devices",
+    "command_line",
     "drawing",
     "page",
     "page_figure",
@@ -48,6 +49,7 @@ STAGES = {
     "exporting": 8,
     "interop": 9,
     "benchmarking": 10,
+    "reporting": 10,
     "jobs": 11,
     "tradeoff": 12,
     "serving": 12,
@@ -129,6 +131,7 @@ def test_help_of_every_command_is_cheap() -> None:
         "predict",
         "export",
         "benchmark",
+        "report",
         "ship",
         "serve",
     ]

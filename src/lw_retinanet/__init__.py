@@ -34,6 +34,7 @@ _HOMES = {
     "load": "api",
     "predict": "api",
     "profile": "api",
+    "report": "api",
     "save_pretrained": "interop.hugging_face",
     "ship": "api",
     "split_data": "jobs.data",
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "predict",
     "profile",
+    "report",
     "save_pretrained",
     "ship",
     "split_data",
@@ -66,7 +68,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lw_retinanet.api import compare, convert, create, evaluate, export, lighten, load, predict, profile, ship, train
+    from lw_retinanet.api import compare, convert, create, evaluate, export, lighten, load, predict, profile, report, ship, train
     from lw_retinanet.conventions import Conventions
     from lw_retinanet.detection.detector import Detector
     from lw_retinanet.detection.result import Result

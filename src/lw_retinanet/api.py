@@ -26,6 +26,7 @@ from lw_retinanet.jobs.export import Exported, run_export
 from lw_retinanet.jobs.lighten import lighten_model
 from lw_retinanet.jobs.predict import predict_into
 from lw_retinanet.jobs.profile import CostReport, run_profile
+from lw_retinanet.jobs.report import RunReport, run_report
 from lw_retinanet.jobs.run_request import checked_request
 from lw_retinanet.jobs.ship import ShipSettings, run_ship
 from lw_retinanet.jobs.shipment import Shipment
@@ -533,6 +534,35 @@ def export(
         seed=seed,
         progress=progress,
     )
+
+
+def report(run: str | Path, out: str | Path | None = None, *, data: str | Path | None = None) -> RunReport:
+    """Write one HTML page of a training run, which begins with what to do next and needs no other file.
+
+    A run that is not finished, was not evaluated, or whose data set is gone gives a page that says what is missing.
+
+    Args:
+        run: The run folder.
+        out: The HTML file to write, in a folder that exists; None takes ``report.html`` in the run folder.
+        data: Where the data set of the run is now; None takes the place where it was.
+
+    Returns:
+        ``.page``, its path; ``.findings``, what to do next, each with ``what``, ``do`` and ``section``; and ``.missing``.
+
+    Raises:
+        RunFolderError: if ``run`` is no run folder.
+        InputError: if ``data`` does not exist.
+        OutputError: if the page cannot be written.
+
+    Example:
+        >>> import lw_retinanet as lw
+        >>> report = lw.report("runs/mine")
+        >>> report.page.name
+        'report.html'
+        >>> [finding.do for finding in report.findings if "random" in finding.what][0][:30]
+        'Start from trained ones: model'
+    """
+    return run_report(Path(run), _path(out), data=_path(data))
 
 
 def ship(

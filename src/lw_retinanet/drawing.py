@@ -53,6 +53,7 @@ def draw_boxes(
     scores: ArrayLike | None = None,
     crowd: ArrayLike | None = None,
     *,
+    remarks: Sequence[str] | None = None,
     zoom: int = 1,
 ) -> NDArray[np.uint8]:
     """Return a copy of ``image`` with a frame and a tag for every object.
@@ -67,6 +68,7 @@ def draw_boxes(
         names: Class names. A label without a name is shown as a number.
         scores: (B,) values from 0 to 1, written behind the name.
         crowd: (B,) true for regions that scoring ignores. Their frame is dashed, and the tag says so.
+        remarks: B words for the end of the tags. The frame of an object with a remark is dashed.
         zoom: Enlarge the image this many times first, to make room for tags on very small images.
 
     Returns:
@@ -81,7 +83,7 @@ def draw_boxes(
         canvas = canvas.resize((canvas.width * zoom, canvas.height * zoom), Image.Resampling.BICUBIC)
     side = float(np.sqrt(canvas.width * canvas.height))
     line = max(1, round(side / 400 + 0.6))
-    objects = list(_objects(canvas.size, np.asarray(boxes, np.float64).reshape(-1, 4) * zoom, labels, names, scores, crowd))
+    objects = list(_objects(canvas.size, np.asarray(boxes, np.float64).reshape(-1, 4) * zoom, labels, names, scores, crowd, remarks))
 
     draw = ImageDraw.Draw(canvas)
     for item in sorted(objects, key=lambda item: -_area(item.rect)):  # small ones last, on top
@@ -152,6 +154,15 @@ def save_image(image: NDArray[np.uint8], path: Path) -> None:
         Image.fromarray(image).save(temporary, **options)
 
 
+def encoded_jpeg(image: NDArray[np.uint8], *, longest: int) -> bytes:
+    """An (H, W, 3) RGB array as a small JPEG file, made smaller if a side is longer than ``longest``."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, format="jpeg", quality=82)
+    return content.getvalue()
+
+
 def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
     """Draw a matplotlib figure and write it (150 dpi) completely or not at all. The same figure always gives the same file.
 
@@ -181,7 +192,7 @@ class _Object:
     rect: _Rect  # left, top, right, bottom: whole pixels, inclusive
     text: str
     colour: Colour
-    is_crowd: bool
+    is_dashed: bool
 
 
 def _objects(
@@ -191,12 +202,13 @@ def _objects(
     names: Sequence[str],
     scores: ArrayLike | None,
     crowd: ArrayLike | None,
+    remarks: Sequence[str] | None,
 ) -> Iterator[_Object]:
     """The visible part of each box in an image of ``size`` (width, height), in whole pixels."""
     all_labels = np.asarray(labels, np.int64).reshape(-1)
     all_scores = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
     is_crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool).reshape(-1)
-    for what, values in (("labels", all_labels), ("scores", all_scores), ("crowd", is_crowd)):
+    for what, values in (("labels", all_labels), ("scores", all_scores), ("crowd", is_crowd), ("remarks", remarks)):
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{len(values)} {what} for {len(boxes)} boxes")
     width, height = size
@@ -209,15 +221,16 @@ def _objects(
         text = _one_line(names[label] if 0 <= label < len(names) else f"class {label}")
         text = text if len(text) <= _MAX_NAME else text[: _MAX_NAME - 3] + "..."
         text += "" if all_scores is None else f" {all_scores[row]:.2f}"
-        text += " (ignored)" if is_crowd[row] else ""
-        yield _Object(rect=(left, top, right, bottom), text=text, colour=class_colour(label), is_crowd=bool(is_crowd[row]))
+        remark = "(ignored)" if is_crowd[row] else remarks[row] if remarks else ""
+        text += f" {remark}" if remark else ""
+        yield _Object(rect=(left, top, right, bottom), text=text, colour=class_colour(label), is_dashed=bool(remark))
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, size: tuple[int, int], item: _Object, line: int) -> None:
     frame = _grown(item.rect, line, size)
     # A dark rim keeps the colour visible on a background of the same colour.
     draw.rectangle(_grown(frame, 1, size), outline=_BLACK, width=1)
-    if not item.is_crowd:
+    if not item.is_dashed:
         draw.rectangle(frame, outline=item.colour, width=line)
         return
     left, top, right, bottom = frame

@@ -2,8 +2,8 @@
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import NamedTuple
 
 from lw_retinanet.page_figure import DARK, LIGHT, PageFigure, css_variables
 
@@ -14,7 +14,8 @@ class Html(str):
     __slots__ = ()
 
 
-class Shaded(NamedTuple):
+@dataclass(frozen=True)
+class Shaded:
     """A cell of a table whose background says how large its number is, beside the number itself.
 
     Args:
@@ -73,6 +74,7 @@ td.shaded {{ background: color-mix(in srgb, var(--blue) calc(var(--share) * 45%)
 .more {{ color: var(--green); font-weight: 600; }}
 .less {{ color: var(--red); font-weight: 600; }}
 pre {{ background: var(--raised); border-radius: 6px; padding: .6rem .8rem; overflow-x: auto; user-select: all; font-size: .85rem; }}
+summary {{ cursor: pointer; margin: .6rem 0; }}
 dt {{ font-weight: 600; }}
 dd {{ margin: 0 0 .4rem; }}
 @media (prefers-color-scheme: light) {{ .less {{ color: #b34700; }} .more {{ color: #00734f; }} }}
@@ -202,6 +204,16 @@ def definitions(entries: Mapping[str, str]) -> Html:
 def command(line: str, *, label: str) -> Html:
     """A command to copy; ``label`` says what it does."""
     return Html(f'<pre tabindex="0" aria-label="{escape(label)}"><code>{escape(line)}</code></pre>')
+
+
+def link(name: str, words: str) -> Html:
+    """A link to a section."""
+    return Html(f'<a href="#{escape(name)}">{escape(words)}</a>')
+
+
+def folded(title: str, content: Html) -> Html:
+    """Content that is shown after a click on its title."""
+    return Html(f"<details><summary>{escape(title)}</summary>{content}</details>")
 
 
 def image(content: bytes, alt: str, *, kind: str = "jpeg") -> Html:

@@ -18,6 +18,7 @@ from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.cli.predict import predict_command
 from lw_retinanet.cli.profile import profile_command
 from lw_retinanet.cli.quickstart import quickstart_command
+from lw_retinanet.cli.report import report_command
 from lw_retinanet.cli.selfcheck import selfcheck_command
 from lw_retinanet.cli.serve import serve_command
 from lw_retinanet.cli.ship import ship_command
@@ -39,6 +40,7 @@ app.command("quickstart")(quickstart_command)
 app.command("profile")(profile_command)
 app.add_typer(data_app, name="data")
 app.command("train")(train_command)
+app.command("report")(report_command)
 app.command("convert")(convert_command)
 app.command("lighten")(lighten_command)
 app.command("evaluate")(evaluate_command)

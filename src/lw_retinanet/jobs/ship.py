@@ -10,6 +10,7 @@ from typing import Any
 from lw_retinanet.benchmarking.report import write_report_files
 from lw_retinanet.benchmarking.run import benchmark
 from lw_retinanet.benchmarking.settings import BenchmarkSettings
+from lw_retinanet.command_line import command_line
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.preview import choose
 from lw_retinanet.data.records import Records
@@ -28,7 +29,7 @@ from lw_retinanet.jobs.export import run_export
 from lw_retinanet.jobs.lighten import lighten_file, named_plan
 from lw_retinanet.jobs.profile import run_profile
 from lw_retinanet.jobs.run_request import checked_request
-from lw_retinanet.jobs.ship_folder import Facts, ShipFolder, command_line
+from lw_retinanet.jobs.ship_folder import Facts, ShipFolder
 from lw_retinanet.jobs.ship_page import page
 from lw_retinanet.jobs.shipment import Form, Shipment
 from lw_retinanet.jobs.train import START_FILE, run_training

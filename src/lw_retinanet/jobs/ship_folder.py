@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,15 +86,6 @@ class ShipFolder:
         self.steps[name] = {"made_from": made_from, "command": command, "seconds": round(time.monotonic() - started, 1), "result": result}
         self.begin()
         return result
-
-
-def command_line(name: str, *arguments: object, **options: object) -> str:
-    """A command of this program as one types it. Options that are None are left out; a list gives an option several times."""
-    parts = ["lw-retinanet", name, *map(str, arguments)]
-    for option, value in options.items():
-        for one in value if isinstance(value, list) else [value] if value is not None else []:
-            parts += [f"{'--'}{option.replace('_', '-')}", str(one)]
-    return shlex.join(parts)
 
 
 def _identity(value: Any) -> Any:
