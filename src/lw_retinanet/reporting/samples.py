@@ -19,14 +19,14 @@ _LEAST_CROP = 96  # pixels of the image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Gallery:
     """A gallery, and how many of its images could not be read."""
 
     html: Html
     unreadable: int
 
 
-def pairs(scored: Scored, images: Sequence[int]) -> Drawn:
+def pairs(scored: Scored, images: Sequence[int]) -> Gallery:
     """Images with their boxes, and beside them with their detections; what was missed or is wrong has a dashed frame and says so."""
     entries, unreadable = [], 0
     for row in images:
@@ -42,10 +42,10 @@ def pairs(scored: Scored, images: Sequence[int]) -> Drawn:
             for one, what in ((_truth(scored, row, pixels), "labels"), (_said(scored, row, pixels), "detections"))
         )
         entries.append(captioned(f"{name}: {right} right, {wrong} wrong, {missed} missed. Labels, then detections.", truth, said))
-    return Drawn(html=gallery(entries, are_pairs=True), unreadable=unreadable)
+    return Gallery(html=gallery(entries, are_pairs=True), unreadable=unreadable)
 
 
-def crops(scored: Scored, suspects: Sequence[Suspect]) -> Drawn:
+def crops(scored: Scored, suspects: Sequence[Suspect]) -> Gallery:
     """The places of labels that look wrong, with what is around them."""
     entries, unreadable = [], 0
     for one in suspects:
@@ -57,7 +57,7 @@ def crops(scored: Scored, suspects: Sequence[Suspect]) -> Drawn:
         name = scored.records.file_names[one.image]
         content = encoded_jpeg(_crop(scored, one, pixels), longest=_CROP_SIDE)
         entries.append(captioned(f"{name}: {describe(scored, one)}", image(content, f"{one.kind} in {name}")))
-    return Drawn(html=gallery(entries), unreadable=unreadable)
+    return Gallery(html=gallery(entries), unreadable=unreadable)
 
 
 def describe(scored: Scored, one: Suspect) -> str:
