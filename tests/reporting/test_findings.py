@@ -36,13 +36,16 @@ def diagnosis(**changes: Any) -> Diagnosis:
     return Diagnosis(**values | changes)
 
 
-def records(boxes: tuple[int, int] = (80, 90), shared: int = 0) -> Any:
+def records(boxes: tuple[int, int] = (80, 90), shared: int = 0, side: float = 60.0) -> Any:
     return SimpleNamespace(
         class_names=("fish", "ray"),
         categories=("fish", "ray"),
         num_images=30,
         labels=np.repeat([0, 1], boxes),
         is_ignored=np.zeros(sum(boxes), bool),
+        image_of_box=np.arange(sum(boxes)) % 30,
+        sizes_hw=np.full((30, 2), 640),
+        boxes_xywh=np.tile([0.0, 0.0, side, side], (sum(boxes), 1)),
         shared_images=lambda _: shared,
     )
 
@@ -52,6 +55,8 @@ def evidence(
     aps: tuple[float, ...] = (0.3, 0.4, 0.5, 0.5),
     said: Diagnosis | None = None,
     ap50: float = 0.7,
+    ray: float = 0.35,
+    side: float = 60.0,
     interval: tuple[float, float] | None = (0.49, 0.51),
     boxes: tuple[int, int] = (80, 90),
     shared: int = 0,
@@ -60,10 +65,10 @@ def evidence(
 ) -> Evidence:
     """A run whose evaluations gave ``aps``; class ``ray`` is found worse than the mean."""
     scored: Any = SimpleNamespace(
-        records=records(),
+        records=records(side=side),
         diagnosis=said or diagnosis(),
         metrics=SimpleNamespace(
-            AP=aps[-1], AP50=ap50, per_class=[SimpleNamespace(name="fish", AP=aps[-1] + 0.1), SimpleNamespace(name="ray", AP=0.1)]
+            AP=aps[-1], AP50=ap50, per_class=[SimpleNamespace(name="fish", AP=aps[-1] + 0.1), SimpleNamespace(name="ray", AP=ray)]
         ),
         estimates={} if interval is None else {"AP": Estimate(value=aps[-1], low=interval[0], high=interval[1])},
     )
@@ -77,7 +82,7 @@ def evidence(
         "train": records(boxes, shared),
         "held_out": records(),
         "scored": scored,
-        "model": SimpleNamespace(),
+        "model": SimpleNamespace(record=SimpleNamespace(conventions=SimpleNamespace(input=SimpleNamespace(size=416)))),
         "missing": (),
     }
     return Evidence(**values | changes)
@@ -111,7 +116,13 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"said": diagnosis(errors=costs("background"))}, "“background”", "images without any object"),
     ({"said": diagnosis(errors=costs("missed"))}, "“missed”", "worst images"),
     ({"said": diagnosis(errors=costs("class and location"))}, "“class and location”", "worst images"),
-    ({"boxes": (80, 12)}, "ray (12 boxes, AP 10.0)", "Add images"),
+    ({"boxes": (80, 12)}, "ray (12 boxes, AP 35.0)", "Add images"),
+    ({"ray": 0.2}, "ray is found far worse than the other classes: AP 20.0, the mean is 50.0", "table of classes"),
+    (
+        {"ray": 0.2, "side": 20.0},
+        "ray is found far worse",
+        "13 pixels large in the resized image (median): train at a larger size (data.im",
+    ),
     ({"said": diagnosis(score=0.55)}, "from is 0.55 (precision 90%, recall 80%), not 0.3", "score=0.55"),
     ({"said": diagnosis(calibration_error=0.2, bins=(Bin(10, 0.3, 0.6),))}, "Scores are below", "not as probabilities"),
     ({"said": diagnosis(calibration_error=0.2, bins=(Bin(10, 0.9, 0.6),))}, "Scores are above", "not as probabilities"),

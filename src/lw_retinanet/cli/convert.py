@@ -24,9 +24,8 @@ def convert_command(
 ) -> None:
     """Turn weights of torchvision, Detectron2, MMDetection, odtk or Detectron into a model file that gives the same detections."""
     from lw_retinanet.jobs.convert import run_conversion
-    from lw_retinanet.weights.foreign.convention_overrides import parse_overrides
 
-    conversion = run_conversion(weights, out, origin=origin, classes=classes, overrides=parse_overrides(set_), check=check, half=half)
+    conversion = run_conversion(weights, out, origin=origin, classes=classes, overrides=set_, check=check, half=half)
     if json:
         print_json({"out": str(out), **conversion.report.as_dict()})
     else:

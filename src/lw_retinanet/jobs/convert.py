@@ -10,6 +10,7 @@ from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.errors import OutputError
 from lw_retinanet.weights.foreign.comparison import Arrays, Image, compare_with_framework
+from lw_retinanet.weights.foreign.convention_overrides import parse_overrides
 from lw_retinanet.weights.foreign.conversion import ConvertedModel
 from lw_retinanet.weights.foreign.convert import convert
 from lw_retinanet.weights.model_file import LoadedModel, save_model
@@ -21,14 +22,16 @@ def run_conversion(
     *,
     origin: str = "auto",
     classes: str | Path | Sequence[str] | Sequence[Category] | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
     check: Sequence[str | Path] = (),
     half: bool = False,
 ) -> ConvertedModel:
     """Convert, compare with the origin's own library where it is installed, and write the model file.
 
-    The parameters are those of :func:`lw_retinanet.convert`.
+    The parameters are those of :func:`lw_retinanet.convert`; ``overrides`` may also be texts such as ``input.size=416``.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        overrides = parse_overrides(overrides)
     if out is not None:
         _require_new_model_file(out, weights)
     files = find_images([str(source) for source in check]) if check else []

@@ -94,6 +94,12 @@ class Evidence:
         return sorted(points.items())
 
     @property
+    def image_size(self) -> int | None:
+        """The side in pixels that images are resized to; None if it is not known."""
+        size = self.model.record.conventions.input.size if self.model else self.setting("data", "image_size")
+        return size if isinstance(size, int) else None
+
+    @property
     def seconds(self) -> float:
         """The time of training: the clock of the log starts again when a run is resumed."""
         times = [float(entry["seconds"]) for entry in self.log if isinstance(entry.get("seconds"), int | float)]

@@ -17,6 +17,8 @@ FALLEN = 0.02  # of AP below the best evaluation: more than most evaluations of 
 EVALUATIONS = 4  # fewer do not show a trend
 COSTLY = 0.03  # of AP50 that one kind of error costs
 FEW_BOXES = 50  # of a class to learn from
+WEAK = 0.5  # of the mean AP
+TINY = 16  # pixels of the resized image: two cells of the finest map
 MISCALIBRATED = 0.1
 OTHER_SCORE = 0.1  # from the score that `predict` shows
 WIDE = 0.03  # half of the interval of AP
@@ -129,14 +131,52 @@ def _small_boxes(evidence: Evidence, scored: Scored) -> Iterator[Finding]:
         return
     if rest_found / rest - small.found / small.boxes < LOWER_RECALL:
         return
-    size = evidence.setting("data", "image_size")
-    larger = f"data.image_size={3 * size // 2 // 32 * 32} in place of {size}" if isinstance(size, int) else "a larger data.image_size"
     yield Finding(
         what=f"Small objects are missed most: {missed[0]:,} of {sum(missed):,} missed boxes. "
         f"{small.found / small.boxes:.0%} of the small ones are found, and {rest_found / rest:.0%} of the others.",
-        do=f"Train at a larger size ({larger}), or cut large images into tiles (parameter tile of predict and evaluate).",
+        do=f"Train at a larger size ({_larger(evidence)}), or cut large images into tiles (parameter tile of predict and evaluate).",
         section="sizes",
     )
+
+
+def _larger(evidence: Evidence) -> str:
+    size = evidence.image_size
+    return f"data.image_size={3 * size // 2 // 32 * 32} in place of {size}" if size else "a larger data.image_size"
+
+
+def _weak_classes(evidence: Evidence, scored: Scored) -> Iterator[Finding]:
+    """Classes that are found far worse than the others, though there are boxes enough to learn from: see `_few_boxes`."""
+    learned = _learned(evidence, scored)
+    for label, one in enumerate(scored.metrics.per_class):
+        if not -1 < one.AP < WEAK * scored.metrics.AP or (learned and learned[label] < FEW_BOXES):
+            continue
+        side = _side(evidence, scored, label)
+        is_tiny = side is not None and side < TINY
+        yield Finding(
+            what=f"{one.name} is found far worse than the other classes: AP {100 * one.AP:.1f}, the mean is {100 * scored.metrics.AP:.1f}.",
+            do=f"Its objects are {side:.0f} pixels large in the resized image (median): train at a larger size ({_larger(evidence)})."
+            if is_tiny
+            else "Look at its row in the table of classes taken for others and at the worst images; add images of it.",
+            section="classes",
+        )
+
+
+def _side(evidence: Evidence, scored: Scored, label: int) -> float | None:
+    """Median side of a class's boxes in pixels of the resized image; None where sizes are not known."""
+    records, size = scored.records, evidence.image_size
+    rows = (records.labels == label) & ~records.is_ignored
+    longest = records.sizes_hw.max(axis=1)[records.image_of_box[rows]]
+    if size is None or not rows.any() or not longest.all():
+        return None
+    return float(np.median(np.sqrt(records.boxes_xywh[rows, 2:].prod(axis=1)) * size / longest))
+
+
+def _learned(evidence: Evidence, scored: Scored) -> list[int] | None:
+    """The number of boxes to learn from of each class; None if the training data cannot be read."""
+    if evidence.train is None or evidence.train.class_names != scored.records.class_names:
+        return None
+    counts: list[int] = np.bincount(evidence.train.labels[~evidence.train.is_ignored], minlength=len(scored.records.categories)).tolist()
+    return counts
 
 
 def _main_error(_: Evidence, scored: Scored) -> Iterator[Finding]:
@@ -173,12 +213,12 @@ def _confused(scored: Scored) -> str:
 
 
 def _few_boxes(evidence: Evidence, scored: Scored) -> Iterator[Finding]:
-    if evidence.train is None or evidence.train.class_names != scored.records.class_names:
+    learned = _learned(evidence, scored)
+    if learned is None:
         return
-    boxes = np.bincount(evidence.train.labels[~evidence.train.is_ignored], minlength=len(scored.records.categories))
     rare = [
         f"{one.name} ({number:,} boxes, AP {100 * one.AP:.1f})"
-        for one, number in zip(scored.metrics.per_class, boxes.tolist(), strict=True)
+        for one, number in zip(scored.metrics.per_class, learned, strict=True)
         if number < FEW_BOXES and -1 < one.AP < scored.metrics.AP
     ]
     if rare:
@@ -237,6 +277,7 @@ _RULES_OF_RUNS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (_unfinish
 _RULES_OF_SCORES: tuple[Callable[[Evidence, Scored], Iterator[Finding]], ...] = (
     _doubtful_labels,
     _small_boxes,
+    _weak_classes,
     _main_error,
     _few_boxes,
     _scores,

@@ -64,7 +64,7 @@ def curves_figure(entries: Sequence[Mapping[str, Any]], *, title: str | None = N
         if scored:
             style: dict[str, Any] = {"color": LIGHT["ink"], "marker": "o", "markersize": 4, "linewidth": 1.4}
             axes["AP"].plot([entry["step"] for entry in scored], [entry["AP"] for entry in scored], **style)
-            axes["AP"].set_ylim(bottom=0)
+            axes["AP"].set_ylim(0, 1.12 * max(0.01, *(entry["AP"] for entry in scored)))
         axes["rate"].plot([entry["step"] for entry in steps], [entry["rate"] for entry in steps], color=LIGHT["soft"], linewidth=1.4)
         axes["rate"].set_ylim(bottom=0)
         for name, one in axes.items():
