@@ -6,18 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from lw_retinanet.command_line import command_line
 from lw_retinanet.config import load_run_config
 from lw_retinanet.data.dataset import Dataset
 from lw_retinanet.data.records import Records
-from lw_retinanet.errors import InputError, RunFolderError, shown
+from lw_retinanet.errors import InputError, InUseError, LwRetinaNetError, RunFolderError, shown
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, read_results
 from lw_retinanet.evaluation.diagnosis import Diagnosis, diagnose
 from lw_retinanet.evaluation.paired import MIN_IMAGES, Estimate, class_estimates, drawn_scores
 from lw_retinanet.files import existing
+from lw_retinanet.locks import lock_file
 from lw_retinanet.training.run_folder import LOCK, RunFolder, read_log
 from lw_retinanet.weights.model_file import LoadedModel, load_model
 
@@ -139,7 +138,7 @@ def gather(folder: Path, data: Path | None = None) -> Evidence:
         resume = command_line("train", resume=folder)
         missing.append("There is no model yet: the training goes on." if is_written else f"There is no model: {resume} ends the training.")
     source = existing(data, "data set") if data else Path(str(notes["data"])) if "data" in notes else None
-    train, held_out = _splits(source, missing)
+    train, held_out = _splits(source, settings, missing)
     scored = _scored(folder, held_out, source, missing) if held_out else None
     return Evidence(
         folder=folder,
@@ -160,11 +159,11 @@ def _is_locked(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with lock_file(folder / LOCK, where=str(folder)):
             return False
-    except Timeout:
+    except InUseError:
         return True
-    except OSError:  # a folder that nothing can be written to
+    except LwRetinaNetError:  # a folder that nothing can be written to
         return False
 
 
@@ -177,7 +176,7 @@ def _read(read: Callable[[], Part], what: str, missing: list[str]) -> Part | Non
         return None
 
 
-def _splits(source: Path | None, missing: list[str]) -> tuple[Records | None, Records | None]:
+def _splits(source: Path | None, settings: Mapping[str, Any], missing: list[str]) -> tuple[Records | None, Records | None]:
     """The annotations of both splits; no image is looked at."""
     if source is None:
         missing.append("The run does not say what it was trained on, so its data set is missing here.")
@@ -188,7 +187,9 @@ def _splits(source: Path | None, missing: list[str]) -> tuple[Records | None, Re
             "say where it is now (parameter data), or start from the folder where the training was started."
         )
         return None, None
-    dataset = _read(lambda: Dataset.open(source), "the data set", missing)
+    section = settings.get("data")
+    classes = section.get("classes") if isinstance(section, Mapping) else None
+    dataset = _read(lambda: Dataset.open(source, classes=classes or ()), "the data set", missing)
     if dataset is None:
         return None, None
     train = _read(lambda: dataset.read(dataset.or_whole("train")), "the training split", missing)
