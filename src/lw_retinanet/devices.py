@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lw_retinanet.errors import InputError
 
-Precision = Literal["fp32", "bf16", "auto"]
+ChosenPrecision = Literal["fp32", "bf16", "fp16"]
+Precision = ChosenPrecision | Literal["auto"]
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:

@@ -154,7 +154,7 @@ def test_chart(tmp_path: Path, staged: bool) -> None:
     result = report(measured("a$_$", 10, stages=stages), measured("b", 20, family="peer", macs=None, precision="int8"))
     save_chart(result, tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as chart:
-        assert chart.size[0] == (2250 if staged else 1200)
+        assert chart.size[0] == (2250 if staged else 1125)
 
 
 def test_names_in_the_chart_stand_apart() -> None:
@@ -164,6 +164,14 @@ def test_names_in_the_chart_stand_apart() -> None:
     boxes = [Text.get_window_extent(name) for name in names]
     assert len(boxes) == 9
     assert not any(box.count_overlaps(boxes[:place]) for place, box in enumerate(boxes))
+
+
+def test_models_of_known_ap_get_an_axis_of_it() -> None:
+    known = measured("peer", 30, family="peer", accuracy=0.364)
+    panels = figure(report(measured("ours", 10), known)).axes
+    assert [axes.get_xlabel() for axes in panels] == ["GMACs per image", "AP, points"]
+    assert [text.get_text() for text in panels[1].texts] == ["peer"]
+    assert panels[1].lines[0].get_xdata() == pytest.approx([36.4])
 
 
 def test_the_line_below_says_what_the_processor_can() -> None:

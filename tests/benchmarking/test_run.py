@@ -98,6 +98,7 @@ def test_peers_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = rows["ssdlite320_mobilenet_v3_large fp32"]
     assert (peer["family"], peer["input_hw"]) == ("peer", [320, 320])
     assert peer["macs"] > 0
+    assert peer["accuracy"] == pytest.approx(0.213)  # torchvision's documentation of its weights
     assert peer["times_as_fast"][0]["than"] == "lw-v3 fp32"
     assert any("Not all networks get inputs of one size" in remark for remark in result["remarks"])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lw_retinanet.detection.fused import FusedBlock, FusedConv, fuse
-from lw_retinanet.detection.runtime import with_bf16_weights
+from lw_retinanet.detection.runtime import with_half_weights
 from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import folded
@@ -54,7 +54,7 @@ def test_the_same_numbers_with_fewer_passes(backbone: str, plan: str, norm: str,
 @torch.inference_mode()
 def test_bf16_is_at_least_as_near_to_fp32() -> None:
     plain = made("resnet50", "retinanet")
-    half, quick = with_bf16_weights(plain), with_bf16_weights(plain)
+    half, quick = with_half_weights(plain), with_half_weights(plain)
     assert isinstance(quick, RetinaNet)
     assert fuse(quick)
     with torch.autocast("cpu", torch.bfloat16):

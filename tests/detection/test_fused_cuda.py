@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lw_retinanet.detection import fused, fused_cuda
 from lw_retinanet.detection.fused import FusedBlock, fuse
 from lw_retinanet.detection.fused_cuda import CudaConv, CudaFPN, CudaPool, fastest
-from lw_retinanet.detection.runtime import with_bf16_weights
+from lw_retinanet.detection.runtime import with_half_weights
 from lw_retinanet.heads import plan_of
 from lw_retinanet.models.build import build
 from lw_retinanet.models.fold import folded
@@ -121,7 +121,7 @@ def test_the_network_fused(monkeypatch: pytest.MonkeyPatch) -> None:
         .to(DEVICE)
         .to(memory_format=torch.channels_last)
     )
-    half = with_bf16_weights(plain)
+    half = with_half_weights(plain)
     quick = copy.deepcopy(half)
     assert isinstance(quick, RetinaNet)
     assert fuse(quick)

@@ -128,8 +128,15 @@ def test_bf16_where_it_loses_is_done_with_a_warning(monkeypatch: pytest.MonkeyPa
 
 def test_apple_gpus_compute_in_fp32() -> None:
     assert choose_precision("auto", torch.device("mps"), "inference") == "fp32"
-    with pytest.raises(InputError, match="use the precision fp32 or auto"):
+    with pytest.raises(InputError, match="use the precision fp16, fp32 or auto"):
         choose_precision("bf16", torch.device("mps"), "inference")
+
+
+@pytest.mark.parametrize(("device", "work"), [("cpu", "inference"), ("cuda", "training"), ("mps", "training")])
+def test_fp16_is_for_inference_on_gpus(device: str, work: Any) -> None:
+    with pytest.raises(InputError, match=f"^fp16 is for inference on GPUs .* not for {work} on {device}; use the precision fp32 or auto$"):
+        choose_precision("fp16", torch.device(device), work)
+    assert choose_precision("fp16", torch.device("cuda"), "inference") == "fp16"
 
 
 def test_nothing_is_measured_where_the_answer_is_known(measured: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

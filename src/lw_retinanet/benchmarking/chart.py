@@ -1,6 +1,6 @@
-"""The report of a measurement as a figure: MACs against time, and the stages."""
+"""The report of a measurement as a figure: MACs and AP against time, and the stages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+XOf = Callable[[Mapping[str, Any]], float]
+"""The place of a row on the horizontal axis."""
 # Okabe and Ito's colours, which any kind of colour vision tells apart.
 _FAMILIES = {"ours": ("#0072B2", "this package"), "torchvision": ("#D55E00", "torchvision's RetinaNet"), "peer": ("#8A8A8A", "peers")}
 _MARKERS = {"fp32": "o", "bf16": "s", "int8": "D"}
@@ -41,7 +43,7 @@ def save_chart(result: Mapping[str, Any], path: Path) -> None:
 
 
 def figure(result: Mapping[str, Any]) -> "Figure":
-    """MACs against milliseconds, and a bar of stages for every contender whose stages were seen.
+    """MACs against milliseconds, AP against milliseconds where it is known, and a bar of stages for every contender whose stages were seen.
 
     Args:
         result: What :func:`~lw_retinanet.benchmarking.report.report` returns.
@@ -51,13 +53,16 @@ def figure(result: Mapping[str, Any]) -> "Figure":
 
     staged = [row for row in result["contenders"] if row["stages"] is not None]
     height = max(5.0, 0.42 * len(staged) + 2.2)
-    made = Figure(figsize=(15.0 if staged else 8.0, height), layout="constrained")
-    FigureCanvasAgg(made)
-    panels = made.subplots(1, 2 if staged else 1, squeeze=False)[0]
     counted = [row for row in result["contenders"] if row["macs"]]
-    _scatter(panels[0], counted)
+    rated = [row for row in result["contenders"] if row["accuracy"] is not None]
+    scatters = [(counted, _gmacs, "GMACs per image"), *([(rated, _points, "AP, points")] if rated else [])]
+    made = Figure(figsize=(7.5 * (len(scatters) + bool(staged)), height), layout="constrained")
+    FigureCanvasAgg(made)
+    panels = made.subplots(1, len(scatters) + bool(staged), squeeze=False)[0]
+    for axes, (rows, x_of, words) in zip(panels, scatters, strict=False):
+        _scatter(axes, rows, x_of, words)
     if staged:
-        _bars(panels[1], staged)
+        _bars(panels[-1], staged)
     shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     made.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=6 if staged else 3, frameon=False, fontsize=8)
     machine = result["machine"]
@@ -65,23 +70,32 @@ def figure(result: Mapping[str, Any]) -> "Figure":
         f"{result['what']}: {machine['processor']} ({machine['device']}), {machine['threads']} threads", fontsize=11, parse_math=False
     )
     made.draw_without_rendering()  # this fixes the positions that the names need
-    _name_points(panels[0], counted)
+    for axes, (rows, x_of, _) in zip(panels, scatters, strict=False):
+        _name_points(axes, rows, x_of)
     return made
 
 
-def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
+def _gmacs(row: Mapping[str, Any]) -> float:
+    return float(row["macs"] / 1e9)
+
+
+def _points(row: Mapping[str, Any]) -> float:
+    return float(100 * row["accuracy"])
+
+
+def _scatter(axes: "Axes", rows: list[Mapping[str, Any]], x_of: XOf, words_x: str) -> None:
     for family, (colour, words) in _FAMILIES.items():
         for precision, marker in _MARKERS.items():
             shown = [row for row in rows if row["family"] == family and row["precision"] == precision]
             if not shown:
                 continue
-            x, y = [row["macs"] / 1e9 for row in shown], [row["latency_ms"]["median"] for row in shown]
+            x, y = list(map(x_of, shown)), [row["latency_ms"]["median"] for row in shown]
             spread = [[max(0.0, sign * (row["latency_ms"][end] - row["latency_ms"]["median"])) for row in shown] for end, sign in _ENDS]
             axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, markersize=_MARKER_SIZE, capsize=2, label=f"{words}, {precision}")
-    macs = [row["macs"] for row in rows]
-    is_wide = bool(macs) and max(macs) > _WIDE * min(macs)
+    places = list(map(x_of, rows))
+    is_wide = bool(places) and max(places) > _WIDE * min(places)
     axes.set(xscale="log" if is_wide else "linear", yscale="log")
-    axes.set(xlabel="GMACs per image", ylabel="milliseconds a call, median and its 95 % interval")
+    axes.set(xlabel=words_x, ylabel="milliseconds a call, median and its 95 % interval")
     axes.margins(x=0.1, y=0.1)
     ends = axes.transScale.transform([(end, 1.0) for end in axes.get_xlim()])[:, 0]
     ends[1] += _NAMES * (ends[1] - ends[0])
@@ -95,7 +109,7 @@ def _scatter(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
+def _name_points(axes: "Axes", rows: list[Mapping[str, Any]], x_of: XOf) -> None:
     """Write names beside their points. A name that would cover another name or a point moves down; a line leads to its point."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -104,12 +118,12 @@ def _name_points(axes: "Axes", rows: list[Mapping[str, Any]]) -> None:
         return
     figure = axes.get_figure(root=True)
     renderer = figure.canvas.get_renderer()  # type: ignore[union-attr]
-    points = axes.transData.transform([(row["macs"] / 1e9, row["latency_ms"]["median"]) for row in rows])
+    points = axes.transData.transform([(x_of(row), row["latency_ms"]["median"]) for row in rows])
     radius = _MARKER_SIZE / 2 * figure.dpi / 72  # type: ignore[union-attr]
     taken = [Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius) for x, y in points]
     line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-    for row in sorted(rows, key=lambda row: (-row["latency_ms"]["median"], row["macs"])):
-        place = (row["macs"] / 1e9, row["latency_ms"]["median"])
+    for row in sorted(rows, key=lambda row: (-row["latency_ms"]["median"], x_of(row))):
+        place = (x_of(row), row["latency_ms"]["median"])
         name = axes.annotate(
             row["name"], place, xytext=(9, -2), textcoords="offset points", fontsize=7, parse_math=False, arrowprops=line, in_layout=False
         )

@@ -37,7 +37,7 @@ class Contender:
         params: Number of parameters; None if not counted.
         input_hw: Height and width of the network's input for the first image.
         candidates: Number of (anchor, class) pairs of that image over the score threshold, which post-processing works on; None if unknown.
-        accuracy: AP, if the file states it.
+        accuracy: AP, if the file states it; of ``peer``, AP of its published weights on COCO.
         remarks: Sentences for the reader.
     """
 

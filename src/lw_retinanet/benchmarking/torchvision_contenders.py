@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from lw_retinanet.benchmarking.contender import Contender, image_tensor, torchvision_run
 from lw_retinanet.benchmarking.entries import Entry, give_scores, made_up_network
@@ -123,10 +124,21 @@ def peer_contenders(
     make_detector_realistic(model, image_tensor(images.decoded(0)), candidates=settings.candidates)
     cost = count_detector(model, _input_hw(model, images))
     model = model.to(device).to(memory_format=torch.channels_last)
-    return [
+    published = _published_accuracy(name)
+    remarks = (
+        [] if published is None else [f"AP of {name} is what torchvision states for its COCO weights."]
+    )
+    made = [
         _contender(model, f"{name} {precision}", images, precision=precision, how=_HOW[precision], cost=cost, family="peer", title=name)
         for precision in precisions
     ]
+    return [replace(each, accuracy=published, remarks=(*each.remarks, *remarks)) for each in made]
+
+
+def _published_accuracy(name: str) -> float | None:
+    """AP of torchvision's COCO weights of this detector, from 0 to 1, if torchvision states it."""
+    metrics = get_model_weights(name).DEFAULT.meta.get("_metrics", {}).get("COCO-val2017", {})
+    return metrics["box_map"] / 100 if "box_map" in metrics else None
 
 
 def _contender(

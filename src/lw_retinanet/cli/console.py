@@ -112,5 +112,5 @@ def checked_precision(text: str) -> "Precision":
     Raises:
         ConfigError: if it is none.
     """
-    known: tuple[Precision, ...] = ("fp32", "bf16", "auto")
+    known: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "auto")
     return one_of(known, text, "precision")

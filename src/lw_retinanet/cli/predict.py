@@ -24,7 +24,7 @@ def predict_command(
     head: str | None = typer.Option(
         None, help="Head of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
     ),
-    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, by a measurement."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, fp16 (GPUs), or auto: fp32 or bf16, as measured."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
     batch_size: int = typer.Option(1, min=1, max=1024, help="Images at a time, of equal size when resized; more than 1 helps a GPU."),
     max_pixels: int = typer.Option(64_000_000, min=1, help="Refuse images with more pixels; decoding one takes about 8 bytes a pixel."),

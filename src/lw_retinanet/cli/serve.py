@@ -15,7 +15,7 @@ def serve_command(
     token: str | None = typer.Option(None, envvar="LW_RETINANET_TOKEN", help="Requests need the header Authorization: Bearer TOKEN."),
     score: float = typer.Option(0.3, min=0.0, max=0.999, help="Smallest score, where a request does not say."),
     head: str | None = typer.Option(None, help="Head of a lightened model that answers by default: light or full."),
-    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, or auto: the faster one, measured at the start."),
+    precision: str = typer.Option("fp32", help="Of the network: fp32, bf16, fp16 (GPUs), or auto: fp32 or bf16, as measured at the start."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     max_batch: int = typer.Option(8, min=1, max=256, help="Images that go through the network together at most."),
     batch_wait: float = typer.Option(0.0, min=0.0, max=1000.0, help="Milliseconds that a batch waits for more images."),

@@ -27,7 +27,7 @@ from lw_retinanet.detection.runtime import Runtime, TorchRuntime
 from lw_retinanet.detection.tiles import detect_tiled, open_source
 from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.detection.video import FrameResult, frame_results, video_batch, watch
-from lw_retinanet.devices import Precision, has_triton, to_device
+from lw_retinanet.devices import ChosenPrecision, Precision, has_triton, to_device
 from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
 from lw_retinanet.models.postprocess import ToImage, detect, detect_on_device, factors_to_images, lasting_tensors, unpacked
 from lw_retinanet.models.retinanet import RetinaNet
@@ -180,7 +180,7 @@ class Detector:
         return self.runtime.precision
 
     @property
-    def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
+    def chosen_precision(self) -> ChosenPrecision | None:
         """What the network computes in; None while ``auto`` has not been measured."""
         return self.runtime.chosen_precision
 

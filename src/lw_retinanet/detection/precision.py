@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from lw_retinanet.devices import Precision, cpu_name, multiplies_in_bf16, waiting_for
+from lw_retinanet.devices import ChosenPrecision, Precision, cpu_name, multiplies_in_bf16, waiting_for
 from lw_retinanet.errors import InputError, LwRetinaNetError
 from lw_retinanet.files import write_text
 
@@ -41,26 +41,28 @@ class Times(NamedTuple):
         return f"a convolution takes {self.bf16:.2f} ms in bf16 and {self.fp32:.2f} ms in fp32"
 
 
-def choose_precision(precision: Precision, device: torch.device, work: Work) -> Literal["fp32", "bf16"]:
+def choose_precision(precision: Precision, device: torch.device, work: Work) -> ChosenPrecision:
     """The precision to compute in, told in one log line. A precision that is asked for is taken; there is a warning where it is slower.
 
     Args:
-        precision: ``auto`` is bf16 where it was measured to be faster by ``MIN_GAIN``.
+        precision: ``auto`` is bf16 where it was measured to be faster by ``MIN_GAIN``. ``fp16`` is for inference on a GPU.
         device: To compute on.
         work: ``training`` measures a backward pass, too.
 
     Raises:
-        InputError: for bf16 on an Apple GPU.
+        InputError: for bf16 on an Apple GPU, for fp16 on a CPU, and for training in fp16.
     """
     if precision == "bf16" and device.type == "mps":
-        raise InputError("bf16 is not for Apple GPUs (mps); use the precision fp32 or auto")
-    if precision == "fp32":
-        return "fp32"
+        raise InputError("bf16 is not for Apple GPUs (mps); use the precision fp16, fp32 or auto")
+    if precision == "fp16" and (work == "training" or device.type not in ("cuda", "mps")):
+        raise InputError(f"fp16 is for inference on GPUs (cuda, mps), not for {work} on {device.type}; use the precision fp32 or auto")
+    if precision in ("fp32", "fp16"):
+        return precision
     if device.type not in ("cpu", "cuda") or (precision == "auto" and not multiplies_in_bf16(device)):
         return "bf16" if precision == "bf16" else "fp32"
     times = measured_times(device, work)
     if precision == "auto":
-        chosen: Literal["fp32", "bf16"] = "bf16" if times.bf16_pays else "fp32"
+        chosen: ChosenPrecision = "bf16" if times.bf16_pays else "fp32"
         _tell(logging.INFO, f"precision auto is {chosen} for {work} here: {times}")
         return chosen
     if times.bf16 > times.fp32:

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lw_retinanet.detection.cuda_graphs import CudaGraphs
 from lw_retinanet.detection.fused import fuse
 from lw_retinanet.detection.precision import choose_precision
-from lw_retinanet.devices import Precision
+from lw_retinanet.devices import HALF_TYPES, ChosenPrecision, Precision
 from lw_retinanet.errors import InputError, first_line
 from lw_retinanet.models.fold import folded
 from lw_retinanet.models.frozen_norm import NormedConv2d
@@ -46,7 +46,7 @@ class Runtime(Protocol):
         ...
 
     @property
-    def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
+    def chosen_precision(self) -> ChosenPrecision | None:
         """What the network computes in; None while ``auto`` has not been measured. int8 networks name what is not quantised."""
         ...
 
@@ -81,8 +81,8 @@ class TorchRuntime:
     Args:
         model: Itself moved to the device, and put into evaluation mode and channels last. It can be trained and saved as before.
         device: To compute on.
-        precision: ``bf16`` runs convolutions in bf16 and layers that need more (such as group norm) in fp32, as autocast does, with
-            weights that were rounded once. ``auto`` is what runs faster on this machine, by a measurement.
+        precision: ``bf16``, or ``fp16`` on a GPU, runs convolutions in it and layers that need more (such as group norm) in fp32, as
+            autocast does, with weights that were rounded once. ``auto`` is what runs faster on this machine, by a measurement.
         fold: False runs the model itself instead of a folded copy of it, for models that share parts. bf16 then means autocast.
         compile: Let ``torch.compile`` fuse the network. It takes a minute for each input size, up to eight of them.
     """
@@ -103,12 +103,12 @@ class TorchRuntime:
         self.precision: Precision = precision
         self.fold = fold
         self.compile = compile
-        self._chosen: Literal["fp32", "bf16"] | None = None if precision == "auto" else precision
+        self._chosen: ChosenPrecision | None = None if precision == "auto" else precision
         self._made: tuple[tuple[Any, ...], Callable[..., Predictions]] | None = None
         self._graphs: tuple[object, CudaGraphs] | None = None
 
     @property
-    def chosen_precision(self) -> Literal["fp32", "bf16"] | None:
+    def chosen_precision(self) -> ChosenPrecision | None:
         """What the network computes in; None while ``auto`` has not been measured."""
         return self._chosen
 
@@ -168,28 +168,29 @@ class TorchRuntime:
             folded_model = folded(model).to(memory_format=torch.channels_last)
         device = images.device
         self._chosen = choose_precision(self.precision, device, "inference")
+        half = HALF_TYPES.get(self._chosen)
         if folded_model is not model:
-            if self._chosen == "bf16":
-                folded_model = with_bf16_weights(folded_model)
+            if half:
+                folded_model = with_half_weights(folded_model, half)
             if not self.compile and isinstance(folded_model, RetinaNet):  # the compiler does it itself
                 fuse(folded_model)
-        run: Callable[..., Predictions] = _autocast(folded_model, device) if self._chosen == "bf16" else folded_model
+        run: Callable[..., Predictions] = _autocast(folded_model, device, half) if half else folded_model
         return _compiled(run, device) if self.compile else run
 
 
-def with_bf16_weights(model: nn.Module) -> nn.Module:
-    """A copy with the weights of its convolutions in bf16: what autocast makes of them at every call, once."""
+def with_half_weights(model: nn.Module, half: torch.dtype = torch.bfloat16) -> nn.Module:
+    """A copy with the weights of its convolutions in bf16 or fp16: what autocast makes of them at every call, once."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         # A convolution that multiplies its norm in at every call does so in full precision.
         if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, NormedConv2d):
-            module.bfloat16()
+            module.to(half)
     return copied
 
 
-def _autocast(model: nn.Module, device: torch.device) -> Callable[..., Predictions]:
+def _autocast(model: nn.Module, device: torch.device, half: torch.dtype) -> Callable[..., Predictions]:
     def run(images: Tensor, **how: bool) -> Predictions:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, half):
             predictions: Predictions = model(images, **how)
         return predictions
 

@@ -160,8 +160,8 @@ class OnnxRuntime(ExportedRuntime):
     @classmethod
     def open(cls, path: Path, *, device: str = "auto", precision: Precision = "fp32") -> Self:
         """See :class:`ExportedRuntime`."""
-        if precision == "bf16":
-            raise InputError(f"{path}: ONNX Runtime has no bf16 convolutions on a CPU; use fp32, or export to OpenVINO")
+        if precision in ("bf16", "fp16"):
+            raise InputError(f"{path} computes in the precision that it was exported in; use fp32, or for bf16 on a CPU export to OpenVINO")
         return cls(path, device=_CPU if device == "auto" else known_device(device))
 
 
