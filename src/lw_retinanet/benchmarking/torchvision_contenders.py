@@ -125,9 +125,7 @@ def peer_contenders(
     cost = count_detector(model, _input_hw(model, images))
     model = model.to(device).to(memory_format=torch.channels_last)
     published = _published_accuracy(name)
-    remarks = (
-        [] if published is None else [f"AP of {name} is what torchvision states for its COCO weights."]
-    )
+    remarks = [] if published is None else [f"AP of {name} is what torchvision states for its COCO weights."]
     made = [
         _contender(model, f"{name} {precision}", images, precision=precision, how=_HOW[precision], cost=cost, family="peer", title=name)
         for precision in precisions
