@@ -152,6 +152,8 @@ def test_what_needs_weights_says_so(onnx_file: Path, model_file: Path) -> None:
 def test_what_a_runtime_cannot_do_is_refused(onnx_file: Path, openvino_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="computes in the precision that it was exported in; use fp32"):
         lw.load(onnx_file, precision="bf16")
+    with pytest.raises(InputError, match=r"fp16 is for inference on GPUs .*; use the precision fp32 or auto$"):
+        lw.load(openvino_file, precision="fp16")
     with pytest.raises(InputError, match="runs on the CPU only"):
         lw.load(openvino_file, device="cuda")
     with pytest.raises(InputError, match="leave compile out"):

@@ -201,7 +201,8 @@ class OpenVinoRuntime(ExportedRuntime):
         if manifest.precision == "int8":
             return cls(path, manifest, precision="int8")
         wanted: Precision = "bf16" if "bf16" in (precision, manifest.precision) else precision
-        return cls(path, manifest, precision=choose_precision(wanted, torch.device("cpu"), "inference"))
+        is_bf16 = choose_precision(wanted, torch.device("cpu"), "inference") == "bf16"
+        return cls(path, manifest, precision="bf16" if is_bf16 else "fp32")
 
 
 def _crashes_for_one_shape(network: Any) -> bool:
