@@ -16,6 +16,7 @@ from lw_retinanet.errors import InputError
 
 ChosenPrecision = Literal["fp32", "bf16", "fp16"]
 Precision = ChosenPrecision | Literal["auto"]
+TrainingPrecision = Literal["fp32", "bf16", "auto"]
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.detection.precision import choose_precision
+from lw_retinanet.devices import TrainingPrecision
 from lw_retinanet.errors import InputError
 from lw_retinanet.lightening.closed_form import solve_closed_form
 from lw_retinanet.lightening.feature_cache import CachedFeatures, cache_features
@@ -43,7 +43,7 @@ class LighteningSettings:
     own_output: bool = True
     max_bytes: int = MAX_BYTES
     seed: int = 0
-    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    precision: TrainingPrecision = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

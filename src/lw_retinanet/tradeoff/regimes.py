@@ -14,7 +14,7 @@ import torch
 from lw_retinanet.config import Config, ModelConfig, load_run_config, parse_config
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.devices import Precision
+from lw_retinanet.devices import TrainingPrecision
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import DetectionTable, read_results
@@ -176,7 +176,7 @@ def _at_task(task: RowTask, trunk: Trunk) -> tuple[Detector, int]:
     old = trunk.model
     model = RetinaNet(backbone=old.backbone, fpn=old.fpn, head=old.head, conventions=conventions)
     record = trunk.loaded.record.model_copy(update={"conventions": conventions})
-    precision: Precision = "bf16" if task.use_bf16 else "fp32"
+    precision: TrainingPrecision = "bf16" if task.use_bf16 else "fp32"
     detector = Detector.of_model(model, record.categories, device=task.device, precision=precision, record=record)
     if not task.cell.is_light:
         return detector, 0
