@@ -119,8 +119,9 @@ def _page(full: QuickstartModel, light: QuickstartModel, *, seconds: float) -> s
     lines = [
         "# Quickstart: full head against light head",
         "",
-        f"`{full.preset}` was trained from nothing just now, here: ResNet-18, {IMAGE_SIZE} pixels, one anchor a cell with ATSS. The images are",
-        f"made by this program. `{light.preset}` is the same detector after lightening, without labels: its head on the finest level, D3, is light.",
+        f"`{full.preset}` was trained from nothing just now: ResNet-18, {IMAGE_SIZE} pixels, one anchor a cell with ATSS.",
+        f"`{light.preset}` is the same detector after lightening without labels: D3, its head on the finest level, is light.",
+        "The images are made by this program.",
         "",
         "| model | AP | AP50 | AP small | AP medium | AP large | MACs | of them D3 | parameters | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
