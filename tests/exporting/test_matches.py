@@ -49,3 +49,20 @@ def test_near_the_threshold_it_may_fall_either_way() -> None:
 def test_another_class_is_another_detection() -> None:
     other = line_of(4)._replace(labels=torch.ones(4, dtype=torch.int64))
     assert missing(line_of(4), other) == 8
+
+
+def test_what_nms_keeps_by_a_rounding_error_may_be_there_or_not() -> None:
+    # IoU of the second box with the first: 50 / 100; of the third: 60 / 100.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5.0001], [0, 0, 10, 6]])
+    both = Detected(boxes[:2], torch.tensor([0.9, 0.5]), torch.zeros(2, dtype=torch.int64))
+    for one, other in ((both, cut(both, 1)), (cut(both, 1), both)):
+        assert match_lists(one, other, most=10, box=0.05, score=1e-4, nms_iou=0.5).missing == 0
+        assert match_lists(one, other, most=10, box=0.05, score=1e-4).missing == 1
+    certain = [
+        both._replace(boxes=boxes[[0, 2]]),  # another overlap
+        both._replace(labels=torch.tensor([0, 1])),  # with a box of another class
+    ]
+    for one in certain:
+        assert match_lists(one, cut(one, 1), most=10, box=0.05, score=1e-4, nms_iou=0.5).missing == 1
+    # The better one of the two does not depend on it.
+    assert match_lists(both, Detected(*(values[1:] for values in both)), most=10, box=0.05, score=1e-4, nms_iou=0.5).missing == 1

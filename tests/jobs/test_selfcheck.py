@@ -9,6 +9,7 @@ import torch
 from lw_retinanet.cli.main import _run
 from lw_retinanet.errors import InputError, MissingExtraError
 from lw_retinanet.jobs import durable_claims, selfcheck
+from lw_retinanet.jobs.command_server import CommandServer
 from lw_retinanet.jobs.durable_claims import CLAIMS, MACS, Cases, Workshop
 from lw_retinanet.jobs.selfcheck import run_selfcheck
 from lw_retinanet.weights.foreign.torchvision_model import from_torchvision
@@ -45,7 +46,7 @@ def test_a_wrong_weight_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_truncated_file_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path, is_quick=True)
+    workshop = Workshop(tmp_path, is_quick=True, commands=CommandServer())
     workshop.model_file.write_bytes(workshop.model_file.read_bytes()[:-1000])
     monkeypatch.setattr(Workshop, "model_file", workshop.model_file)
     found = run_selfcheck(quick=True, only=["models"])

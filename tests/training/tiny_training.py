@@ -188,8 +188,10 @@ def attempt(out: Path, source: Path, settings: dict[str, Any], sabotage: Callabl
             sys.stderr.flush()
             os._exit(status)
     if kill is not None:
+        while os.getsid(child) != child:  # before that there is no group to kill
+            time.sleep(0.001)
         wanted = num_lines(out) + kill.lines
-        while num_lines(out) < wanted and Path(f"/proc/{child}/fd").exists():
+        while num_lines(out) < wanted and child in session(child):
             time.sleep(0.01)
         time.sleep(kill.delay)
         workers = [process for process in session(child) if process != child] if kill.victim == "worker" else []
@@ -212,11 +214,12 @@ def num_lines(out: Path) -> int:
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session."""
+    """The processes of a session that have not ended."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
-            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3]) == leader:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
                 found.append(int(entry.name))
     return sorted(found)
 

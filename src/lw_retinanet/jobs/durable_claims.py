@@ -5,9 +5,6 @@ import copy
 import importlib.util
 import io
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
@@ -30,6 +27,7 @@ from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detections import DetectionTable
 from lw_retinanet.exporting.matches import Detected, match_lists
 from lw_retinanet.heads import PRESETS
+from lw_retinanet.jobs.command_server import CommandServer, RunningCommand
 from lw_retinanet.jobs.hostile_files import (
     HEIGHT,
     WIDTH,
@@ -71,10 +69,11 @@ class Workshop:
     Args:
         folder: An empty folder.
         is_quick: Whether fewer cases are wanted.
+        commands: Starts commands.
     """
 
-    def __init__(self, folder: Path, *, is_quick: bool) -> None:
-        self.folder, self.is_quick = folder, is_quick
+    def __init__(self, folder: Path, *, is_quick: bool, commands: CommandServer) -> None:
+        self.folder, self.is_quick, self.commands = folder, is_quick, commands
 
     @cached_property
     def data(self) -> Path:
@@ -129,8 +128,8 @@ def parity(workshop: Workshop) -> Cases:
         labels = torch.tensor([rows[label].id for label in given.labels.tolist()])
         answer = Detected(torch.from_numpy(given.boxes), torch.from_numpy(given.scores), labels)
         truth = Detected(wanted["boxes"], wanted["scores"], wanted["labels"])
-        # Scores that differ by less than the tolerance may be cut off by NMS or by the limit in one of the two.
-        apart = match_lists(truth, answer, most=300, box=0.05, score=1e-4, threshold=0.05)
+        # Scores and overlaps that differ by less than the tolerance may be cut off by NMS or by the limit in one of the two.
+        apart = match_lists(truth, answer, most=300, box=0.05, score=1e-4, threshold=0.05, nms_iou=theirs.nms_thresh)
         is_right = len(truth.scores) > 0 and apart.missing == 0
         yield f"image {number}", None if is_right else f"{apart.missing} of {len(truth.scores)} detections have no match within 0.05 pixels"
 
@@ -141,17 +140,16 @@ def kills(workshop: Workshop) -> Cases:
     _ended(_training(workshop, whole))
     count, random = (1 if workshop.is_quick else 5), np.random.default_rng(5)
     for number in range(count):
-        process = _training(workshop, broken)
+        training = _training(workshop, broken)
         wanted = _lines(broken) + int(random.integers(1, 4))
         limit = time.monotonic() + PATIENCE_SECONDS
-        while process.poll() is None and _lines(broken) < wanted and time.monotonic() < limit:
+        while training.poll() is None and _lines(broken) < wanted and time.monotonic() < limit:
             time.sleep(0.01)
         time.sleep(float(random.uniform(0, 0.1)))
-        was_running = process.poll() is None
-        process.kill()
-        process.communicate()
+        code = training.poll()
+        training.kill()
         if number < count - 1:
-            yield f"kill {number + 1}", None if was_running else f"the run had ended by itself with code {process.returncode}"
+            yield f"kill {number + 1}", None if code is None else f"the run had ended by itself with code {code}"
     _ended(_training(workshop, broken))
     same = (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     yield f"kill {count}, and the end", None if same else "the weights are not those of the unbroken run"
@@ -223,7 +221,7 @@ def exports(workshop: Workshop) -> Cases:
     for form in installed[: 1 if workshop.is_quick else None]:
         # In a process of its own: a library that crashes must not take the self-check with it.
         out = workshop.folder / "exported" / known[form][0]
-        yield form, _fault_of(_command("export", workshop.model_file, format=form, out=out))
+        yield form, _fault_of(_command(workshop, "export", workshop.model_file, format=form, out=out))
     if missing := [form for form in known if form not in installed]:
         raise MissingExtraError(f"{' and '.join(missing)} not installed")
 
@@ -282,7 +280,7 @@ def _lively_torchvision() -> Any:
     return model.eval()
 
 
-def _training(workshop: Workshop, out: Path) -> "subprocess.Popen[bytes]":
+def _training(workshop: Workshop, out: Path) -> RunningCommand:
     """A training in a process of its own: new, or going on with what is in the folder."""
     settings = {
         **{"model.backbone": "mobilenet_v2", "model.head_width": 16, "data.image_size": 64, "data.workers": 2, "train.precision": "fp32"},
@@ -290,28 +288,26 @@ def _training(workshop: Workshop, out: Path) -> "subprocess.Popen[bytes]":
     }
     # A run that was killed before it wrote its settings has not begun.
     if (out / "config.yaml").is_file():
-        return _command("train", resume=out)
-    return _command("train", workshop.data, *(f"{name}={value}" for name, value in settings.items()), out=out)
+        return _command(workshop, "train", resume=out)
+    return _command(workshop, "train", workshop.data, *(f"{name}={value}" for name, value in settings.items()), out=out)
 
 
-def _command(name: str, what: Path | None = None, *settings: str, **options: object) -> "subprocess.Popen[bytes]":
+def _command(workshop: Workshop, name: str, what: Path | None = None, *settings: str, **options: object) -> RunningCommand:
     """A command of this program in a process of its own."""
     dashes = "-" * 2  # the one place below the command line that writes options, since it calls the command
     given = [part for option, value in options.items() for part in (f"{dashes}{option}", str(value))]
     given += [part for setting in settings for part in (f"{dashes}set", setting)]
-    command = [sys.executable, "-m", "lw_retinanet.cli.main", name, *([str(what)] if what else []), *given]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    return workshop.commands.start([name, *([str(what)] if what else []), *given])
 
 
-def _fault_of(process: "subprocess.Popen[bytes]") -> str | None:
+def _fault_of(command: RunningCommand) -> str | None:
     """How a command failed; None if it did not."""
-    errors = process.communicate(timeout=PATIENCE_SECONDS)[1].decode(errors="replace").strip()
-    return f"it ended with code {process.returncode}: {errors[-300:]}" if process.returncode else None
+    code, errors = command.end(PATIENCE_SECONDS)
+    return f"it ended with code {code}: {errors[-300:]}" if code else None
 
 
-def _ended(process: "subprocess.Popen[bytes]") -> None:
-    if fault := _fault_of(process):
+def _ended(command: RunningCommand) -> None:
+    if fault := _fault_of(command):
         raise TrainingError(fault)
 
 

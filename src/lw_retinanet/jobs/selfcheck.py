@@ -4,12 +4,13 @@ import logging
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lw_retinanet.errors import InputError, MissingExtraError, first_line, nearest, shown
+from lw_retinanet.jobs.command_server import CommandServer
 from lw_retinanet.jobs.durable_claims import CLAIMS, Workshop
 from lw_retinanet.progress import Progress, tracked
 from lw_retinanet.tables import aligned
@@ -83,8 +84,12 @@ def run_selfcheck(*, quick: bool = False, only: Collection[str] = (), progress: 
     if unknown:
         raise InputError(f"there is no claim {unknown[0]}{nearest(unknown[0], CLAIMS)}; there are {', '.join(CLAIMS)}")
     chosen = [name for name in CLAIMS if not only or name in only]
-    with tempfile.TemporaryDirectory(prefix="lw-retinanet-selfcheck-", ignore_cleanup_errors=True) as folder, _quiet():
-        workshop = Workshop(Path(folder), is_quick=quick)
+    with tempfile.TemporaryDirectory(prefix="lw-retinanet-selfcheck-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        stack.enter_context(_quiet())
+        commands = stack.enter_context(CommandServer())
+        if {"kills", "exports"} & set(chosen):
+            commands.begin()
+        workshop = Workshop(Path(folder), is_quick=quick, commands=commands)
         return SelfCheck(results=tuple(_tried(name, workshop) for name in tracked(chosen, len(chosen), "selfcheck", progress)))
 
 

@@ -371,7 +371,12 @@ def test_groups_of_open_images_are_crowds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "mask", [None, [], {}, [[1, 2, 3]], [["a", 1]], {"size": [2, 2], "counts": [9]}, {"size": [4, 4], "counts": [16]}, "x"]
+    "mask",
+    [
+        *(None, [], {}, [[1, 2, 3]], [["a", 1]], {"size": [2, 2], "counts": [9]}, {"size": [4, 4], "counts": [16]}, "x"),
+        *({"size": [2, float("inf")], "counts": [0, 1]}, {"size": [10**400, 1], "counts": [10**399, 1]}, [[10**400, 1, 2, 3]]),
+        {"size": [2, 2], "counts": "o" * 100_000},  # each of these says that the number goes on
+    ],
 )
 def test_masks_without_a_box(mask: object) -> None:
     assert box_of_mask(mask) is None

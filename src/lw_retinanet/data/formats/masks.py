@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 _MOST_RUNS = 10_000_000
+_MOST_BITS = 60  # of a run's length
 
 
 def box_of_mask(mask: object) -> list[float] | None:
@@ -14,7 +15,7 @@ def box_of_mask(mask: object) -> list[float] | None:
             return _box_of_runs(list(_run_lengths(mask["counts"])), int(height), int(width))
         if isinstance(mask, list):
             return _box_of_polygons([mask] if mask and not isinstance(mask[0], list) else mask)
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         pass
     return None
 
@@ -42,6 +43,8 @@ def _run_lengths(counts: str | Sequence[int]) -> Iterator[int]:
     while place < len(counts):
         value, shift, code = 0, 0, 0x20
         while code & 0x20:
+            if shift > _MOST_BITS:
+                raise ValueError("a run without an end")
             code = ord(counts[place]) - 48
             value |= (code & 0x1F) << shift
             place, shift = place + 1, shift + 5
