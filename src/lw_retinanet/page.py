@@ -201,6 +201,11 @@ def definitions(entries: Mapping[str, str]) -> Html:
     return Html("<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in items) + "</dl>")
 
 
+def preformatted(lines: Sequence[str]) -> Html:
+    """Lines of text as they are."""
+    return Html('<pre tabindex="0">' + escape("\n".join(lines)) + "</pre>")
+
+
 def command(line: str, *, label: str) -> Html:
     """A command to copy; ``label`` says what it does."""
     return Html(f'<pre tabindex="0" aria-label="{escape(label)}"><code>{escape(line)}</code></pre>')

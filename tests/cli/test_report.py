@@ -146,3 +146,15 @@ def test_no_run_and_no_place_for_the_page(cli: Any, run: Path, tmp_path: Path) -
     assert "does not exist" in cli.refuses("report", run, "--data", tmp_path / "none", unchanged=tmp_path)
     (run / "config.yaml").write_text("- a list\n")
     assert "config.yaml" in cli.refuses("report", run, unchanged=tmp_path)
+
+
+def test_only_the_classes_of_the_run_are_read(run: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    kept = gather(run).held_out
+    assert kept
+    settings["data"]["classes"] = [kept.class_names[0]]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "detections.json").write_text("[]")
+    evidence = gather(run)
+    assert evidence.held_out
+    assert evidence.held_out.class_names == kept.class_names[:1]

@@ -134,3 +134,9 @@ def test_an_input_that_is_too_small_is_refused() -> None:
         model = build(PRESETS["retinanet"], num_classes=2, backbone="resnet18", width=16)
     with pytest.raises(ConfigError, match="positive"):
         profile(model, name="x", size_hw=(64, 0))
+
+
+def test_a_notebook_shows_the_table() -> None:
+    shown = _profile("lw-v3", backbone="resnet18", width=64, side=128)._repr_html_()
+    assert shown.count("<tr>") == 1 + 15 + 1  # a header, C1..C5, P3..P7, D3..D7, the sum
+    assert "fewer MACs than retinanet" in shown

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import sys
 from dataclasses import replace
@@ -97,3 +99,14 @@ def test_saving(result: Result, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must end in"):
         result.save(tmp_path / "out.nonsense")
     assert [child.name for child in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_notebook_shows_the_drawn_image(result: Result) -> None:
+    shown = replace(result, scores=np.array([0.75, 0.1], np.float32), file="<b>.jpg")._repr_html_()
+    content = base64.b64decode(shown.split("base64,")[1].split('"')[0])
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.size == (80, 50)
+        pixels = np.asarray(picture).astype(int)
+    assert np.abs(pixels[:, 10:40] - 90).max() > 60  # the cat's frame
+    assert np.abs(pixels[18:34, 58:74] - 90).max() < 40  # a low score is left out
+    assert "&lt;b&gt;.jpg: 1 detections" in shown

@@ -15,6 +15,7 @@ from lw_retinanet.errors import ConfigError
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.models.head import Head
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.page import Html, Shaded, joined, paragraph, table
 from lw_retinanet.tables import aligned
 
 BAR_WIDTH = 24
@@ -102,6 +103,19 @@ class Profile:
         table = aligned(rows, left=(0, 5))
         rule = ("─" if unicode else "-") * len(table[-1])  # the total has no bar
         return [f"{self.name}, {self.setting}", "", table[0], rule, *table[1:-1], rule, table[-1], "", *self.notes()]
+
+    def table(self) -> Html:
+        """The blocks and their sum as a part of a page."""
+        rows: list[list[str | Shaded]] = [
+            [name, f"{cost.macs / 1e9:.3f}", f"{cost.params / 1e6:.3f}", Shaded(f"{self.share(cost):.1%}", self.share(cost))]
+            for name, cost in self.blocks.items()
+        ]
+        rows.append(["total", f"{self.macs / 1e9:.3f}", f"{self.params / 1e6:.3f}", ""])
+        return table("cost", ["block", "GMACs", "M parameters", "share"], rows)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return joined(paragraph(f"{self.name}, {self.setting}"), self.table(), *map(paragraph, self.notes()))
 
     def notes(self) -> list[str]:
         """What the numbers mean and leave out, the gain, and the latency if it was measured."""

@@ -139,5 +139,6 @@ def _begin_worker(processes: Tensor, number: int) -> None:
     """In a new worker: only its parent ends it, by killing it or by its own death."""
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if hasattr(signal, "SIGKILL"):  # not on Windows
+        _prctl_pr_set_pdeathsig(signal.SIGKILL)
     processes[number] = os.getpid()

@@ -14,8 +14,11 @@ from lw_retinanet.data.georeference import Georeference
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.result_formats import as_csv, as_fiftyone, as_label_studio, as_pandas, as_yolo
-from lw_retinanet.drawing import draw_boxes, save_image
+from lw_retinanet.drawing import draw_boxes, encoded_jpeg, save_image
 from lw_retinanet.errors import InputError, MissingExtraError
+from lw_retinanet.page import captioned, image
+
+_NOTEBOOK_SIDE = 1000  # pixels, at most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +58,12 @@ class Result:
         """The image with boxes, names and scores drawn, (H, W, 3) uint8 RGB; detections below ``score`` are left out."""
         shown = self.scores >= score
         return draw_boxes(self.image, self.boxes[shown], self.labels[shown], [c.name for c in self.categories], self.scores[shown])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image with its detections, without those of low scores, as :meth:`save` draws it."""
+        number = int((self.scores >= DISPLAY_SCORE).sum())
+        said = f"{self.file or 'image'}: {number:,} detections of score {DISPLAY_SCORE:g} and more"
+        return captioned(said, image(encoded_jpeg(self.plot(score=DISPLAY_SCORE), longest=_NOTEBOOK_SIDE), said))
 
     def save(self, path: str | Path, *, score: float = DISPLAY_SCORE) -> Path:
         """Write :meth:`plot` to a file, in the format of its suffix; returns the path. As ``predict``, it leaves low scores out."""

@@ -22,6 +22,7 @@ from lw_retinanet.errors import InputError
 from lw_retinanet.heads import HeadPlan, is_preset, known_presets
 from lw_retinanet.lightening.budget import Proposal, propose_for
 from lw_retinanet.models.retinanet import RetinaNet
+from lw_retinanet.page import Html, folded, joined, preformatted
 from lw_retinanet.weights.create import create_model
 from lw_retinanet.weights.model_file import load_model
 
@@ -53,6 +54,11 @@ class CostReport:
         if self.proposal is not None:
             result["proposal"] = self.proposal.as_dict()
         return result
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        others = [line for part in (self.ranking, self.proposal) if part is not None for line in part.lines()]
+        return joined(Html(self.cost._repr_html_()), folded("What is worth lightening", preformatted(others)) if others else "")
 
     def lines(self, *, unicode: bool = True) -> list[str]:
         """The tables for people; ``unicode`` allows bars of block characters."""

@@ -279,11 +279,6 @@ def _split_cells(records: Records) -> list[str]:
 def _cost(cost: Profile | None, measured: str) -> Iterator[Html]:
     if cost is None:
         return
-    rows: list[list[str | Shaded]] = [
-        [name, f"{one.macs / 1e9:.3f}", f"{one.params / 1e6:.3f}", Shaded(f"{cost.share(one):.1%}", cost.share(one))]
-        for name, one in cost.blocks.items()
-    ]
-    rows.append(["total", f"{cost.macs / 1e9:.3f}", f"{cost.params / 1e6:.3f}", ""])
     times = [
         f"{precision}: {one['median']:.1f} ms (10 % to 90 %: {one['p10']:.1f} to {one['p90']:.1f})"
         for precision, one in (cost.latency_ms or {}).items()
@@ -291,8 +286,7 @@ def _cost(cost: Profile | None, measured: str) -> Iterator[Html]:
     latency = paragraph(f"The network alone, one image: {'; '.join(times)}. {measured}") if times else Html()
     size = f"{cost.size_hw[0]} x {cost.size_hw[1]}"
     note = f"For one image of {size} pixels; FLOPs = 2 x MACs. C: backbone, P: pyramid, D: the head as applied to P."
-    counts = table("cost", ["block", "GMACs", "M parameters", "share"], rows)
-    yield section("cost", TITLES["cost"], latency, counts, paragraph(note, is_soft=True))
+    yield section("cost", TITLES["cost"], latency, cost.table(), paragraph(note, is_soft=True))
 
 
 def _provenance(evidence: Evidence) -> Html:
