@@ -10,7 +10,9 @@ from PIL import Image
 import lw_retinanet as lw
 from lw_retinanet.cli.lighten import lighten_command
 from lw_retinanet.data.records import Category
+from lw_retinanet.data.sample import make_sample
 from lw_retinanet.heads import PRESETS
+from lw_retinanet.jobs.train import Run
 from lw_retinanet.lightening.calibration_images import MAX_FILES
 from lw_retinanet.lightening.filling import checked_steps
 from lw_retinanet.lightening.fitting import FitSettings
@@ -113,6 +115,47 @@ def full(tmp_path: Path) -> Path:
     settings = {"preset": "retinanet", "backbone": "mobilenet_v2", "width": 32, "norm": "batch", "notes": {}}
     save_model(tmp_path / "full.safetensors", model, make_record(model, plan=plan, categories=categories, **settings))  # type: ignore[arg-type]
     return tmp_path / "full.safetensors"
+
+
+def test_whatever_holds_a_model_goes_everywhere(full: Path, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = make_sample(tmp_path / "data", num_train=1, num_val=1, size=64)
+    detector = lw.load(full, device="cpu")
+    made = lw.create("retinanet", num_classes=4, backbone="mobilenet_v2", head_width=32, image_size=64).eval()
+    shapes = lw.load(made.save(tmp_path / "made.safetensors"), device="cpu")
+    assert shapes.class_names == ("class_0", "class_1", "class_2", "class_3")
+    renamed = lw.convert(tmp_path / "made.safetensors", classes=["disc", "checker", "star", "ring"])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    run = Run(folder=folder, metrics=None)
+    detector.save(folder / "model.safetensors")
+    wanted = {name: len(one.predict(array, score=0.0)[0]) for name, one in (("full", detector), ("made", shapes))}
+    for holder, name in ((detector, "full"), (run, "full"), (detector.loaded(), "full"), (made, "made"), (renamed, "made")):
+        assert len(lw.predict(holder, array, score=0.0, device="cpu")[0]) == wanted[name]
+        assert (
+            lw.profile(holder).cost.macs
+            == lw.profile("retinanet", size=64, classes=2 if name == "full" else 4, backbone="mobilenet_v2", width=32).cost.macs
+        )
+        light = lw.lighten(holder, "lw-v3")
+        assert isinstance(light, lw.Detector)
+        assert light.model.head.plan.cls == PRESETS["lw-v3"].cls
+        copied = holder.save(tmp_path / "copy.safetensors")
+        assert len(lw.load(copied, device="cpu").predict(array, score=0.0)[0]) == wanted[name]
+    assert lw.evaluate(renamed, data, device="cpu").images == 1
+    # What was asked of a detector goes along.
+    asked = detector.with_output(max_detections=3)
+    assert len(lw.predict(asked.loaded(), array, score=0.0, device="cpu")[0]) == 3
+    with pytest.raises(lw.InputError, match="a Linear is no model that can be opened; give a model file, a run, what lw"):
+        lw.predict(torch.nn.Linear(1, 1), array)
+
+
+def test_a_model_in_memory_is_exported(full: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    detector = lw.load(full, device="cpu").with_output(max_detections=7)
+    exported = lw.export(detector, tmp_path / "m.onnx")
+    assert exported.manifest.record.conventions.output.max_detections == 7
+    assert exported.manifest.record.categories == detector.categories
 
 
 def test_lighten_a_model_file(full: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The public functions. ``create`` builds a network; each other one does a whole job, as the command of its name, with its defaults."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -9,14 +10,14 @@ from torch import nn
 from lw_retinanet.config import MAX_PIXELS, parse_config
 from lw_retinanet.data.records import Category
 from lw_retinanet.detection.detector import Detector, HeadChoice, readable, single_images
-from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.display_score import DISPLAY_SCORE, SmallestScore
 from lw_retinanet.detection.result import Result
 from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.paired import Comparison
-from lw_retinanet.exporting.load import open_detector
+from lw_retinanet.exporting.load import AnyModel, open_detector
 from lw_retinanet.exporting.manifest import ExportPrecision
 from lw_retinanet.heads import HeadPlan
 from lw_retinanet.jobs.compare import run_comparison
@@ -24,17 +25,17 @@ from lw_retinanet.jobs.convert import run_conversion
 from lw_retinanet.jobs.evaluate import run_evaluation
 from lw_retinanet.jobs.export import Exported, run_export
 from lw_retinanet.jobs.lighten import lighten_model
-from lw_retinanet.jobs.predict import predict_into
+from lw_retinanet.jobs.predict import images_of, labelled_images, predict_into
 from lw_retinanet.jobs.profile import CostReport, run_profile
 from lw_retinanet.jobs.report import RunReport, run_report
 from lw_retinanet.jobs.run_request import checked_request
 from lw_retinanet.jobs.ship import ShipSettings, run_ship
 from lw_retinanet.jobs.shipment import Shipment
 from lw_retinanet.jobs.train import Run, run_training
-from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
-from lw_retinanet.weights.create import create_model
+from lw_retinanet.weights.create import CreatedModel, created
 from lw_retinanet.weights.foreign.conversion import ConvertedModel
+from lw_retinanet.weights.model_file import LoadedModel
 
 if TYPE_CHECKING:
     from lw_retinanet.detection.detector import Source
@@ -51,7 +52,7 @@ def create(
     backbone_weights: str = "none",
     head_width: int = 256,
     image_size: int = 640,
-) -> RetinaNet:
+) -> CreatedModel:
     """Build a detector's network with a random head.
 
     Args:
@@ -64,7 +65,8 @@ def create(
         image_size: The longer side of the resized images in pixels.
 
     Returns:
-        A module: (N, 3, H, W) normalised images -> :class:`~lw_retinanet.structures.Predictions`.
+        A module: (N, 3, H, W) normalised images -> :class:`~lw_retinanet.structures.Predictions`. Its ``save(path)`` writes a model file,
+        and the other functions take it, too; its classes are called ``class_0``, ``class_1``, ...
 
     Raises:
         InputError: if ``num_classes`` or ``image_size`` is out of range.
@@ -84,7 +86,7 @@ def create(
         raise InputError(f"image_size must be from 32 to 4096 pixels, got {image_size}")
     model = {"preset": preset, "backbone": backbone, "backbone_weights": backbone_weights, "head_width": head_width}
     config = parse_config({"model": {**model, "init": "fan_in_light"}}, where="create")
-    return create_model(config.resolved().model, num_classes=num_classes, image_size=image_size)
+    return created(config.resolved().model, num_classes=num_classes, image_size=image_size)
 
 
 def load(
@@ -165,7 +167,7 @@ def train(
     """
     request = checked_request(
         _path(data),
-        model=None if model is None else str(model),
+        model=None if model is None else fspath(model),
         config=config if isinstance(config, Mapping) else _path(config),
         train=train or {},
         out=_path(out),
@@ -175,7 +177,7 @@ def train(
 
 
 def evaluate(
-    model: str | Path | Detector | None = None,
+    model: AnyModel | None = None,
     data: str | Path | None = None,
     *,
     split: str | None = None,
@@ -197,7 +199,7 @@ def evaluate(
     """Score a model on a data set, or a file of detections against a file of annotations, with the COCO metrics.
 
     Args:
-        model: A model file, run folder or exported file, or a detector.
+        model: A model file, run folder or exported file, or an object that holds a model, as for :func:`predict`.
         data, split, classes: The data set, a split (None: ``val`` if it has splits), and names of the only classes that count (() is all).
         ground_truth, detections: In place of ``model`` and ``data``, an annotation file and what is scored: COCO results, or a folder.
         out: A folder for ``detections.json``, ``metrics.json`` and figures; None writes nothing.
@@ -237,11 +239,13 @@ def evaluate(
 
 
 def predict(
-    model: str | Path | Detector,
-    sources: "Sequence[Source] | Source",
+    model: AnyModel,
+    sources: "Sequence[Source] | Source | None" = None,
     *,
+    data: str | Path | None = None,
+    split: str | None = None,
     out: str | Path | None = None,
-    score: float = DISPLAY_SCORE,
+    score: SmallestScore = DISPLAY_SCORE,
     head: HeadChoice | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
@@ -260,11 +264,12 @@ def predict(
     """Find objects in images.
 
     Args:
-        model: A model file, run folder or exported file, or a detector.
-        sources: Files, folders, globs, PIL images or (H, W, 3) uint8 RGB arrays; one of them, or several.
+        model: A model file, run folder or exported file; or what ``load``, ``train``, ``convert``, ``from_torchvision`` or ``create`` gave.
+        sources: Files, folders, globs, PIL images or (H, W, 3) uint8 RGB arrays; one of them, or several. None are the images of ``data``.
+        data, split: A data set, and a split of it (None takes ``val`` if there are splits); ``results.json`` has its ids.
         out: A folder for images with boxes, ``predictions.json`` and ``results.json`` (COCO); None writes nothing.
-        score: The smallest score of a detection. The default is for people who look at images; ``Detector.predict`` gives everything above
-            the model's own threshold.
+        score: The smallest score of a detection; ``best`` is :attr:`Detector.best_score`. The default is for people who look at images;
+            ``Detector.predict`` gives everything above the model's own threshold.
         head: The head of a lightened model: ``light``, or ``full`` for the one it had before; None takes the one that answers by default.
         precision: The precision of the network; ``auto`` takes the faster one, by a measurement.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda``, ``cuda:1``, ...
@@ -296,10 +301,12 @@ def predict(
         4
     """
     tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=bands, value_range=value_range, wgs84=wgs84)
+    records = labelled_images(_path(data), split)
     outcomes = predict_into(
         _path(out),
         model,
-        single_images(sources),
+        images_of(records) if sources is None else single_images(sources),
+        records=records,
         score=score,
         head=head,
         precision=precision,
@@ -361,7 +368,7 @@ def convert(
 
 
 def profile(
-    model: str | Path | Detector | nn.Module,
+    model: AnyModel,
     *,
     size: int | tuple[int, int] | None = None,
     classes: int | None = None,
@@ -377,7 +384,7 @@ def profile(
     """Count multiply-accumulates and parameters of every block of a detector.
 
     Args:
-        model: A preset, a model file, a run folder, ``torchvision:NAME``, a detector, or a network of this package or of torchvision.
+        model: A preset, a model file, a run folder, ``torchvision:NAME``, an object that holds a model, or any network of torchvision.
         size: The side of the network input in pixels, or its height and width; None is 800 for presets and the model's own for others.
         classes: The number of classes of a preset (None is 80), or of ``torchvision:NAME`` with the background as one (None is 91).
         backbone: The backbone of a preset; None is ``resnet50``.
@@ -463,7 +470,7 @@ def compare(
 
 
 def export(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     *,
     format: str | None = None,  # noqa: A002
@@ -484,7 +491,7 @@ def export(
     """Write a model for ONNX Runtime, OpenVINO or Triton, after comparing it with PyTorch.
 
     Args:
-        model: A model file or run folder.
+        model: A model file or run folder, or an object that holds a model, as for :func:`predict`.
         out: The file to write: ``.onnx``, or ``.xml`` for OpenVINO (its weights go beside it as ``.bin``); or a new folder for Triton.
         format: ``onnx``, ``openvino`` or ``triton``; None takes the one that the suffix of ``out`` belongs to.
         precision: ``fp32``, ``bf16`` (OpenVINO) or ``int8``, which needs ``calibrate``.
@@ -631,8 +638,8 @@ def _path(value: str | Path | None) -> Path | None:
 
 
 @overload
-def lighten(
-    model: Detector | str | Path,
+def lighten(  # type: ignore[overload-overlap]
+    model: "Detector | str | PathLike[str] | LoadedModel | ConvertedModel | CreatedModel",
     to: str | HeadPlan = ...,
     *,
     images: "Images | None" = ...,
@@ -659,7 +666,7 @@ def lighten(
 
 
 def lighten(
-    model: Detector | str | Path | nn.Module,
+    model: AnyModel,
     to: str | HeadPlan = "lw-narrow",
     *,
     images: "Images | None" = None,
@@ -690,8 +697,8 @@ def lighten(
 
     Args:
         model: torchvision's ``RetinaNet`` or ``FCOS``, or its ``FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN`` with a feature pyramid (of
-            which the proposal network becomes light on P2); or a subclass of these; or a
-            :class:`~lw_retinanet.detection.detector.Detector`, a model file or a run folder.
+            which the proposal network becomes light on P2); or a subclass of these; or a model file, a run folder, or what ``load``,
+            ``train``, ``convert``, ``from_torchvision`` or ``create`` gave.
         to: A preset such as ``lw-narrow``, ``lw-v3`` or ``both-v3-bn`` (:func:`lw_retinanet.heads.plan_of`), or a plan.
         images: Calibration images, which should be like those that the model will see; labels are not read. A folder, a data set (at most
             512 images of its training split are drawn), or a list of files. For a torchvision model the list may also hold PIL images,

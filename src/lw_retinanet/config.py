@@ -151,6 +151,8 @@ class TrainConfig(_Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     save_every: Steps = 0
     evaluate_every: Steps = 0
+    keep: Literal["last", "best"] = "last"
+    patience: Steps = 0
     freeze: int | None = Field(default=None, ge=0, le=5)
     teacher: str | None = None
     distill_weight: PositiveFloat = 1.0
@@ -161,6 +163,12 @@ class TrainConfig(_Settings):
             raise ValueError("steps and base_steps are two ways to say how long; leave one out")
         if self.base_steps is not None and self.schedule != "paper":
             raise ValueError("base_steps needs train.schedule=paper; set that, or use train.steps")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_to_go_by(self) -> Self:
+        if not self.evaluate_every and (self.keep == "best" or self.patience):
+            raise ValueError("keep=best and patience go by the scores on the way; set train.evaluate_every=1, too")
         return self
 
     @model_validator(mode="after")

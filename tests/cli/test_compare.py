@@ -122,4 +122,4 @@ def test_folders_of_a_run_and_of_predict_are_compared(cli: Any, scored_data: Pat
     assert (outcome.json["ap_a"], outcome.json["ap_b"]) == (pytest.approx(51 / 101), pytest.approx(1.0))
     outcome = cli("compare", tmp_path / "run", tmp_path / "empty", "--data", scored_data)
     assert outcome.code == 2
-    assert "holds none of detections.json, predictions.json, results.json; give a run folder that is finished" in outcome.err
+    assert "holds none of detections.json, results.json, predictions.json; give a run folder that is finished" in outcome.err

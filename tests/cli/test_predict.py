@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lw_retinanet.data.sample import make_sample
+
 
 def test_json_has_the_form_of_the_contract(cli: Any, lively: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -225,3 +227,63 @@ def test_bad_videos(
         Path(name).write_bytes(content)
     Path("folder.mp4").mkdir()
     assert part in cli.refuses("predict", lively, *arguments, unchanged=tmp_path)
+
+
+def test_results_have_the_ids_of_the_data_set_and_score_as_the_model_does(
+    cli: Any, lively: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_sample(tmp_path / "data", num_train=1, num_val=20, size=64)
+    table = json.loads((data / "val.json").read_text())
+    for image in table["images"]:
+        image["id"] += 5000
+    renamed = {one["id"]: one["id"] * 11 for one in table["categories"]}
+    for one in table["categories"]:
+        one["id"] = renamed[one["id"]]
+    for one in table["annotations"]:
+        one.update(image_id=one["image_id"] + 5000, category_id=renamed[one["category_id"]])
+    (data / "val.json").write_text(json.dumps(table))
+    predicted = cli("predict", lively, "--data", data, "--score", "0.05", "--out", tmp_path / "found")
+    assert predicted.code == 0, predicted
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert {one["image_id"] for one in results} == {image["id"] for image in table["images"]}
+    assert {one["category_id"] for one in results} <= set(renamed.values())
+    model = cli("evaluate", lively, data, "--out", tmp_path / "scored", "--json").json
+    truth = ("--ground-truth", data / "val.json")
+    for detections in (tmp_path / "found", tmp_path / "found" / "results.json"):
+        assert cli("evaluate", *truth, "--detections", detections, "--json").json == model
+    compared = cli("compare", tmp_path / "scored", tmp_path / "found" / "results.json", "--data", data, "--json").json
+    assert (compared["difference"], compared["low"], compared["high"]) == (0, 0, 0)
+    # Of some images, and of one that the data set does not have.
+    some = [data / "images" / "val_0001.jpg", data / "images" / "train_0001.jpg"]
+    cli("predict", lively, *some, "--data", data, "--split", "val", "--score", "0.05", "--out", tmp_path / "some")
+    assert "train_0001.jpg and perhaps others are not in the data set; results.json has their file names as ids" in caplog.text
+    ids = {one["image_id"] for one in json.loads((tmp_path / "some" / "results.json").read_text())}
+    assert ids == {next(image["id"] for image in table["images"] if image["file_name"] == "val_0001.jpg"), str(some[1])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("IMAGE", "--split", "val"), "split val is that of a data set, and none is given; name data, too"),
+        (("--data", "nowhere"), "data set nowhere does not exist; check the path"),
+        (("--data", "DATA", "--split", "fall"), "no split 'fall'; it has train, val: name one"),
+        (("--data", "OTHER"), "is among the data set"),
+        (("IMAGE", "--score", "1"), "--score 1: expected a number from 0 to below 1, or best"),
+        (("IMAGE", "--score", "beast"), "--score beast: expected a number from 0 to below 1, or best"),
+        (("IMAGE", "--score", "best"), "has no best score, which training on data with a val split finds; give a number"),
+        (("clip.mp4", "--data", "DATA"), "--data and --split are for images; leave them out for a video"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    arguments: tuple[str, ...], message: str, cli: Any, lively: Path, data: Path, edited_data: Any, tmp_path: Path
+) -> None:
+    other = edited_data(
+        lambda table: (
+            [one.update(name=f"other {one['id']}", id=one["id"] + 90) for one in table["categories"]]
+            + [one.update(category_id=one["category_id"] + 90) for one in table["annotations"]]
+        ),
+        "val",
+    )
+    named = {"IMAGE": str(data / "images" / "val_0001.jpg"), "DATA": str(data), "OTHER": str(other / "val.json")}
+    asked = [named.get(one, one) for one in arguments]
+    assert message in cli.refuses("predict", lively, *asked, "--out", tmp_path / "found", unchanged=tmp_path)

@@ -165,7 +165,7 @@ def test_a_damaged_or_missing_part_is_named_and_made_again(
     [
         ("MODEL --manifest LIST --shard 2/2", "expected I/N with I from 0 to N - 1, such as 0/2"),
         ("MODEL --manifest LIST --shard 1", "expected I/N"),
-        ("MODEL --manifest LIST --tile 128", "take no images, --tile"),
+        ("MODEL --manifest LIST --tile 128", "take no images, --data, --tile"),
         ("MODEL --manifest LIST --coco", "--coco goes with --merge"),
         ("MODEL --manifest nowhere.txt", "nowhere.txt does not exist"),
         ("MODEL", "name a model and images"),

@@ -11,6 +11,7 @@ from tests.evaluation.drawn_cases import table
 
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import DataError
+from lw_retinanet.evaluation.best_score import best_scores
 from lw_retinanet.evaluation.coco_metrics import evaluate
 from lw_retinanet.evaluation.detections import DetectionTable
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
@@ -34,7 +35,8 @@ FINDS = table((0, 0, (0, 0, 10, 11), 0.9), (0, 1, (52, 50, 40, 40), 0.8), (1, 0,
 
 
 def expected(records: Records, detections: DetectionTable) -> dict[str, Any]:
-    return {name: value for name, value in evaluate(records, detections).as_dict().items() if name != "per_class"}
+    numbers = {name: value for name, value in evaluate(records, detections).as_dict().items() if name != "per_class"}
+    return {**numbers, "best_score": best_scores(records, detections)}
 
 
 def test_the_same_numbers_from_over_there(records: Records) -> None:

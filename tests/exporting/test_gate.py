@@ -46,6 +46,15 @@ def test_a_missed_tenth_costs_a_tenth(draw_records: Callable[..., Records], tmp_
     assert "AP 100.00 -> 90.10, -9.90 (95 % interval" in accuracy.line()
 
 
+def test_a_change_beyond_chance_is_said_in_either_direction(draw_records: Callable[..., Records], tmp_path: Path) -> None:
+    records = records_of(draw_records, tmp_path, 30)
+    few, all_but_one, every = (found(records, missed=missed) for missed in (9, 1, 0))
+    for before, after, said in ((every, few, "loss"), (few, every, "gain"), (every, all_but_one, None), (every, every, None)):
+        accuracy = gate_of(records, before, 1.0).score(after)
+        assert accuracy.as_dict()["beyond_chance"] == said
+        assert accuracy.line().endswith(f"; this is a {said} beyond chance" if said else "allowed: -100")
+
+
 def test_a_gain_passes_and_few_images_have_no_interval(draw_records: Callable[..., Records], tmp_path: Path) -> None:
     records = records_of(draw_records, tmp_path, 10)
     accuracy = gate_of(records, found(records, missed=5), 0.0).score(found(records, missed=4))

@@ -229,10 +229,51 @@ def test_from_torchvision_and_back_again(tmp_path: Path) -> None:
     ):
         detector.with_output(class_agnostic=True).torchvision()
     light = from_torchvision(lw.lighten(model, "lw-v3"), ["a", "b", "c"])
-    with pytest.raises(InputError, match="its head is light, and it has no full head beside it; use the detector itself"):
-        Detector.of_model(light.model, light.record.categories).torchvision()
     with pytest.raises(InputError, match="has no record of how it was built"):
         Detector.of_model(light.model, light.record.categories).save(tmp_path / "no.safetensors")
+
+
+def liven(parameters: Any) -> None:
+    """Draw the kernels of light towers so that their answers matter."""
+    with torch.no_grad():
+        for name, parameter in parameters:
+            if ".own" in name and parameter.dim() == 4:
+                parameter.normal_(std=0.5 * parameter[0].numel() ** -0.5)
+
+
+@pytest.mark.parametrize(
+    "plan", ["lw-v3", "lw-v3-released", "both-narrow16", MIXED], ids=["lw-v3", "lw-v3-released", "both-narrow16", "mixed"]
+)
+def test_a_light_detector_goes_home_with_either_head(plan: Any, make_detector: Make) -> None:
+    loaded = from_torchvision(real_shape(), ["a", "b", "c"])
+    detector = Detector.of_model(loaded.model, loaded.record.categories, record=loaded.record)
+    light = lw.lighten(detector, plan)
+    liven(light.model.named_parameters())
+    if light.model.fpn.full_output is not None:
+        light.model.fpn.full_output.weight.data.mul_(0.9)  # so that the two heads read different maps
+    image = np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8)
+    fed = [torch.from_numpy(image).permute(2, 0, 1).float() / 255]
+    for head in light.heads:
+        found, home = light.predict([image], head=head)[0], light.with_head(head).torchvision()
+        back = home(fed)[0]
+        assert len(found) == len(back["scores"]) > 3
+        assert np.abs(found.boxes - back["boxes"].numpy()).max() < 0.05
+        assert np.abs(found.scores - back["scores"].numpy()).max() < 1e-4
+        assert found.labels.tolist() == back["labels"].tolist()
+        assert (MARKS & home.state_dict().keys() != set()) is (head == "light")
+    # What came home is what lightening in place makes, so that its weights fit there, and come back here.
+    again = lw.lighten(real_shape(), plan)
+    again.load_state_dict(light.torchvision().state_dict())
+    assert same(again.eval()(fed), light.torchvision()(fed))
+    assert len(from_torchvision(again).model.head.plan.cls) == len(light.model.head.plan.cls)
+
+
+def test_what_torchvisions_class_cannot_be_is_said() -> None:
+    loaded = from_torchvision(real_shape(), ["a", "b", "c"])
+    detector = Detector.of_model(loaded.model, loaded.record.categories, record=loaded.record)
+    shares = HeadPlan(cls={"P3": TowerPlan(units=("1x1", "shared", "shared", "shared"))})
+    with pytest.raises(InputError, match="torchvision's class: a light tower shares units with other levels; use the detector itself"):
+        lw.lighten(detector, shares).torchvision()
 
 
 def test_weights_of_another_program_are_sent_to_convert(tmp_path: Path) -> None:
@@ -251,3 +292,11 @@ def test_a_wrapped_model_is_found_and_its_attribute_named(make_detector: Make) -
 
     with pytest.raises(InputError, match="wrapped in a Module; lighten the RetinaNet inside it, which its attribute detector holds"):
         lw.lighten(Module())
+    parallel = nn.DataParallel(real_shape())
+    for take in (lw.from_torchvision, lambda model: lw.predict(model, np.zeros((64, 64, 3), np.uint8))):
+        with pytest.raises(WeightsError, match="wrapped in a DataParallel; give the RetinaNet that its attribute module holds"):
+            take(parallel)
+    image = np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8)
+    loaded = from_torchvision(parallel.module)
+    detector = Detector.of_model(loaded.model, loaded.record.categories)
+    assert len(lw.predict(parallel.module, image, device="cpu")[0]) == len(detector.predict(image, score=0.3)[0])

@@ -1,5 +1,5 @@
 from lw_retinanet.config import parse_config
-from lw_retinanet.jobs.train import portable_settings
+from lw_retinanet.jobs.run_results import portable_settings
 
 
 def test_no_folder_of_this_machine_is_left() -> None:

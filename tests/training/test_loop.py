@@ -1,5 +1,7 @@
 import json
 import logging
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,7 +17,8 @@ from lw_retinanet.config import Config
 from lw_retinanet.data.records import Records
 from lw_retinanet.errors import ImageError, RunFolderError, TrainingError
 from lw_retinanet.models.retinanet import RetinaNet
-from lw_retinanet.training import trainer
+from lw_retinanet.stopping import Stopped
+from lw_retinanet.training import loop, trainer
 from lw_retinanet.training.checkpoint import checkpoint_files, load_latest
 from lw_retinanet.training.distributed import World
 from lw_retinanet.training.loop import train
@@ -230,6 +233,168 @@ def test_a_run_killed_before_a_score_arrived_makes_up_for_it(
         train(make_model(), data, config=found, folder=folder, world=World(), resume=True, evaluate=again)
     assert again.seen == []
     assert [entry["step"] for entry in entries(run_path)] == [1, 2, 2, 3, 4, 4, 5, 6]
+
+
+class Graded:
+    """Gives the evaluations of a run the grades of a list, by their number, later than it is asked."""
+
+    def __init__(self, grades: list[float], every: int = 2) -> None:
+        self.grades, self.every = grades, every
+        self.seen: dict[int, Tensor] = {}
+        self.kept: list[tuple[int, Tensor]] = []
+
+    def __call__(self, model: RetinaNet, step: int) -> Future[dict[str, Any]]:
+        self.seen[step] = model.state_dict()[SOME].clone()
+        score: Future[dict[str, Any]] = Future()
+        best = {"score": 0.5, "F1": 0.9, "per_class": []}
+        Timer(0.02, lambda: score.set_result({"AP": self.grades[step // self.every - 1], "best_score": best})).start()
+        return score
+
+    def keep(self, weights: Any, entry: Any) -> None:
+        assert entry["best_score"]["F1"] == 0.9
+        self.kept.append((entry["step"], weights[SOME].clone()))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"evaluate": self, "keep_best": self.keep}
+
+
+SOME = "fpn.inner_blocks.0.0.weight"
+
+
+def test_the_weights_that_were_scored_are_kept_and_the_run_stops_when_the_ap_no_longer_rises(
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = make_config(batch_size=4, epochs=20, evaluate_every=1, patience=2, save_every=100, ema=0.5)
+    graded = Graded([0.1, 0.3, 0.3, 0.2, 0.9])
+    run(make_model(), data, config, run_path, **graded.options)
+    # The third evaluation equals the second and is no rise.
+    assert [step for step, _ in graded.kept] == [2, 4]
+    assert all(torch.equal(weights, graded.seen[step]) for step, weights in graded.kept)
+    assert [entry["step"] for entry in entries(run_path) if "loss" in entry] == list(range(1, 9))
+    assert [entry["best_score"] for entry in entries(run_path) if "AP" in entry] == [0.5] * 4
+    assert "stopped early, after step 8 of 40: the AP has not risen for 2 evaluations, and was 0.3000 after step 4" in caplog.text
+    # What is resumed has nothing left to do.
+    again = Graded([0.9] * 20)
+    with RunFolder.reopened(run_path) as (folder, found, _):
+        train(make_model(seed=9), data, config=found, folder=folder, world=World(), resume=True, **again.options)
+    assert again.seen == {}
+    assert [path.stem for path in checkpoint_files(run_path / "checkpoints")] == ["step-00000008"]
+
+
+class Killed(BaseException):
+    """As if by kill -9: nothing of ours handles it."""
+
+
+GRADES = [0.1, 0.4, 0.2, 0.9]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Records, make_model: MakeModel, make_config: MakeConfig) -> tuple[Path, Graded]:
+    """A run whose best evaluation is after step 4, and which therefore ends after step 6."""
+    graded, path = Graded(GRADES), tmp_path_factory.mktemp("whole") / "run"
+    run(make_model(), data, make_config(batch_size=4, epochs=9, evaluate_every=1, patience=1, ema=0.5), path, **graded.options)
+    return path, graded
+
+
+@pytest.mark.parametrize("point", ["while it is evaluated", "before the weights", "after the weights", "in the step after"])
+def test_best_weights_and_the_end_are_the_same_after_a_kill(
+    point: str,
+    whole: tuple[Path, Graded],
+    run_path: Path,
+    data: Records,
+    make_model: MakeModel,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(batch_size=4, epochs=9, evaluate_every=1, patience=1, ema=0.5)
+
+    class Deadly(Graded):
+        """Dies at the second evaluation, which is the best one."""
+
+        def __call__(self, model: RetinaNet, step: int) -> Future[dict[str, Any]]:
+            if (step, point) == (4, "while it is evaluated"):
+                raise Killed
+            return super().__call__(model, step)
+
+        def keep(self, weights: Any, entry: Any) -> None:
+            if (entry["step"], point) == (4, "before the weights"):
+                raise Killed
+            super().keep(weights, entry)
+            if (entry["step"], point) == (4, "after the weights"):
+                raise Killed
+
+    honest = accumulate_gradients
+    calls: list[None] = []
+
+    def killed(wrapped: Any, batches: Any, **options: Any) -> StepResult:
+        calls.append(None)
+        if len(calls) == 5 and point == "in the step after":
+            raise Killed
+        return honest(wrapped, batches, **options)
+
+    before, after = Deadly(GRADES), Graded(GRADES)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "accumulate_gradients", killed)
+        with pytest.raises(Killed):
+            run(make_model(), data, config, run_path, **before.options)
+    with RunFolder.reopened(run_path) as (folder, found, _):
+        train(make_model(seed=9), data, config=found, folder=folder, world=World(), resume=True, **after.options)
+    undisturbed, graded = whole
+    step, weights = (before.kept + after.kept)[-1]
+    assert step == 4
+    assert torch.equal(weights, graded.kept[-1][1])
+    scores = [[(one["step"], one["AP"]) for one in entries(path) if "AP" in one] for path in (undisturbed, run_path)]
+    assert scores[0] == scores[1] == [(2, 0.1), (4, 0.4), (6, 0.2)]
+    one, other = (load_latest(path / "checkpoints") for path in (undisturbed, run_path))
+    assert one is not None
+    assert other is not None
+    assert (one.step, other.step) == (6, 6)
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def test_weights_whose_score_a_signal_cut_off_are_scored_by_the_resumed_run(
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(batch_size=4, epochs=4, evaluate_every=1, save_every=100, ema=0.5)
+    whole, after = Graded([0.3, 0.2, 0.1]), Graded([0.3, 0.2, 0.1])
+    run(make_model(), data, config, run_path / "whole", **whole.options)
+    honest = accumulate_gradients
+    calls: list[None] = []
+
+    def signalled(wrapped: Any, batches: Any, **options: Any) -> StepResult:
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(wrapped, batches, **options)
+
+    never = Promised(ends=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "accumulate_gradients", signalled)
+        patch.setattr(loop, "SCORE_SECONDS", 0.01)
+        with pytest.raises(Stopped):
+            run(make_model(), data, config, run_path / "cut", evaluate=never, keep_best=after.keep)
+    assert after.kept == []
+    with RunFolder.reopened(run_path / "cut") as (folder, found, _):
+        train(make_model(seed=9), data, config=found, folder=folder, world=World(), resume=True, **after.options)
+    # Step 3 is where the run was cut; the weights of step 2 came with it.
+    assert list(after.seen) == [2, 4, 6]
+    assert all(torch.equal(after.seen[step], whole.seen[step]) for step in whole.seen)
+    assert [step for step, _ in after.kept] == [2]
+    assert {entry["step"]: entry["AP"] for entry in entries(run_path / "cut") if "AP" in entry} == {2: 0.3, 4: 0.2, 6: 0.1}
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_anew(
+    run_path: Path, data: Records, make_model: MakeModel, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(batch_size=8, steps=1)
+    with RunFolder.created(run_path, config, {}) as folder:
+        folder.log({"step": 1, "loss": 1.0})
+    with RunFolder.reopened(run_path) as (folder, found, _):
+        train(make_model(), data, config=found, folder=folder, world=World(), resume=True)
+    assert f"{run_path} has no checkpoint yet, so the run starts anew from its first step" in caplog.text
+    assert [entry["step"] for entry in entries(run_path)] == [1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

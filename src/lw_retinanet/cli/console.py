@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lw_retinanet.errors import ConfigError, nearest, printable
+from lw_retinanet.errors import ConfigError, nearest, printable, shown
 
 if TYPE_CHECKING:
+    from lw_retinanet.detection.display_score import SmallestScore
     from lw_retinanet.devices import Precision
 
 Item = TypeVar("Item")
@@ -104,6 +105,21 @@ def numbers(text: str | None, kind: Callable[[str], Number], option: str) -> tup
         return None if text is None else tuple(map(kind, text.split(",")))
     except ValueError:
         raise ConfigError(f"--{option} {text}: expected numbers with commas between them, without spaces") from None
+
+
+def checked_score(text: str | float) -> "SmallestScore":
+    """The value of ``--score``.
+
+    Raises:
+        ConfigError: if it is neither a number from 0 to below 1 nor ``best``.
+    """
+    try:
+        score = text if text == "best" else float(text)
+    except ValueError:
+        score = -1.0
+    if score != "best" and not 0 <= float(score) < 1:
+        raise ConfigError(f"--score {shown(str(text))}: expected a number from 0 to below 1, or best")
+    return score  # type: ignore[return-value]
 
 
 def checked_precision(text: str) -> "Precision":

@@ -5,8 +5,7 @@ from typing import Any
 
 import typer
 
-from lw_retinanet.cli.console import checked_precision, numbers
-from lw_retinanet.data.video_names import is_video
+from lw_retinanet.cli.console import checked_precision, checked_score, numbers
 from lw_retinanet.detection.display_score import DISPLAY_SCORE
 from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.errors import ConfigError
@@ -14,13 +13,15 @@ from lw_retinanet.errors import ConfigError
 
 def predict_command(
     model: Path | None = typer.Argument(None, help="Model file, run folder, exported file or torchvision:NAME."),
-    sources: list[str] | None = typer.Argument(None, help="Images, folders, globs; or one video."),
+    sources: list[str] | None = typer.Argument(None, help="Images, folders, globs; or one video. With --data: its images."),
+    data: Path | None = typer.Option(None, help="Data set whose ids of images and classes results.json has [default: file names]."),
+    split: str | None = typer.Option(None, help="Split of that data set [default: val, if there are splits]."),
     out: Path | None = typer.Option(
         None,
         help="Folder for images with boxes, predictions.json and results.json (COCO) [default: predictions, without --json]; of a video "
         "the video with boxes (.webm, .mp4, .mkv, .avi, .mov), beside which goes a .jsonl with a line a frame.",
     ),
-    score: float = typer.Option(DISPLAY_SCORE, min=0.0, max=0.999, help="Smallest score that is shown."),
+    score: Any = typer.Option(DISPLAY_SCORE, parser=checked_score, metavar="SCORE|best", help="Smallest score; best: by F1 on val."),
     head: str | None = typer.Option(
         None, help="Head of a lightened model: light, or full, the one it had before [default: light, or the one in an exported file]."
     ),
@@ -54,18 +55,17 @@ def predict_command(
 
     chosen, span = numbers(bands, int, "bands"), numbers(value_range, float, "value-range")
     tiling = Tiling.of(tile, overlap=overlap, whole_image=whole_image, bands=chosen, value_range=span, wgs84=wgs84)
+    output = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
     options: dict[str, Any] = {"score": score, "head": head, "precision": checked_precision(precision), "device": device}
-    options |= {"max_pixels": max_pixels, "batch_size": batch_size}
-    options["output"] = {"nms": nms, "class_agnostic": class_agnostic, "max_detections": max_detections}
+    options |= {"max_pixels": max_pixels, "batch_size": batch_size, "output": output}
     if manifest or merge:
-        of_list: Any = {"shard": shard, "processes": processes, "ray": ray, "chunk": chunk, "coco": coco, **options}
-        of_images = bool(sources or tiling or every != 1)
-        predict_list.run(model, manifest, merge, out=out or Path("predictions"), of_images=of_images, as_json=json, **of_list)
+        options |= {"shard": shard, "processes": processes, "ray": ray, "chunk": chunk, "coco": coco}
+        options["of_images"] = bool(sources or data or split or tiling or every != 1)
+        predict_list.run(model, manifest, merge, out=out or Path("predictions"), as_json=json, **options)
     elif (shard, processes, ray, coco) != ("0/1", 1, None, False):
         raise ConfigError("--shard, --processes and --ray go with --manifest, and --coco with --merge; leave them out for images")
-    elif model is None or not sources:
+    elif model is None or not (sources or data):
         raise ConfigError("name a model and images: predict MODEL SOURCES..., or a list: predict MODEL --manifest LIST (see --help)")
-    elif any(map(is_video, [*sources, out or ""])):
-        predict_sources.run_video(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
     else:
-        predict_sources.run(model, sources, out=out, as_json=json, every=every, tiling=tiling, **options)
+        options |= {"of_data": {"data": data, "split": split}, "every": every, "tiling": tiling}
+        predict_sources.run(model, sources or [], out=out, as_json=json, **options)

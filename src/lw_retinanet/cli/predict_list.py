@@ -33,7 +33,7 @@ def run(
         options: Further settings of the prediction, and the other arguments as the command has them.
     """
     if of_images:
-        raise ConfigError("--manifest and --merge take no images, --tile or --every; leave them out")
+        raise ConfigError("--manifest and --merge take no images, --data, --tile or --every; leave them out")
     if merge:
         if model or manifest:
             raise ConfigError("--merge reads a folder only; leave out the model and --manifest")

@@ -1,5 +1,6 @@
 """``lw-retinanet predict`` on images and on a video."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,31 @@ from lw_retinanet.jobs.predict import run_prediction
 from lw_retinanet.jobs.predict_video import run_video_prediction
 
 
-def run(model: Path, sources: list[str], *, out: Path | None, as_json: bool, every: int, **options: Any) -> None:
-    """Predict on images; the exit code is 1 if some cannot be read. The arguments are those of the command."""
+def run(
+    model: Path,
+    sources: list[str],
+    *,
+    out: Path | None,
+    as_json: bool,
+    every: int,
+    of_data: Mapping[str, Any],
+    **options: Any,
+) -> None:
+    """Predict on images or a video; the exit code is 1 if images cannot be read.
+
+    Args:
+        of_data: ``data`` and ``split``; this and the other arguments are those of the command.
+    """
+    if any(map(is_video, [*sources, out or ""])):
+        if any(of_data.values()):
+            raise ConfigError("--data and --split are for images; leave them out for a video")
+        _run_video(model, sources, out=out, as_json=as_json, every=every, **options)
+        return
     if every != 1:
         raise ConfigError("--every is for a video; leave it out for images")
     folder = out or (None if as_json else Path("predictions"))
     say_each: Any = {"on_error": lambda error: say_error(str(error)), "progress": with_bar}
-    predicted = run_prediction(model, sources, out=folder, **say_each, **options)
+    predicted = run_prediction(model, sources, out=folder, **say_each, **of_data, **options)
     if as_json:
         print_json(predicted.as_dict())
     else:
@@ -28,10 +47,9 @@ def run(model: Path, sources: list[str], *, out: Path | None, as_json: bool, eve
         raise typer.Exit(1)
 
 
-def run_video(
+def _run_video(
     model: Path, sources: list[str], *, out: Path | None, as_json: bool, batch_size: int, tiling: Tiling | None, **options: Any
 ) -> None:
-    """Predict on a video. The arguments are those of the command."""
     if tiling:
         raise ConfigError("--tile is for images; leave it out for a video")
     out = out or (None if as_json else Path("predictions"))

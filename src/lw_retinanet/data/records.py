@@ -117,6 +117,10 @@ class Records:
         """The file of image number ``image``."""
         return self.root / self.file_names[image]
 
+    def paths(self) -> list[Path]:
+        """The files of all images."""
+        return [self.path(image) for image in range(self.num_images)]
+
     def decode(self, image: int) -> NDArray[np.uint8]:
         """The pixels of image number ``image``, (H, W, 3) uint8 RGB, as :func:`~lw_retinanet.data.images.decode` gives them."""
         return decode(self.path(image), max_pixels=self.max_pixels)

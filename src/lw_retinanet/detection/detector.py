@@ -21,6 +21,7 @@ from lw_retinanet.data.images import as_array, decode
 from lw_retinanet.data.preprocess import normalise, pad_to, padded_size, resize, resized_size, to_tensor
 from lw_retinanet.data.records import Category
 from lw_retinanet.data.video import VideoReader
+from lw_retinanet.detection.display_score import SmallestScore
 from lw_retinanet.detection.pipeline import in_groups, read_ahead
 from lw_retinanet.detection.result import Result
 from lw_retinanet.detection.runtime import Runtime, TorchRuntime
@@ -28,14 +29,19 @@ from lw_retinanet.detection.tiles import detect_tiled, open_source
 from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.detection.video import FrameResult, frame_results, video_batch, watch
 from lw_retinanet.devices import ChosenPrecision, Precision, has_triton, to_device
-from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest
+from lw_retinanet.errors import ConfigError, ImageError, InputError, nearest, shown
 from lw_retinanet.models.postprocess import ToImage, detect, detect_on_device, factors_to_images, lasting_tensors, unpacked
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
 from lw_retinanet.structures import Detections, Predictions
 from lw_retinanet.weights.foreign.convention_overrides import convention_values
-from lw_retinanet.weights.foreign.torchvision_twin import torchvision_conventions, torchvision_twin, why_not_torchvision
-from lw_retinanet.weights.model_file import save_model
+from lw_retinanet.weights.foreign.torchvision_twin import (
+    torchvision_conventions,
+    torchvision_twin,
+    why_not_light,
+    why_not_torchvision,
+)
+from lw_retinanet.weights.model_file import LoadedModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -146,19 +152,32 @@ class Detector:
         Raises:
             InputError: For an exported file, or a network without a record, which no model file gave it.
         """
+        return self.loaded().save(path)
+
+    def loaded(self) -> LoadedModel:
+        """The network with the conventions that the detector has now, and their record.
+
+        Raises:
+            InputError: As for :meth:`save`.
+        """
         if self.record is None:
             raise InputError(f"{self.name or 'this detector'} has no record of how it was built; save the model that it was made from")
-        save_model(Path(path), self.model, self.record.model_copy(update={"conventions": self.conventions}))
-        return Path(path)
+        model = copy.copy(self.model)
+        model.conventions = self.conventions
+        return LoadedModel(model=model, record=self.record.model_copy(update={"conventions": self.conventions}))
 
     def torchvision(self) -> nn.Module:
         """The same detector as torchvision's ``RetinaNet``, in evaluation mode: it takes a list of images in 0..1 and gives the same boxes.
+
+        Light towers become what :func:`lw_retinanet.lighten` makes of a torchvision model.
 
         Raises:
             InputError: Where torchvision's class cannot give the same boxes; the message says why.
         """
         model, rules = self.model, self.conventions
-        reason = why_not_torchvision(model)
+        plan = model.head.plan
+        is_light = self.head == "light" and bool(plan.cls or plan.bbox)
+        reason = why_not_light(model) if is_light else why_not_torchvision(model, switchable=self.switchable)
         if reason is None and torchvision_conventions(rules) != rules:
             own, theirs = convention_values(rules), convention_values(torchvision_conventions(rules))
             different = next(name for name, value in own.items() if value != theirs[name])
@@ -167,7 +186,7 @@ class Detector:
             raise InputError(f"{self.name or 'this detector'} cannot be torchvision's class: {reason}; use the detector itself")
         copied = copy.copy(model)
         copied.conventions = rules
-        return torchvision_twin(copied)
+        return torchvision_twin(copied, light=is_light)
 
     @property
     def device(self) -> torch.device:
@@ -193,6 +212,21 @@ class Detector:
     def switchable(self) -> bool:
         """Whether this is a lightened model that still holds the full head that it had before."""
         return self.record is not None and self.record.switchable
+
+    @property
+    def best_score(self) -> float:
+        """The smallest score that gave the largest F1 on the ``val`` split of the training, over all classes.
+
+        Raises:
+            InputError: For a model that was not trained here, or without such a split.
+        """
+        found = self.record.best_score if self.record is not None else None
+        if found is None:
+            raise InputError(
+                f"{self.name or 'this model'} has no best score, which training on data with a val split finds; "
+                "give a number, such as the best score that `lw-retinanet evaluate` prints for the model and such data"
+            )
+        return found
 
     def with_head(self, head: str) -> Self:
         """The same detector, network and all, that answers with another head.
@@ -260,7 +294,7 @@ class Detector:
         self,
         sources: "Sequence[Source] | Source",
         *,
-        score: float | None = None,
+        score: SmallestScore | None = None,
         head: HeadChoice | None = None,
         batch_size: int = 1,
         max_pixels: int | None = None,
@@ -274,7 +308,8 @@ class Detector:
 
         Args:
             sources: One or several of: file, folder or glob; PIL image; (H, W, 3) or (H, W) uint8 array, RGB.
-            score: Smallest score; None takes the model's own threshold, which is lower than the default of :func:`lw_retinanet.predict`.
+            score: Smallest score; ``best`` takes :attr:`best_score`. None takes the model's own threshold, which is lower than the default
+                of :func:`lw_retinanet.predict`.
             head: See :meth:`with_head`; None takes the detector's own choice, which is ``light`` unless it was made with another.
             batch_size: Images that go through the network together, if they have the same padded size. On a CPU one at a time is as
                 fast; on a GPU more are faster.
@@ -296,7 +331,7 @@ class Detector:
         self,
         files: "Sequence[Source]",
         *,
-        score: float | None = None,
+        score: SmallestScore | None = None,
         head: HeadChoice | None = None,
         batch_size: int = 1,
         max_pixels: int | None = None,
@@ -330,7 +365,7 @@ class Detector:
         names: Iterable[str],
         read: Callable[[str], NDArray[np.uint8]],
         *,
-        score: float | None = None,
+        score: SmallestScore | None = None,
         head: HeadChoice | None = None,
         batch_size: int = 1,
     ) -> Iterator[Result | ImageError]:
@@ -355,7 +390,7 @@ class Detector:
         source: str | Path | int,
         *,
         every: int = 1,
-        score: float | None = None,
+        score: SmallestScore | None = None,
         head: HeadChoice | None = None,
         batch_size: int | None = None,
         max_pixels: int | None = None,
@@ -388,7 +423,7 @@ class Detector:
         image: "Source",
         tiling: Tiling,
         *,
-        score: float | None,
+        score: SmallestScore | None,
         head: HeadChoice | None,
         batch_size: int,
         max_pixels: int | None,
@@ -418,7 +453,7 @@ class Detector:
         images: Sequence[NDArray[np.uint8]],
         *,
         files: Sequence[str | None] | None = None,
-        score: float | None = None,
+        score: SmallestScore | None = None,
         head: HeadChoice | None = None,
     ) -> list[Result]:
         """Detect in decoded images. Those that have the same padded size go through the network together; images are not padded to a
@@ -435,7 +470,7 @@ class Detector:
         return [outcome for outcome in outcomes if isinstance(outcome, Result)]
 
     def _detect_all(
-        self, images: "Iterable[_NamedImage | ImageError]", *, score: float | None, head: HeadChoice | None, batch_size: int
+        self, images: "Iterable[_NamedImage | ImageError]", *, score: SmallestScore | None, head: HeadChoice | None, batch_size: int
     ) -> Iterator[Result | ImageError]:
         """One outcome for each image, in order; errors pass through."""
         conventions = self.conventions_under(score)
@@ -451,14 +486,18 @@ class Detector:
 
         return in_groups(images, kind, run, size=batch_size)
 
-    def conventions_under(self, score: float | None) -> Conventions:
-        """The conventions with a caller's own smallest score; None keeps the model's threshold.
+    def conventions_under(self, score: SmallestScore | None) -> Conventions:
+        """The conventions with a caller's own smallest score, or the recommended one; None keeps the model's threshold.
 
         Raises:
-            InputError: If the score is out of range, or below the one that is built into an exported file.
+            InputError: If the score is out of range, or below the one that is built into an exported file, or if none is recommended.
         """
         if score is None:
             return self.conventions
+        if isinstance(score, str):
+            if score != "best":
+                raise InputError(f"score must be a number or best, got {shown(score)}")
+            score = self.best_score
         if not 0 <= score < 1:
             raise InputError(f"score must be from 0 to below 1, got {score}")
         output = self.conventions.output.model_copy(update={"score_threshold": score, "last_level_score_threshold": None})

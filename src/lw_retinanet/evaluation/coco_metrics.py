@@ -1,5 +1,6 @@
 """COCO's twelve numbers, as pycocotools computes them, with checks of the input that pycocotools leaves out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -86,6 +87,7 @@ class Metrics:
         per_class: One entry for each class, in the order of the data set.
         precision50: (K, 101) precision at IoU 0.5 for each of ``RECALL_LEVELS``; -1 for a class without boxes.
         notes: What the numbers hide, see :func:`lw_retinanet.evaluation.notes.notes_on`.
+        best_score: The score threshold to recommend, see :func:`lw_retinanet.evaluation.best_score.best_scores`, where it was asked for.
     """
 
     AP: float
@@ -105,6 +107,7 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     precision50: NDArray[np.float64]
     notes: tuple[str, ...] = ()
+    best_score: Mapping[str, Any] | None = None
 
     @cached_property
     def mean_precision50(self) -> NDArray[np.float64]:

@@ -146,7 +146,7 @@ def _file_of(path: Path) -> Path:
     """The detections in a folder: of a run, or of ``predict``."""
     if not path.is_dir():
         return path
-    names = ("detections.json", "predictions.json", "results.json")
+    names = ("detections.json", "results.json", "predictions.json")  # results.json may have ids that predictions.json has not
     found = next((path / name for name in names if (path / name).is_file()), None)
     if found is None:
         raise DataError(f"{path} holds none of {', '.join(names)}; give a run folder that is finished, a folder of predict, or a file")

@@ -39,6 +39,7 @@ class MatchTable:
         detection_starts: (K + 1,) the detections of class k are the rows ``detection_starts[k]:detection_starts[k + 1]``.
         detection_image: (D,) row of the image in the ``Records``. Within a class, detections are sorted by falling score, then by image
             id and row.
+        detection_score: (D,) score of each detection.
         is_right: (D, 4, 10) bool, by area range and IoU: the detection matches a box to find.
         is_ignored: (D, 4, 10) bool: the detection is neither right nor wrong.
         box_starts: (K + 1,) the boxes of class k are the rows ``box_starts[k]:box_starts[k + 1]``.
@@ -49,6 +50,7 @@ class MatchTable:
     num_images: int
     detection_starts: Ints
     detection_image: Ints
+    detection_score: Floats
     is_right: Bools
     is_ignored: Bools
     box_starts: Ints
@@ -201,6 +203,7 @@ def match(records: Records, detections: DetectionTable, *, max_detections: int =
         num_images=records.num_images,
         detection_starts=np.searchsorted(detections.labels[order][by_score], np.arange(num_classes + 1)),
         detection_image=detections.image[order][by_score],
+        detection_score=detections.scores[order][by_score],
         is_right=found[by_score],
         is_ignored=is_ignored[by_score],
         box_starts=np.searchsorted(records.labels[by_label], np.arange(num_classes + 1)),

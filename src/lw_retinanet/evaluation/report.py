@@ -35,12 +35,24 @@ def summary_table(metrics: Metrics) -> str:
 
 
 def class_table(metrics: Metrics) -> str:
-    """One aligned line for each class, in the order of the data set, under a heading. A class without boxes to find shows ``-``."""
+    """One aligned line for each class, in the order of the data set, under a heading. A class without boxes to find shows ``-``.
+
+    With recommended thresholds there are also columns for them and their F1, and a line for all classes together.
+    """
     rows: list[tuple[str, ...]] = [("class", "images", "boxes", "AP", "AP50")]
     for entry in metrics.per_class:
         numbers = (f"{value:.3f}" if value > -1 else "-" for value in (entry.AP, entry.AP50))
         rows.append((" ".join(entry.name.split()), f"{entry.images:,}", f"{entry.boxes:,}", *numbers))
-    return "\n".join(aligned(rows))
+    best = metrics.best_score
+    if best is None:
+        return "\n".join(aligned(rows))
+    thresholds = [("best score", "F1"), *((_three(one["score"]), _three(one["F1"])) for one in best["per_class"])]
+    lines = aligned([(*row, *more) for row, more in zip(rows, thresholds, strict=True)])
+    return "\n".join([*lines, f"best score for all classes: {best['score']:.3f}, with an F1 of {best['F1']:.3f} at IoU 0.5"])
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def pr_figure(metrics: Metrics, *, title: str | None = None) -> PageFigure:

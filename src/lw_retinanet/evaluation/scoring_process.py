@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lw_retinanet.data.records import Category, Records
 from lw_retinanet.errors import DataError, LwRetinaNetError
-from lw_retinanet.evaluation.coco_metrics import evaluate
+from lw_retinanet.evaluation.best_score import score_metrics
 from lw_retinanet.evaluation.detections import DetectionTable
 
 _LENGTH = 8  # bytes in front of a message that say how long it is
@@ -49,7 +49,7 @@ class ScoringProcess:
         self._closing = threading.Event()
 
     def submit(self, detections: DetectionTable) -> Future[dict[str, Any]]:
-        """A future of the twelve numbers and the number of images, as in ``Metrics.as_dict()``. It may raise a ``DataError``."""
+        """A future of what ``Metrics.as_dict()`` gives, with ``best_score`` in place of ``per_class``. It may raise a ``DataError``."""
         return self._thread.submit(self._score, detections)
 
     def __enter__(self) -> Self:
@@ -115,7 +115,9 @@ def main() -> None:
 
 
 def _numbers(records: Records, detections: DetectionTable) -> dict[str, Any]:
-    return {name: value for name, value in evaluate(records, detections).as_dict().items() if name != "per_class"}
+    metrics = score_metrics(records, detections)
+    numbers = {name: value for name, value in metrics.as_dict().items() if name != "per_class"}
+    return {**numbers, "best_score": metrics.best_score}
 
 
 def _records_as_arrays(records: Records) -> dict[str, NDArray[Any]]:

@@ -1,7 +1,7 @@
 """The gate that an int8 network must pass: how much AP it costs, on images that it was not calibrated on."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lw_retinanet.data.records import Records
 from lw_retinanet.detection.detector import Detector
@@ -44,18 +44,26 @@ class Accuracy:
         """Whether the loss is allowed: the measured one, not an end of its interval. 1e-9 are left for rounding in the sums."""
         return -self.difference <= self.max_drop + 1e-9
 
+    @property
+    def beyond_chance(self) -> Literal["loss", "gain"] | None:
+        """Which way AP has changed, if the interval excludes 0."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return None
+        return "gain" if self.low > 0 else "loss"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**vars(self), "difference": self.difference, "passes": self.passes}
+        return {**vars(self), "difference": self.difference, "passes": self.passes, "beyond_chance": self.beyond_chance}
 
     def line(self) -> str:
         """One line for people, in points of AP."""
         interval = ""
         if self.low is not None and self.high is not None:
             interval = f" (95 % interval {100 * self.low:+.2f} .. {100 * self.high:+.2f})"
+        said = f"; this is a {self.beyond_chance} beyond chance" if self.beyond_chance else ""
         return (
             f"AP {100 * self.before:.2f} -> {100 * self.after:.2f}, {100 * self.difference:+.2f}{interval}, on {self.images} images; "
-            f"allowed: -{100 * self.max_drop:g}"
+            f"allowed: -{100 * self.max_drop:g}{said}"
         )
 
 

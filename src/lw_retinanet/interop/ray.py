@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_list import need_pyarrow, read_listed
-from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.display_score import DISPLAY_SCORE, SmallestScore
 from lw_retinanet.detection.table import PredictedRow, predictions_table
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import InputError
@@ -40,7 +40,7 @@ class Predict:
         self,
         model: str | Path,
         *,
-        score: float | None = DISPLAY_SCORE,
+        score: SmallestScore | None = DISPLAY_SCORE,
         head: str | None = None,
         precision: Precision = "fp32",
         device: str = "auto",

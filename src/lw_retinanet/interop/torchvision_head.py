@@ -15,8 +15,9 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from lw_retinanet.conventions import LEVELS
 from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.errors import InputError
-from lw_retinanet.interop.levelwise import LevelWise, join
 from lw_retinanet.lightening.towers import BranchPair, LevelPair, Tower
+from lw_retinanet.weights.foreign.levelwise import LevelWise, join
+from lw_retinanet.weights.foreign.torchvision_model import place_inside
 
 # The heads of the branches in a model, and the names of their predictions. Only FCOS has the second prediction of the box branch.
 HEADS: dict[DenseBranch, str] = {"cls": "head.classification_head", "bbox": "head.regression_head", "rpn": "rpn.head"}
@@ -41,12 +42,11 @@ def require_detector(model: object) -> None:
         return
     if isinstance(model, RetinaNet | FCOS):
         return
-    inside = model.named_modules() if isinstance(model, nn.Module) else ()
-    place, inner = next(((name, each) for name, each in inside if isinstance(each, RetinaNet | FCOS | GeneralizedRCNN)), ("", None))
-    if inner is not None:
+    if isinstance(model, nn.Module) and (place := place_inside(model, RetinaNet, FCOS, GeneralizedRCNN)):
+        kind = type(model.get_submodule(place)).__name__
         raise InputError(
-            f"the model is wrapped in a {type(model).__name__}; lighten the {type(inner).__name__} inside it, which its attribute {place} "
-            "holds, then put it back"
+            f"the model is wrapped in a {type(model).__name__}; lighten the {kind} inside it, which its attribute {place} holds, "
+            "then put it back"
         )
     raise InputError(
         f"cannot lighten a {type(model).__name__}: only torchvision's RetinaNet, FCOS and R-CNN with a pyramid, and subclasses of them, "

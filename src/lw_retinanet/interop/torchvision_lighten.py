@@ -15,7 +15,6 @@ from lw_retinanet.counting.dense_head import DenseBranch
 from lw_retinanet.counting.imbalance import predict_kernel, units_at_depth
 from lw_retinanet.errors import ConfigError, InputError
 from lw_retinanet.heads import PREDICTION_NAMES, SHARED, UNIT_NAMES, HeadPlan, TowerPlan, plan_of
-from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
 from lw_retinanet.interop.torchvision_features import (
     evaluating,
     finest_output,
@@ -49,6 +48,7 @@ from lw_retinanet.lightening.weight_transfer import transfer_weights
 from lw_retinanet.models.blocks import PREDICTIONS, UNITS
 from lw_retinanet.models.head import init_conv
 from lw_retinanet.progress import Progress
+from lw_retinanet.weights.foreign.levelwise import LevelWise, give_own_layers
 
 if TYPE_CHECKING:
     from lw_retinanet.lightening.calibration_images import Images

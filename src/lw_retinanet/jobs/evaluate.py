@@ -15,12 +15,13 @@ from lw_retinanet.detection.tiling import Tiling
 from lw_retinanet.devices import Precision
 from lw_retinanet.drawing import contact_sheet, save_image
 from lw_retinanet.errors import InputError
-from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
+from lw_retinanet.evaluation.best_score import score_metrics
+from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.detect_records import detect_records
 from lw_retinanet.evaluation.detections import DetectionTable, write_results
 from lw_retinanet.evaluation.packed_detections import read_detections
 from lw_retinanet.evaluation.report import write_metrics
-from lw_retinanet.exporting.load import open_detector
+from lw_retinanet.exporting.load import AnyModel, open_detector
 from lw_retinanet.files import existing, output_folder
 from lw_retinanet.progress import Progress
 
@@ -28,7 +29,7 @@ FIGURE_IMAGES = 8
 
 
 def run_evaluation(
-    model: str | Path | Detector | None = None,
+    model: AnyModel | None = None,
     data: Path | None = None,
     *,
     split: str | None = None,
@@ -78,7 +79,7 @@ def _score_file(ground_truth: Path, detections: Path, split: str | None, classes
     dataset = Dataset.open(existing(ground_truth, "annotation file"), classes=classes)
     records = dataset.read(split, joined=False, scoring=True)
     require_boxes(records, ground_truth)
-    metrics = evaluate(records, read_detections(detections, records), max_detections=(1, 10, most))
+    metrics = score_metrics(records, read_detections(detections, records), max_detections=(1, 10, most))
     if out:
         write_metrics(metrics, out, title=detections.name)
         write_data_use(out, scored={split or "val": records})
@@ -120,9 +121,10 @@ def score_into(
     *,
     max_detections: int = 100,
     tiling: Tiling | None = None,
+    metrics: Metrics | None = None,
 ) -> Metrics:
-    """The second half of :func:`evaluate_into`, for detections that are known."""
-    metrics = evaluate(records, detections, max_detections=(1, 10, max_detections))
+    """The second half of :func:`evaluate_into`, for detections that are known, and perhaps their metrics."""
+    metrics = metrics or score_metrics(records, detections, max_detections=(1, 10, max_detections))
     if out:
         write_results(detections, records, out / "detections.json")
         write_metrics(metrics, out, title=detector.name)

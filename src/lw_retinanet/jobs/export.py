@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lw_retinanet.exporting.extras import need
 from lw_retinanet.exporting.file_set import replacing_all
 from lw_retinanet.exporting.gate import Gate
 from lw_retinanet.exporting.graph import IMAGES, RawGraph
+from lw_retinanet.exporting.load import AnyModel, open_loaded
 from lw_retinanet.exporting.manifest import Manifest
 from lw_retinanet.exporting.opening import exported_detector
 from lw_retinanet.exporting.quantisation import Attempt, quantise_through_gate, worst_names, write_layer_errors
@@ -32,7 +34,7 @@ from lw_retinanet.exporting.targets import format_of
 from lw_retinanet.files import existing, output_folder, write_text
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
-from lw_retinanet.weights.foreign.convert import open_model, require_model
+from lw_retinanet.weights.foreign.convert import require_model
 from lw_retinanet.weights.model_file import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -100,14 +102,14 @@ class Exported:
 
 
 def run_export(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     *,
     format: str | None = None,  # noqa: A002
     progress: Progress | None = None,
     **settings: Any,
 ) -> Exported:
-    """Export a model file or run folder.
+    """Export a model.
 
     Nothing appears at ``out`` before the network has been compared with the model and, for int8, has passed the gate. ``OUT-report.json``
     goes beside it, and for int8 ``OUT-layers.csv``.
@@ -124,7 +126,7 @@ def run_export(
         OutputError: If the files cannot be written.
     """
     checked = ExportSettings(format=format or format_of(Path(out)), **settings)
-    exported = _export(Path(model), Path(out), checked, progress)
+    exported = _export(model, Path(out), checked, progress)
     if exported.layers is not None:
         write_layer_errors(exported.attempts[-1].errors, exported.layers)
     else:
@@ -133,18 +135,20 @@ def run_export(
     return exported
 
 
-def _export(model: Path, out: Path, settings: ExportSettings, progress: Progress | None) -> Exported:
+def _export(model: AnyModel, out: Path, settings: ExportSettings, progress: Progress | None) -> Exported:
     target = settings.target
     for data in (settings.calibrate, settings.validate):
         if data is not None:
             existing(Path(data), "data set")
     if settings.precision == "int8":
         need(target.quantiser, extra=target.extra, why="int8")  # before the gate's first half, which takes minutes
-    require_model(model)
+    if isinstance(model, str | PathLike):
+        require_model(fspath(model))
     file = target.place(out)
     output_folder(file.absolute().parent)
-    loaded = open_model(model)
-    detector = Detector.of_model(loaded.model, loaded.record.categories, name=model.name, record=loaded.record).with_head(settings.head)
+    loaded = open_loaded(model)
+    name = Path(model).name if isinstance(model, str | PathLike) else loaded.record.preset
+    detector = Detector.of_model(loaded.model, loaded.record.categories, name=name, record=loaded.record).with_head(settings.head)
     is_full = detector.head == "full" and loaded.record.switchable
     int8 = _Int8(settings, detector, progress) if settings.precision == "int8" else None
     reference = RawGraph(loaded.model, full_head=is_full)

@@ -17,7 +17,7 @@ from lw_retinanet.errors import DataError, InputError, OutputError
 from lw_retinanet.evaluation.coco_metrics import Metrics, evaluate
 from lw_retinanet.evaluation.detections import DetectionTable, write_results
 from lw_retinanet.evaluation.paired import MIN_IMAGES, Comparison, compare
-from lw_retinanet.exporting.load import open_detector
+from lw_retinanet.exporting.load import AnyModel, open_detector
 from lw_retinanet.files import existing, output_folder, require_room
 from lw_retinanet.heads import HeadPlan, plan_of
 from lw_retinanet.interop.torchvision_lighten import lighten_torchvision
@@ -32,6 +32,7 @@ from lw_retinanet.lightening.stages import Lightened, lighten_detector
 from lw_retinanet.lightening.surgery import joined_plan
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
+from lw_retinanet.weights.create import CreatedModel
 from lw_retinanet.weights.model_file import find_model_file, save_model
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class LighteningRun:
 
 
 def lighten_model(
-    model: Detector | str | Path | nn.Module,
+    model: AnyModel,
     to: str | HeadPlan = DEFAULT_PRESET,
     *,
     images: "Images | None" = None,
@@ -67,13 +68,12 @@ def lighten_model(
     progress: Progress | None = None,
 ) -> Detector | nn.Module:
     """Lighten a detector of this package or of torchvision in memory. Parameters and errors are those of :func:`lw_retinanet.lighten`."""
-    if isinstance(model, RetinaNet):
+    if isinstance(model, RetinaNet) and not isinstance(model, CreatedModel):
         raise InputError("a bare network has no classes to answer with; give its model file or the Detector that lw_retinanet.load returns")
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) and not isinstance(model, CreatedModel):
         pyramid = {"keep_pyramid": keep_pyramid, "light_pyramid": light_pyramid}
         return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, seed=seed, progress=progress, **pyramid)
-    if not isinstance(model, Detector | str | Path):
-        raise InputError(f"cannot lighten a {type(model).__name__}; give a torchvision detector, a Detector, a model file or a run folder")
+    detector = open_detector(model)
     if light_pyramid:
         raise InputError("light_pyramid is for torchvision's R-CNNs; the finest map of this model is made anew at no cost; leave it out")
     plan = to if isinstance(to, HeadPlan) else plan_of(to)
@@ -84,7 +84,7 @@ def lighten_model(
         raise InputError("for this model images must be files, a folder or a data set; save the images first")
     settings = LighteningSettings(fit=FitSettings(steps=steps, seed=seed), own_output=not keep_pyramid, seed=seed)
     name = to if isinstance(to, str) else "custom"
-    return lighten_detector(open_detector(model), plan, name=name, files=files, settings=settings, progress=progress).detector
+    return lighten_detector(detector, plan, name=name, files=files, settings=settings, progress=progress).detector
 
 
 def lighten_file(

@@ -24,7 +24,7 @@ import torch
 
 from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.image_list import ImageList, ShardRows, image_folders, need_pyarrow, read_listed
-from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.display_score import DISPLAY_SCORE, SmallestScore
 from lw_retinanet.detection.table import PredictedRow
 from lw_retinanet.devices import Precision
 from lw_retinanet.errors import ConfigError, InputError, LwRetinaNetError
@@ -60,7 +60,7 @@ class BulkSettings:
     shard: int = 0
     shards: int = 1
     chunk: int = CHUNK
-    score: float = DISPLAY_SCORE
+    score: SmallestScore = DISPLAY_SCORE
     head: str | None = None
     precision: Precision = "fp32"
     device: str = "auto"

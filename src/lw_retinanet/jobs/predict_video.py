@@ -14,7 +14,7 @@ from lw_retinanet.config import MAX_PIXELS
 from lw_retinanet.data.video import Frame, VideoReader, VideoWriter
 from lw_retinanet.data.video_names import CODECS
 from lw_retinanet.detection.detector import Detector
-from lw_retinanet.detection.display_score import DISPLAY_SCORE
+from lw_retinanet.detection.display_score import DISPLAY_SCORE, SmallestScore
 from lw_retinanet.detection.pipeline import in_background
 from lw_retinanet.detection.video import FrameResult, video_batch, watch
 from lw_retinanet.devices import Precision
@@ -63,7 +63,7 @@ def run_video_prediction(
     *,
     out: Path | None = None,
     every: int = 1,
-    score: float | None = DISPLAY_SCORE,
+    score: SmallestScore | None = DISPLAY_SCORE,
     head: str | None = None,
     precision: Precision = "fp32",
     device: str = "auto",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from lw_retinanet.counting.torchvision_model import native_size, torchvision_det
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.devices import choose_device
 from lw_retinanet.errors import InputError
+from lw_retinanet.exporting.load import AnyModel, open_detector, open_loaded
 from lw_retinanet.heads import HeadPlan, is_preset, known_presets
 from lw_retinanet.lightening.budget import Proposal, propose_for
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.page import Html, folded, joined, preformatted
 from lw_retinanet.weights.create import create_model
-from lw_retinanet.weights.model_file import load_model
+from lw_retinanet.weights.foreign.conversion import ConvertedModel
+from lw_retinanet.weights.model_file import LoadedModel
 
 TORCHVISION = "torchvision:"
 PRESET_SIZE = (800, 800)
@@ -67,7 +70,7 @@ class CostReport:
 
 
 def run_profile(
-    model: str | Path | Detector | nn.Module,
+    model: AnyModel,
     *,
     size: int | Sequence[int] | None = None,
     classes: int | None = None,
@@ -84,9 +87,11 @@ def run_profile(
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise InputError(f"budget {budget:g}: expected a positive number of GMACs, for instance 100")
     options = {"classes": classes, "backbone": backbone, "width": width, "anchors": anchors, "stride_in": stride_in}
-    name = model if isinstance(model, str) else model.name if isinstance(model, Detector) else type(model).__name__
-    if isinstance(model, Path):
-        name = str(model)
+    if isinstance(model, LoadedModel | ConvertedModel):
+        model = open_detector(model)
+    elif isinstance(model, PathLike):
+        model = Path(model)
+    name = str(model) if isinstance(model, str | Path) else model.name if isinstance(model, Detector) else type(model).__name__
     network, default_size = _network(model, options, needs_weights=latency)
     size_hw = default_size if size is None else _checked_size(size)
     ranking = rank(network, size_hw) if budget is not None or not isinstance(network, RetinaNet) else None
@@ -107,9 +112,7 @@ def _checked_size(size: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _network(
-    model: str | Path | Detector | nn.Module, options: Mapping[str, int | str | None], *, needs_weights: bool
-) -> tuple[nn.Module, tuple[int, int]]:
+def _network(model: AnyModel, options: Mapping[str, int | str | None], *, needs_weights: bool) -> tuple[nn.Module, tuple[int, int]]:
     """The network, and the input size that it is counted at by default."""
     if isinstance(model, str) and is_preset(model):
         return _preset_network(model, options, needs_weights=needs_weights), PRESET_SIZE
@@ -126,7 +129,7 @@ def _network(
     elif isinstance(model, nn.Module):
         network = model
     else:
-        network = model.model if isinstance(model, Detector) else load_model(Path(model)).model
+        network = open_loaded(model).model
     if isinstance(network, RetinaNet):
         side = network.conventions.input.size
         return network, (side, side)

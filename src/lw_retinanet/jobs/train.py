@@ -23,16 +23,15 @@ from lw_retinanet.data.records import Category, Records
 from lw_retinanet.detection.detector import Detector
 from lw_retinanet.detection.precision import choose_precision
 from lw_retinanet.devices import choose_device, multiplies_in_bf16
-from lw_retinanet.errors import ConfigError, DataError, InputError, OutputError, RunFolderError, TrainingError, shown
+from lw_retinanet.errors import ConfigError, DataError, RunFolderError, TrainingError, shown
 from lw_retinanet.evaluation.coco_metrics import Metrics
 from lw_retinanet.evaluation.scoring_process import ScoringProcess
 from lw_retinanet.exporting.load import open_detector
-from lw_retinanet.files import output_folder
+from lw_retinanet.files import output_folder, write_bytes
 from lw_retinanet.jobs.detect_together import detect_together
-from lw_retinanet.jobs.evaluate import score_into
+from lw_retinanet.jobs.run_results import RunResults
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.progress import Progress
-from lw_retinanet.training.curves import save_curves
 from lw_retinanet.training.distributed import World, joined_world
 from lw_retinanet.training.loop import Evaluate, train
 from lw_retinanet.training.run_folder import RunFolder
@@ -60,6 +59,15 @@ class Run:
     folder: Path
     metrics: Metrics | None
     is_main: bool = True
+
+    def __fspath__(self) -> str:
+        """The run folder, so that a run goes where the path of a model is expected."""
+        return str(self.folder)
+
+    def save(self, path: str | Path) -> Path:
+        """Copy the model file and return the path of the copy."""
+        write_bytes(Path(path), find_model_file(self.folder).read_bytes())
+        return Path(path)
 
     def detector(self, *, device: str = "auto") -> Detector:
         """Open the trained model."""
@@ -126,6 +134,7 @@ def run_training(
             log.info("%s: %s; %s on %s", source, records.summary(), start.record.preset, world.device)
             if not resume:
                 _keep_start(config, out, start)
+        results = RunResults(folder, start.record, config, source)
         trained = _train_within_memory(
             model,
             records,
@@ -135,20 +144,11 @@ def run_training(
             macs_reduction=macs_reduction(model) if config.train.schedule == "paper" else 1.0,
             resume=resume,
             evaluate=_scorer(stack, held_out, records.categories, world),
+            keep_best=results.keep if held_out is not None and config.train.evaluate_every else None,
             teacher=teacher,
         )
-        if world.is_main:
-            _save(folder, trained, start.record, config, source)
-        title = f"{start.record.preset} on {source.name}"
-        detector = Detector.of_model(trained, records.categories, device=world.device, name=title)
-        metrics = None if held_out is None else _score_together(folder.path, detector, held_out, world, progress)
+        metrics = results.finish(trained, held_out, world, progress=progress)
         return Run(folder=out, metrics=metrics, is_main=world.is_main)
-
-
-def _score_together(out: Path, detector: Detector, held_out: Records, world: World, progress: Progress | None) -> Metrics | None:
-    """The metrics, written into the run folder; None in every process but the first."""
-    detections = detect_together(detector, held_out, world, progress=progress)
-    return score_into(out, detector, held_out, detections) if world.is_main else None
 
 
 def open_parts(config: Config, source: Path, open_network: Callable[[Records], LoadedModel], opened: OpenedData | None = None) -> RunParts:
@@ -164,6 +164,10 @@ def open_parts(config: Config, source: Path, open_network: Callable[[Records], L
         InputError: for settings or data with which no run starts.
     """
     records, held_out = opened or open_training_data(source, max_pixels=config.data.max_pixels, classes=config.data.classes)
+    if held_out is None and (config.train.keep == "best" or config.train.patience):
+        raise DataError(
+            f"{source} has no val split to score on, which train.keep=best and train.patience need; make one with `lw-retinanet data split`"
+        )
     start = open_network(records)
     teacher = open_teacher(config, start.record)
     require_statistics(start.model, config)
@@ -293,27 +297,6 @@ def _scorer(stack: ExitStack, held_out: Records | None, categories: tuple[Catego
         return scoring.submit(detections) if scoring else None
 
     return score
-
-
-def portable_settings(config: Config) -> dict[str, Any]:
-    """The settings as plain values, with the names of files in place of paths: a model file is given to others."""
-    values = config.model_dump(mode="json")
-    for section, name in (("model", "start"), ("model", "backbone_weights"), ("train", "teacher")):
-        if values[section].get(name) is not None:  # settings without influence are left out
-            values[section][name] = Path(values[section][name]).name
-    return values
-
-
-def _save(folder: RunFolder, trained: RetinaNet, record: ModelRecord, config: Config, source: Path) -> None:
-    """Write the trained model and its training curves."""
-    provenance = {"data": source.name, "settings": portable_settings(config), **record.notes}
-    save_model(folder.model_file, trained, record.model_copy(update={"notes": provenance}))
-    try:
-        save_curves(folder.log_file, folder.pictures, title=f"{record.preset} on {source.name}")
-    except OutputError:
-        raise
-    except InputError as error:  # somebody emptied the log of a finished run
-        log.warning("no curves are drawn: %s", error)
 
 
 def _run_facts(source: Path, records: Records, world: World) -> dict[str, Any]:

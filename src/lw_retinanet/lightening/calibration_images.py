@@ -92,7 +92,7 @@ def calibration_files(source: Path, *, count: int, seed: int = 0) -> list[Path]:
             raise error from None
     else:
         require_files(records)
-        files = [records.path(image) for image in range(records.num_images)]
+        files = records.paths()
     if len(files) > count:
         files = [files[place] for place in sorted(np.random.default_rng(seed).permutation(len(files))[:count])]
     return files

@@ -132,5 +132,6 @@ def _light_record(detector: Detector, light: RetinaNet, plan: HeadPlan, name: st
             "plan": light.head.plan,
             "switchable": is_switchable(detector.model, plan),
             "full_output": outputs if {*outputs} - {"P3"} else bool(outputs),
+            "notes": detector.record.lasting_notes,
         }
     )

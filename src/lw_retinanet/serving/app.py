@@ -83,6 +83,7 @@ def _add_detection(app: FastAPI, service: DetectionService) -> None:
             "max_bytes": service.settings.max_bytes,
             "max_pixels": service.settings.max_pixels,
             "score": service.settings.score,
+            "best_score": record.best_score if (record := service.engine.detector.record) else None,
         }
         return {**service.engine.describe(), **limits}
 

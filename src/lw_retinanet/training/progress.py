@@ -20,13 +20,17 @@ class TrainingProgress:
         total_steps: Length of the run.
         first_step: Number of steps that were done before this process started.
         images_per_step: Images of a step over all processes.
+        steps_per_epoch: Steps of one pass over the images.
         bar: Progress bar and its task; None writes log lines instead.
     """
 
-    def __init__(self, *, total_steps: int, first_step: int, images_per_step: int, bar: tuple[Progress, TaskID] | None) -> None:
+    def __init__(
+        self, *, total_steps: int, first_step: int, images_per_step: int, steps_per_epoch: int, bar: tuple[Progress, TaskID] | None
+    ) -> None:
         self.total_steps = total_steps
         self.first_step = first_step
         self.images_per_step = images_per_step
+        self.steps_per_epoch = steps_per_epoch
         self.bar = bar
         self.started = self.last_line = time.monotonic()
 
@@ -41,15 +45,22 @@ class TrainingProgress:
             self.last_line = now
             left = timedelta(seconds=round((self.total_steps - step) / per_second))
             speed = per_second * self.images_per_step
-            log.info("step %d/%d  loss %.3f  rate %.1e  %.1f images/s  %s left", step, self.total_steps, loss, rate, speed, left)
+            epoch, epochs = (-(-number // self.steps_per_epoch) for number in (step, self.total_steps))
+            text = "epoch %d/%d  step %d/%d  loss %.3f  rate %.1e  %.1f images/s  %s left"
+            log.info(text, epoch, epochs, step, self.total_steps, loss, rate, speed, left)
 
 
 @contextmanager
-def training_progress(*, total_steps: int, first_step: int, images_per_step: int, shown: bool) -> Iterator[TrainingProgress]:
+def training_progress(
+    *, total_steps: int, first_step: int, images_per_step: int, steps_per_epoch: int, shown: bool
+) -> Iterator[TrainingProgress]:
     """A bar on standard error if that is a terminal and ``shown``, else log lines."""
     console = Console(stderr=True)
-    values = {"total_steps": total_steps, "first_step": first_step, "images_per_step": images_per_step}
+    values = {"total_steps": total_steps, "first_step": first_step, "images_per_step": images_per_step, "steps_per_epoch": steps_per_epoch}
     if not (shown and console.is_terminal):
+        if shown:
+            epochs = f"{total_steps / steps_per_epoch:.4g} epochs of {steps_per_epoch}"
+            log.info("%d steps of %d images, %s; %d steps are done", total_steps, images_per_step, epochs, first_step)
         yield TrainingProgress(**values, bar=None)
         return
     columns = (

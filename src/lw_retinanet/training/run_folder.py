@@ -30,6 +30,8 @@ class RunFolder:
         self.log_file = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model_file = path / "model.safetensors"
+        self.best_file = path / "best.safetensors"
+        self.last_file = path / "last.safetensors"
         self.metrics_file = path / "metrics.json"
         self.tensorboard = path / "tensorboard"
         self.pictures = path / "pictures"

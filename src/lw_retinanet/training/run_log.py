@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -12,11 +12,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lw_retinanet.errors import LwRetinaNetError
 from lw_retinanet.files import not_written
+from lw_retinanet.training.best import BestSoFar
 from lw_retinanet.training.progress import TrainingProgress
-from lw_retinanet.training.run_folder import RunFolder
-from lw_retinanet.training.scores import Scores
+from lw_retinanet.training.run_folder import RunFolder, read_log
+from lw_retinanet.training.scores import Scores, Weights
 from lw_retinanet.training.step import LOSS_PARTS, require_finite
 from lw_retinanet.training.trainer import IssuedStep, Trainer
+
+KeepBest = Callable[[Weights, Mapping[str, Any]], None]
+"""Writes weights, with the entry of their evaluation, to where the best ones are kept."""
 
 
 class RunLog:
@@ -27,14 +31,20 @@ class RunLog:
     Args:
         folder: Folder of the run.
         trainer: Training that is logged, before its first step.
+        keep_best: Called for each evaluation with a higher AP than all before; None if no weights are kept.
+
+    Attributes:
+        best: The best evaluation in the log so far; of use in the first process only.
     """
 
-    def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
+    def __init__(self, folder: RunFolder, trainer: Trainer, keep_best: KeepBest | None = None) -> None:
         self.folder = folder
+        self.keep_best = keep_best
         self.world = trainer.world
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         self.file_names = trainer.records.file_names
-        self.scores = Scores(self._write)
+        self.scores = Scores(self._write_score)
+        self.best = BestSoFar.of_log(read_log(folder.log_file) if self.world.is_main else ())
         self._writer = None
         with self._explained():
             if self.world.is_main:
@@ -109,6 +119,14 @@ class RunLog:
         """
         self.scores.write_arrived(wait_before=self._last_step + 1, seconds=seconds)
         self.write_steps(None, may_wait=0)
+
+    def _write_score(self, entry: dict[str, Any], weights: Weights | None) -> None:
+        # The weights first: of a score that is in the log they are known to be there.
+        if self.keep_best and weights is not None and self.best.is_beaten_by(entry):
+            self.keep_best(weights, entry)
+        best_score = entry.pop("best_score", None)
+        self.best.add(entry)
+        self._write({**entry, "best_score": best_score["score"]} if best_score else entry)
 
     def _write(self, entry: dict[str, Any]) -> None:
         self.folder.log(entry)

@@ -50,7 +50,7 @@ def change_classes(loaded: LoadedModel, categories: Sequence[Category], seed: in
         state[name] = values
     model.load_state_dict(state, assign=True)
     copied = [category.name for category, row in zip(categories, source.tolist(), strict=True) if row >= 0]
-    notes = {**record.notes, "classes_changed": {"from": [c.name for c in record.categories], "kept": copied, "seed": seed}}
+    notes = {**record.lasting_notes, "classes_changed": {"from": [c.name for c in record.categories], "kept": copied, "seed": seed}}
     changed = record.changed(categories=categories, conventions=old.conventions, notes=notes)
     return LoadedModel(model=model.train(old.training), record=changed)
 

@@ -22,6 +22,8 @@ from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.tensor_file import FLOATS, TensorHeader, fault, read_header, save_tensors
 
 KEY = "lw_retinanet"
+SCORED = ("step", "AP", "best_score")
+"""Notes on how exactly these weights score; a changed model does not keep them."""
 
 
 class _ClassRecord(BaseModel, extra="forbid"):
@@ -70,6 +72,18 @@ class ModelRecord(BaseModel, frozen=True, extra="forbid"):
     def categories(self) -> tuple[Category, ...]:
         """The classes as categories, in the order of the labels."""
         return tuple(Category(id=c.id, name=c.name, supercategory=c.supercategory) for c in self.classes)
+
+    @property
+    def best_score(self) -> float | None:
+        """The score threshold that training recommends; None if there is none."""
+        noted = self.notes.get("best_score")
+        score = noted.get("score") if isinstance(noted, dict) else None
+        return float(score) if isinstance(score, int | float) and 0 <= score < 1 else None
+
+    @property
+    def lasting_notes(self) -> dict[str, Any]:
+        """The notes that still hold when the model is changed."""
+        return {name: value for name, value in self.notes.items() if name not in SCORED}
 
     def changed(self, *, categories: Sequence[Category], conventions: Conventions, notes: Mapping[str, Any]) -> "ModelRecord":
         """Return the record, as this version of the package writes it, with other classes, conventions and notes."""
@@ -154,7 +168,12 @@ def save_model(path: Path, model: RetinaNet, record: ModelRecord, *, half: bool 
         DiskFullError: If there is no room for it.
         OutputError: If it cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_weights(path, model.state_dict(), record, half=half)
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor], record: ModelRecord, *, half: bool = False) -> None:
+    """:func:`save_model`, for the ``state_dict`` of a network."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if half:
         tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
     with replacing(path, size=sum(tensor.nbytes for tensor in tensors.values())) as temporary:

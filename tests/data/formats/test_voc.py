@@ -112,6 +112,15 @@ def test_the_tolerant_reader_keeps_the_rest(tmp_path: Path) -> None:
     assert "broken_file" in [problem.kind for problem in problems.found() if problem.count == 1]
 
 
+def test_sizes_of_nothing_are_counted_and_taken_from_the_images(tmp_path: Path) -> None:
+    for name, size in (("a", (0, 0)), ("b", (40, 0)), ("c", (40, 30))):
+        write(tmp_path, name, voc_object(), filename=f"{name}.png", size=size)
+        save_image(tmp_path, f"{name}.png")
+    problems = Problems(tmp_path)
+    assert VOC.read(tmp_path, problems=problems).sizes_hw.tolist() == [[20, 50], [20, 50], [30, 40]]
+    assert {problem.kind: problem.count for problem in problems.found()} == {"no_size": 2}
+
+
 def test_a_folder_without_xml(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no XML files"):
         VOC.read(tmp_path)

@@ -235,6 +235,8 @@ def _read_file(path: Path, stem: str, folders: Sequence[Path], images: Mapping[s
         problems.add("broken_file", f"{path}: the outermost element is <{shown(root.tag)}>, not <annotation>{known}")
         return None
     annotated = _Annotated(_image_of(root, path, stem, folders, images, problems), _size_hw(root))
+    if root.find("size") is not None and annotated.size_hw == (0, 0):
+        problems.add("no_size", path.name)
     for number, element in enumerate(root.findall("object"), start=1):
         _read_object(element, f"{path} object {number}", annotated, problems)
     return annotated

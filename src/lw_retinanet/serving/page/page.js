@@ -39,11 +39,20 @@ async function start() {
   const { name, image_size, classes, heads, head } = state.model;
   part("model").textContent = `${name}, ${classes.length} ${classes.length === 1 ? "class" : "classes"}, ${image_size} pixels`;
   part("threshold").value = state.model.score;
+  if (state.model.best_score !== null) addBest(state.model.best_score.toFixed(2));
   state.head = head;
   addHeads(heads);
   addExamples();
   showThreshold();
   say("");
+}
+
+function addBest(score) {
+  const mark = document.createElement("option");
+  Object.assign(mark, { value: score, label: "best" });
+  part("marks").append(mark);
+  Object.assign(part("best"), { textContent: `Best on val: ${score}`, hidden: false });
+  part("best").addEventListener("click", () => { part("threshold").value = score; showThreshold(); });
 }
 
 function addHeads(heads) {

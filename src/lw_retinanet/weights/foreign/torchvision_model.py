@@ -49,6 +49,8 @@ def from_torchvision(model: nn.Module, categories: Sequence[Category] | Sequence
 def convert_model(model: nn.Module, categories: Sequence[Category] | Sequence[str] | None = None) -> ConvertedModel:
     """As :func:`from_torchvision`, with a report on every tensor."""
     if not isinstance(model, RetinaNet):
+        if place := place_inside(model, RetinaNet):
+            raise WeightsError(f"the model is wrapped in a {type(model).__name__}; give the RetinaNet that its attribute {place} holds")
         raise WeightsError(f"a torchvision RetinaNet is expected, got {type(model).__name__}; other detectors cannot be converted")
     _refuse_own_arithmetic(model)
     file = unwrap({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, _WHERE)
@@ -63,6 +65,12 @@ def convert_model(model: nn.Module, categories: Sequence[Category] | Sequence[st
     )
     given = None if categories is None else read_classes(categories)
     return convert_file(file, layout, given=given, source=type(model).__name__)
+
+
+def place_inside(model: object, *kinds: type[nn.Module]) -> str | None:
+    """The attribute of a model, such as one of Lightning or ``DataParallel``, that holds a detector of these kinds; None if none does."""
+    inside = model.named_modules() if isinstance(model, nn.Module) else ()
+    return next((name for name, each in inside if isinstance(each, kinds)), None)
 
 
 def _refuse_own_arithmetic(model: Any) -> None:

@@ -1,5 +1,6 @@
 """torchvision's own RetinaNet with the weights of one of our models, or of a foreign weights file."""
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,8 +16,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lw_retinanet.conventions import LEVELS, STRIDES, BoxRule, Conventions
 from lw_retinanet.errors import InputError
+from lw_retinanet.heads import SHARED
+from lw_retinanet.models.blocks import PREDICTIONS, UNITS
+from lw_retinanet.models.head import Branch
 from lw_retinanet.models.retinanet import RetinaNet
 from lw_retinanet.weights.foreign.conversion import ConversionSource
+from lw_retinanet.weights.foreign.levelwise import give_own_layers
 from lw_retinanet.weights.foreign.network import RESNETS
 from lw_retinanet.weights.foreign.torchvision import TORCHVISION_V1, TORCHVISION_V2, tensor_names
 
@@ -49,6 +54,16 @@ def why_not_torchvision(model: RetinaNet, *, switchable: bool = False) -> str | 
     return None
 
 
+def why_not_light(model: RetinaNet) -> str | None:
+    """Return why torchvision's class cannot hold this model with the light towers that it has, or None if it can."""
+    for branch, plans in ((model.head.cls, model.head.plan.cls), (model.head.bbox, model.head.plan.bbox)):
+        if any(not {*plan.units} <= {*UNITS} or plan.predict not in (SHARED, *PREDICTIONS) for plan in plans.values()):
+            return "a light tower shares units with other levels"
+        if branch.shared_predict is None or len(branch.shared_units) < branch.num_shared_units:
+            return "every level of its head has a tower of its own"
+    return why_not_torchvision(model, switchable=True)
+
+
 def torchvision_conventions(conventions: Conventions) -> Conventions:
     """Return torchvision's conventions with the sizes, thresholds and other values of these that torchvision lets its users choose."""
     usual, given = TORCHVISION_V1, conventions.input
@@ -75,11 +90,12 @@ def preset_conventions(conventions: Conventions) -> Conventions:
     return own.model_copy(update=_fields(TORCHVISION_V2, "norm_eps", "p6_source"))
 
 
-def torchvision_twin(model: RetinaNet) -> TorchvisionRetinaNet:
+def torchvision_twin(model: RetinaNet, *, light: bool = False) -> TorchvisionRetinaNet:
     """Build torchvision's RetinaNet with the weights of this model's backbone, pyramid and full head.
 
     Args:
-        model: A model on the CPU for which :func:`why_not_torchvision` returns None; its light towers are left out.
+        model: A model for which :func:`why_not_torchvision` returns None; its light towers are left out.
+        light: Give the twin the light towers, too, as lightening in place would; :func:`why_not_light` must return None.
 
     Returns:
         The network in evaluation mode, with the model's sizes and thresholds. Its anchors and its resizing are torchvision's
@@ -96,15 +112,31 @@ def torchvision_twin(model: RetinaNet) -> TorchvisionRetinaNet:
         found = "its backbone has group norm" if has_group_norm else f"its backbone is a {type(body).__name__}"
         raise InputError(f"torchvision's RetinaNet needs a ResNet with batch norm, and {found}; do not compare with torchvision")
     trains_norm = any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
-    return _build(
+    twin = _build(
         RESNETS[kind],
         torchvision_conventions(model.conventions),
         width=model.fpn.out_channels,
         num_rows=model.num_classes,
         head_norm=_HEAD_NORMS[model.head.plan.shared.units],
         backbone_norm=nn.BatchNorm2d if trains_norm else FrozenBatchNorm2d,
-        tensors=_torchvision_tensors(model),
+        tensors=_torchvision_tensors(model, light=light),
     )
+    if light:
+        heads: Any = twin.head
+        _give_towers(heads.classification_head, "cls_logits", model.head.cls)
+        _give_towers(heads.regression_head, "bbox_reg", model.head.bbox)
+    return twin.eval()
+
+
+def _give_towers(head: nn.Module, prediction: str, branch: Branch) -> None:
+    """The light towers of a branch, as layers of torchvision's head."""
+    for place, level in enumerate(LEVELS):
+        if branch.plans[level] is not None:
+            units, _ = branch.layers(level)
+            layers: dict[str, nn.Module] = {"conv": nn.Sequential(*units)}
+            if level in branch.own_predict:
+                layers[prediction] = branch.own_predict[level]
+            give_own_layers(head, place, copy.deepcopy(layers))
 
 
 def torchvision_of_file(source: ConversionSource, conventions: Conventions) -> TorchvisionRetinaNet:
@@ -166,13 +198,15 @@ def _build(
     return network.eval()
 
 
-def _torchvision_tensors(model: RetinaNet) -> dict[str, Tensor]:
-    """The tensors of our model's backbone, pyramid and full head under torchvision's names."""
+def _torchvision_tensors(model: RetinaNet, *, light: bool) -> dict[str, Tensor]:
+    """The tensors of our model's backbone, pyramid and full head under torchvision's names; ``light`` takes the maps of the light head."""
     names = tensor_names()
     tensors = model.state_dict()
     for place, start in enumerate(("fpn.full_output.", "fpn.full_outputs.P4.")):
         for key in [key for key in tensors if key.startswith(start)]:
-            tensors[f"fpn.layer_blocks.{place}.0.{key.removeprefix(start)}"] = tensors.pop(key)
+            tensor = tensors.pop(key)
+            if not light:
+                tensors[f"fpn.layer_blocks.{place}.0.{key.removeprefix(start)}"] = tensor
     shared = {key: tensor for key, tensor in tensors.items() if ".own_units." not in key and ".own_predict." not in key}
     renamed = {names(key): tensor for key, tensor in shared.items()}
     assert None not in renamed

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lw_retinanet.interop.levelwise import LevelWise, give_own_layers
+from lw_retinanet.weights.foreign.levelwise import LevelWise, give_own_layers
 
 
 class Head(nn.Module):
