@@ -256,8 +256,8 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     pages = {
         page.relative_to(tmp_path / "site").as_posix(): page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")
     }
-    for entry in ("predict", "data split", "selfcheck"):
-        assert f"lw-retinanet {entry}" in pages["reference/commands.html"]
+    for entry in ("predict", "data-split", "selfcheck"):
+        assert f'id="lw-retinanet-{entry}"' in pages["reference/commands.html"]
     assert "POST /detect" in pages["reference/contracts.html"]
     assert all(f'id="lw_retinanet.{name}"' in pages["reference/python.html"] for name in lw.__all__)
     # Nothing is loaded from another host.
