@@ -26,8 +26,8 @@ def _accuracy(report: LighteningReport) -> PageFigure:
     for number, row in enumerate(report.rows):
         if row.low is not None and row.high is not None:
             axes.plot([number, number], [full + 100 * row.low, full + 100 * row.high], color=LIGHT["ink"], linewidth=1.6)
-        top = max(values[number], full + 100 * (row.high or 0.0))
-        axes.annotate(f"{values[number]:.1f}", (number, top), xytext=(0, 3), textcoords="offset points", ha="center")
+        top = max(values[number], small[number], values[number] if row.high is None else full + 100 * row.high)
+        axes.annotate(f"{values[number]:.1f}", (number, top), xytext=(0, 5), textcoords="offset points", ha="center")
     if min(small) >= 0:
         axes.plot(names, small, color=LIGHT["red"], marker="s", markersize=4, label="APs")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
