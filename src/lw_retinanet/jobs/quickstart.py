@@ -22,7 +22,7 @@ from lw_retinanet.weights.model_file import load_model
 
 IMAGE_SIZE = 128
 FULL, LIGHT = "retinanet", "lw-v3"
-CALIBRATION_IMAGES, FIT_STEPS = 600, 1000
+CALIBRATION_IMAGES, FIT_STEPS = 600, 700
 # One anchor a cell with ATSS learns fastest here: nine anchors, of 32 to 51 pixels on P3, are too large for half of the shapes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "model": {"backbone": "resnet18", "head_width": 64, "norm": "batch", "anchors": "one"},
