@@ -64,6 +64,7 @@ def test_shards_share_all_images_about_evenly(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("list.txt", b"", "is empty; give text with a path a line"),
+        ("list.txt", b"\xef\xbb\xbf", "is empty; give text with a path a line"),
         ("list.txt", b"\x89PNG\0\0", "is no list of images"),
         ("list.csv", b"path,label\na.jpg,1\n", r"has no column file \(its first line: path, label\); name the column file"),
         ("list.parquet", b"PAR1 and nothing", "damaged Parquet file"),

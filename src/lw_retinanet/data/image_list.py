@@ -189,10 +189,11 @@ def _kind(head: bytes, where: str) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
     name = shown(where, most=300)
-    if b"\0" in head or not head.strip():
-        what = "is empty" if not head.strip() else "is no list of images"
+    text = head.decode("utf-8-sig", errors="replace")
+    if "\0" in text or not text.strip():
+        what = "is empty" if not text.strip() else "is no list of images"
         raise DataError(f"{name} {what}; give text with a path a line, or CSV or Parquet with a column {COLUMN}")
-    first = head.decode("utf-8-sig", errors="replace").splitlines()[0]
+    first = text.splitlines()[0]
     for separator in (",", ";", "\t"):
         if COLUMN in (columns := next(csv.reader([first], delimiter=separator), [])):
             return separator
