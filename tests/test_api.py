@@ -145,7 +145,7 @@ def test_whatever_holds_a_model_goes_everywhere(full: Path, tmp_path: Path) -> N
     # What was asked of a detector goes along.
     asked = detector.with_output(max_detections=3)
     assert len(lw.predict(asked.loaded(), array, score=0.0, device="cpu")[0]) == 3
-    with pytest.raises(lw.InputError, match="a Linear is no model that can be opened; give a model file, a run, what lw"):
+    with pytest.raises(lw.InputError, match="an object of type Linear is no model that can be opened; give a model file, a run, what lw"):
         lw.predict(torch.nn.Linear(1, 1), array)
 
 
@@ -199,11 +199,13 @@ def test_lighten_refuses_what_means_nothing(full: Path, arguments: dict[str, obj
 
 
 def test_lighten_says_what_it_takes(full: Path) -> None:
+    made = tiny()
+    bare = lw.RetinaNet(backbone=made.backbone, fpn=made.fpn, head=made.head, conventions=made.conventions)
     with pytest.raises(lw.InputError, match="a bare network has no classes"):
-        lw.lighten(tiny())
+        lw.lighten(bare)
     with pytest.raises(lw.InputError, match="cannot lighten a Linear: only torchvision's RetinaNet, FCOS and R-CNN"):
         lw.lighten(torch.nn.Linear(1, 1))
-    with pytest.raises(lw.InputError, match="cannot lighten a int; give a torchvision detector"):
+    with pytest.raises(lw.InputError, match="int is no model that can be opened; give a model file"):
         lw.lighten(7)  # type: ignore[call-overload]
 
 

@@ -37,7 +37,7 @@ def test_no_command_shows_what_there_is(cli: Any) -> None:
         (["train", "--wrong", "3"], ["--wrong"]),
         (["profile", "lw-v3", "--classes", "many"], ["--classes", "integer"]),
         (["profile", "lw-v3", "--classes", "0"], ["--classes", "1"]),
-        (["predict", "a.safetensors", "b.jpg", "--score", "1.5"], ["--score", "0.999"]),
+        (["predict", "a.safetensors", "b.jpg", "--score", "1.5"], ["--score", "below 1, or best"]),
         (["data", "convert", "x", "--to", "pascal", "--out", "y"], ["pascal", "voc"]),
     ],
 )

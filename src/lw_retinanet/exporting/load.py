@@ -42,8 +42,8 @@ def open_loaded(model: AnyModel) -> LoadedModel:
     if isinstance(model, nn.Module) and (isinstance(model, TorchvisionRetinaNet) or place_inside(model, TorchvisionRetinaNet)):
         return from_torchvision(model)
     raise InputError(
-        f"a {type(model).__name__} is no model that can be opened; give a model file, a run, what lw.load, lw.create, lw.convert or "
-        "lw.from_torchvision gives, or torchvision's RetinaNet"
+        f"an object of type {type(model).__name__} is no model that can be opened; give a model file, a run, what lw.load, lw.create, "
+        "lw.convert or lw.from_torchvision gives, or torchvision's RetinaNet"
     )
 
 

@@ -73,9 +73,9 @@ def lighten_model(
     if isinstance(model, nn.Module) and not isinstance(model, CreatedModel):
         pyramid = {"keep_pyramid": keep_pyramid, "light_pyramid": light_pyramid}
         return lighten_torchvision(model, to, images=images, fit_steps=fit_steps, seed=seed, progress=progress, **pyramid)
-    detector = open_detector(model)
     if light_pyramid:
         raise InputError("light_pyramid is for torchvision's R-CNNs; the finest map of this model is made anew at no cost; leave it out")
+    detector = open_detector(model)
     plan = to if isinstance(to, HeadPlan) else plan_of(to)
     steps = checked_steps(fit_steps, has_images=images is not None)
     found = [] if images is None else find_calibration_images(images, seed=seed)
